@@ -1,0 +1,1 @@
+//! What watches tensors while a model is calibrated.
