@@ -147,7 +147,8 @@ void module_set_attribute(const Module &module, rust::Str name, const IValue &va
 }
 void module_register_attribute(const Module &module, rust::Str name, const Type &type, const IValue &value,
                                bool is_parameter, bool is_buffer) {
-  TORCH_CHECK(value.type()->isSubtypeOf(*type.ptr), "attribute '", text(name), "' is declared as ",
+  // None: declared now, given a value when the model runs.
+  TORCH_CHECK(value.isNone() || value.type()->isSubtypeOf(*type.ptr), "attribute '", text(name), "' is declared as ",
               type.ptr->repr_str(), " but its value is ", value.type()->repr_str());
   edit(module)->register_attribute(text(name), type.ptr, value, is_parameter, is_buffer);
 }

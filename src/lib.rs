@@ -10,6 +10,10 @@ mod file;
 pub mod ir;
 pub mod kernel;
 pub mod observer;
+#[cfg(feature = "torch")]
+pub mod pass;
+#[cfg(feature = "torch")]
+pub mod qconfig;
 
 pub use error::{Error, Result};
 

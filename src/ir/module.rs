@@ -299,7 +299,7 @@ impl Module {
         Ok(ffi::module_set_attribute(&self.raw, name, &*value.to_raw()?)?)
     }
 
-    /// Gives its class an attribute `name` of type `ty`, and it the value.
+    /// Gives its class an attribute `name` of type `ty`, and it the value; `None` where the model's code sets it later.
     ///
     /// # Errors
     /// Where the value is not of that type, or an attribute of that name and another type exists.
