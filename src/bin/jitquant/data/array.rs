@@ -60,11 +60,6 @@ impl ArrayData {
         }
     }
 
-    /// Whether there is no element.
-    pub fn is_empty(&self) -> bool {
-        self.len() == 0
-    }
-
     /// The type of the elements.
     pub fn element_type(&self) -> ElementType {
         match self {

@@ -12,7 +12,7 @@ const HEADING: &str = "Images";
 // The result is float32, samples x channels x height x width.
 //
 // Not a doc comment: clap would put it in the place of the description of each command that has these options.
-#[derive(Clone, Debug, Default, clap::Args)]
+#[derive(Clone, Debug, Default, PartialEq, clap::Args)]
 pub struct ImageOptions {
     /// Resize images: `224` makes the shorter side 224 pixels and crops the center to 224x224,
     /// `192x256` resizes to height 192 and width 256, whatever the proportions

@@ -70,11 +70,6 @@ impl ImageSet {
         self.files.len()
     }
 
-    /// The file of a sample.
-    pub fn file(&self, sample: usize) -> &Path {
-        &self.files[sample]
-    }
-
     /// Channels, height, width.
     pub fn sample_shape(&self) -> Vec<usize> {
         vec![self.normalization.len(), self.size.height as usize, self.size.width as usize]
@@ -290,7 +285,7 @@ mod tests {
         let set = ImageSet::in_folder(folder.path(), &options).unwrap();
         let values: Vec<f32> = floats(set.read(0..3).unwrap()).iter().map(|v| v * 255.0).collect();
         assert_eq!(values, [0.0, 1.0, 2.0]);
-        assert!(set.file(0).ends_with("a/z.PNG"));
+        assert!(set.files[0].ends_with("a/z.PNG"));
     }
 
     #[test]

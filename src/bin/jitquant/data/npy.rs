@@ -339,6 +339,26 @@ pub(super) mod tests {
     }
 
     #[test]
+    fn no_damaged_byte_makes_the_reader_panic() {
+        let whole = npy_counting(&[2, 3]);
+        let mut read_anyway = 0;
+        for position in 0..whole.len() - 24 {
+            for byte in 0..=255 {
+                let mut damaged = whole.clone();
+                damaged[position] = byte;
+                if let Ok(array) = read(&damaged)
+                    && array.shape.first().is_some_and(|&samples| samples > 0)
+                {
+                    array.read(0..1).unwrap();
+                    read_anyway += 1;
+                }
+            }
+        }
+        // Other types, orders and smaller dimensions are no damage that a reader could see.
+        assert!(read_anyway > whole.len() - 24, "{read_anyway}");
+    }
+
+    #[test]
     fn damaged_headers_are_errors() {
         let cases = [
             ("{'descr': '<f4', 'fortran_order': False}", "damaged .npy header"),

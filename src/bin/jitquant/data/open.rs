@@ -36,6 +36,11 @@ pub(super) fn open(paths: &[PathBuf], options: &ImageOptions) -> Result<Dataset>
     let mut notes = Vec::new();
     let sources: Vec<Source> = paths.iter().map(|path| Source::open(path, options)).collect::<Result<_>>()?;
     sources.iter().for_each(|source| source.note_conversions(&mut notes));
+    let has_images = |source: &Source| source.arrays.iter().any(|(_, samples)| matches!(samples, Samples::Images(_)));
+    if *options != ImageOptions::default() && !sources.iter().any(has_images) {
+        notes
+            .push("--resize, --crop, --mean, --std and --grayscale are for images and do not change arrays".to_owned());
+    }
     let inputs = if sources.iter().any(|source| source.naming == Naming::Given) {
         by_name(sources)?
     } else {

@@ -288,6 +288,29 @@ fn conversions_leave_notes() {
 }
 
 #[test]
+fn a_file_larger_than_memory_is_read_by_batches() {
+    let folder = Folder::new();
+    let header = "{'descr': '<f4', 'fortran_order': False, 'shape': (16777216, 1024), }";
+    let path = folder.write("x.npy", &npy_bytes(header, &1.5f32.to_le_bytes()));
+    // 64 GiB of which the file system stores one block.
+    let len = 10 + header.len() as u64 + (16777216 * 1024 * 4);
+    std::fs::OpenOptions::new().write(true).open(&path).unwrap().set_len(len).unwrap();
+    let dataset = open(&[path]).unwrap();
+    assert_eq!(floats(&dataset.batch(0..2).unwrap()[0])[..2], [1.5, 0.0]);
+    assert_eq!(dataset.batch(16777215..16777216).unwrap()[0].shape, [1, 1024]);
+}
+
+#[test]
+fn image_options_without_images_leave_a_note() {
+    let folder = Folder::new();
+    let arrays = folder.write("x.npy", &npy_counting(&[2]));
+    let images = folder.images("photos", &[0]);
+    let options = ImageOptions { mean: vec![0.5], ..Default::default() };
+    assert!(Dataset::open(&[arrays], &options).unwrap().notes()[0].contains("do not change arrays"));
+    assert!(Dataset::open(&[images], &options).unwrap().notes().is_empty());
+}
+
+#[test]
 fn a_file_that_shrinks_while_it_is_read_is_an_error() {
     let folder = Folder::new();
     let path = folder.write("x.npy", &npy_counting(&[4, 100]));
