@@ -13,8 +13,8 @@ mod torch {
     pub fn build() {
         let libtorch = locate();
         let include = libtorch.join("include");
-        let mut build = cxx_build::bridge("src/ir/ffi.rs");
-        for file in ["cpp/graph.cpp", "cpp/module.cpp", "cpp/quantization.cpp"] {
+        let mut build = cxx_build::bridges(["src/ir/ffi.rs", "src/observer/operators.rs"]);
+        for file in ["cpp/graph.cpp", "cpp/module.cpp", "cpp/observers.cpp", "cpp/quantization.cpp"] {
             build.file(file);
         }
         build

@@ -11,8 +11,6 @@ namespace jitquant {
 
 namespace jit = torch::jit;
 
-void register_operators() {}
-
 static jit::QuantType quant_type(bool dynamic) { return dynamic ? jit::QuantType::DYNAMIC : jit::QuantType::STATIC; }
 
 std::unique_ptr<Module> libtorch_insert_quant_dequant(const Module &module, rust::Str method, bool dynamic) {

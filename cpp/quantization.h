@@ -1,11 +1,9 @@
-// libtorch's own quantization passes, as far as the pipeline still calls them, and our operators' registration.
+// libtorch's own quantization passes, as far as the pipeline still calls them.
 #pragma once
 
 #include "torch.h"
 
 namespace jitquant {
-
-void register_operators();
 
 std::unique_ptr<Module> libtorch_insert_quant_dequant(const Module &module, rust::Str method, bool dynamic);
 std::unique_ptr<Module> libtorch_finalize(const Module &module, bool dynamic,

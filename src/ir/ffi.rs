@@ -71,8 +71,6 @@ pub(crate) mod bridge {
         type IValues;
         type Tensor;
 
-        fn register_operators() -> Result<()>;
-
         // Graphs
         fn graph_new() -> SharedPtr<Graph>;
         fn graph_parse(text: &str) -> Result<SharedPtr<Graph>>;

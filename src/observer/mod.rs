@@ -38,12 +38,21 @@ mod channel_layout;
 mod error_search;
 mod extremes;
 mod histogram;
+#[cfg(feature = "torch")]
+mod module;
 mod multiversion;
+#[cfg(feature = "torch")]
+#[allow(unsafe_code)]
+mod operators;
 mod qparams;
 mod range;
 
 pub use channel_layout::ChannelLayout;
 pub use histogram::Histogram;
+#[cfg(feature = "torch")]
+pub use module::{ObserverConfig, ObserverKind};
+#[cfg(feature = "torch")]
+pub(crate) use operators::keep_observer_operators;
 pub use qparams::{Dtype, QParams, QParamsError, QRange, Scheme, qparams, qparams_per_channel};
 pub use range::{
     NotFinite, UNSET, average_range, merge_min_max, min_max, min_max_per_channel, observe_min_max,
