@@ -289,6 +289,13 @@ std::unique_ptr<Tensor> tensor_copy(const Tensor &tensor) { return own(tensor.de
 rust::String torch_version() { return TORCH_VERSION; }
 void torch_set_threads(int32_t threads) { at::set_num_threads(threads); }
 int32_t torch_threads() { return at::get_num_threads(); }
-void torch_seed(uint64_t seed) { at::manual_seed(seed); }
+
+struct SilentWarnings : c10::WarningHandler {
+  void process(const c10::Warning &) override {}
+};
+void torch_silence_warnings() {
+  static SilentWarnings silent;
+  c10::WarningUtils::set_warning_handler(&silent);
+}
 
 } // namespace jitquant

@@ -85,6 +85,6 @@ std::unique_ptr<Tensor> tensor_copy(const Tensor &tensor);
 rust::String torch_version();
 void torch_set_threads(int32_t threads);
 int32_t torch_threads();
-void torch_seed(uint64_t seed);
+void torch_silence_warnings();
 
 } // namespace jitquant

@@ -291,7 +291,7 @@ pub(crate) mod bridge {
         fn torch_version() -> String;
         fn torch_set_threads(threads: i32);
         fn torch_threads() -> i32;
-        fn torch_seed(seed: u64) -> Result<()>;
+        fn torch_silence_warnings();
 
         // libtorch's quantization passes
         fn libtorch_insert_quant_dequant(module: &Module, method: &str, dynamic: bool) -> Result<UniquePtr<Module>>;

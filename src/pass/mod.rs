@@ -1,7 +1,11 @@
 //! Quantization passes over TorchScript modules.
 
 mod insert_observers;
+mod layers;
 mod register_prepack_params;
+
+pub use insert_observers::insert_observers;
+pub use layers::{Coverage, Layer, layer_operator, layers, source_of};
 
 /// When activations are quantized.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
