@@ -49,3 +49,6 @@ mod ffi {
 }
 
 pub use ffi::*;
+
+/// A program that runs a TorchScript model with libtorch alone (`examples/stock/run.cpp`).
+pub const STOCK_RUN: &str = env!("STOCK_RUN");
