@@ -91,14 +91,24 @@ fn extremes_of(x: &[f32]) -> Extremes {
 /// Of at least `N` floats. The last step takes the last `N`, some of which were seen before: that changes no extreme.
 #[inline(always)]
 fn extremes_in_steps<const N: usize>(x: &[f32]) -> Extremes {
-    let mut lanes = [Extremes::NONE; N];
-    let (steps, _) = x.as_chunks::<N>();
-    for step in steps.iter().chain(x.last_chunk::<N>()) {
-        for (lane, &value) in lanes.iter_mut().zip(step) {
-            *lane = lane.with(value);
+    let mut largest_signed = [Extremes::NONE.largest_signed; N];
+    let mut largest_unsigned = [Extremes::NONE.largest_unsigned; N];
+    let mut smallest_unsigned = [Extremes::NONE.smallest_unsigned; N];
+    let mut take = |step: &[f32; N]| {
+        for lane in 0..N {
+            let bits = step[lane].to_bits();
+            largest_signed[lane] = largest_signed[lane].max(bits as i32);
+            largest_unsigned[lane] = largest_unsigned[lane].max(bits);
+            smallest_unsigned[lane] = smallest_unsigned[lane].min(bits);
         }
+    };
+    x.as_chunks::<N>().0.iter().for_each(&mut take);
+    x.last_chunk::<N>().into_iter().for_each(&mut take);
+    Extremes {
+        largest_signed: largest_signed.into_iter().fold(i32::MIN, i32::max),
+        largest_unsigned: largest_unsigned.into_iter().fold(u32::MIN, u32::max),
+        smallest_unsigned: smallest_unsigned.into_iter().fold(u32::MAX, u32::min),
     }
-    lanes.into_iter().fold(Extremes::NONE, Extremes::merge)
 }
 
 #[inline(always)]

@@ -2,15 +2,11 @@
 
 use super::binning::{BinCounts, Bins};
 use super::error_search::least_error_range;
-use super::extremes::extremes;
 use super::range::{NotFinite, UNSET, min_max};
 use crate::kernel::Isa;
 
 /// Into how many parts a bin is divided when its count moves to other bins (torch.ao's `upsample_rate`).
 const PARTS: usize = 16;
-
-/// Values that are looked at for their range and then counted while they are in the first-level cache.
-const BLOCK: usize = 4096;
 
 /// A histogram observer's state, seen in the memory that holds it: `counts.len()` bins of equal width from `min` to
 /// `max`, as torch.ao's `HistogramObserver` keeps them in its buffers `histogram`, `min_val` and `max_val`.
@@ -64,7 +60,9 @@ impl<'a> Histogram<'a> {
         }
         let Some(batch) = min_max(x)? else { return Ok(()) };
         self.widen(batch);
-        Bins::new(*self.min, *self.max, self.counts.len()).counts(x).add_to(self.counts);
+        if let Some(counts) = self.count_within_range(x) {
+            counts.add_to(self.counts);
+        }
         Ok(())
     }
 
@@ -100,18 +98,9 @@ impl<'a> Histogram<'a> {
         if self.is_unset() {
             return None;
         }
-        let isa = Isa::current();
-        let bins = Bins::new(*self.min, *self.max, self.counts.len());
         let mut counts = BinCounts::new(self.counts.len());
-        for block in x.chunks(BLOCK) {
-            let found = extremes(isa, block);
-            let (min, max) = found.min_max();
-            if !found.is_finite() || min < *self.min || max > *self.max {
-                return None;
-            }
-            bins.count_into(isa, block, &mut counts);
-        }
-        Some(counts)
+        let bins = Bins::new(*self.min, *self.max, self.counts.len());
+        bins.count_into(Isa::current(), x, &mut counts).then_some(counts)
     }
 
     /// Makes the range hold `(min, max)` as well and moves the counts into the bins of the new range.
@@ -137,10 +126,9 @@ fn rebin(counts: &[f32], from: (f32, f32), to: (f32, f32)) -> Vec<f32> {
         return counts.to_vec();
     }
     if from.0 == from.1 {
-        let mut moved = vec![0.0; counts.len()];
-        Bins::new(to.0, to.1, counts.len()).counts(&[from.0]).add_to(&mut moved);
         let total = counts.iter().map(|&count| f64::from(count)).sum::<f64>() as f32;
-        moved.iter_mut().for_each(|count| *count *= total);
+        let mut moved = vec![0.0; counts.len()];
+        moved[Bins::new(to.0, to.1, counts.len()).bin_of(from.0)] = total;
         return moved;
     }
 
