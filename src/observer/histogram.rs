@@ -11,7 +11,7 @@ const PARTS: usize = 16;
 /// A histogram observer's state, seen in the memory that holds it: `counts.len()` bins of equal width from `min` to
 /// `max`, as torch.ao's `HistogramObserver` keeps them in its buffers `histogram`, `min_val` and `max_val`.
 ///
-/// Counts are f32: whole numbers, or multiples of 1/16 once the range has grown, exact up to 2^24.
+/// Counts are f32: whole numbers, exact up to 2^24, or sums of sixteenths of earlier counts once the range has grown.
 ///
 /// ```
 /// use jitquant::observer::{Histogram, UNSET};
