@@ -4,8 +4,8 @@
 use jitquant::kernel::Isa;
 use jitquant::observer::paths::{BinCounts, Bins, Extremes, extremes, extremes_per_channel, least_error_bins};
 use jitquant::observer::{
-    ChannelLayout, Histogram, QRange, UNSET, merge_min_max, min_max, min_max_per_channel, observe_min_max,
-    observe_min_max_per_channel, qparams,
+    ChannelLayout, Histogram, QRange, UNSET, merge_min_max, min_max, min_max_in_parts, min_max_per_channel,
+    observe_min_max, observe_min_max_per_channel, qparams,
 };
 use proptest::collection::vec;
 use proptest::num::f32::{INFINITE, NEGATIVE, NORMAL, POSITIVE, QUIET_NAN, SUBNORMAL, ZERO};
@@ -43,6 +43,10 @@ fn observed(batches: &[&[f32]], bins: usize) -> (Vec<f32>, f32, f32) {
         Histogram::new(&mut counts, &mut min, &mut max).observe(batch).expect("finite");
     }
     (counts, min, max)
+}
+
+fn on_threads(parts: usize, task: &(dyn Fn(usize) + Sync)) {
+    std::thread::scope(|scope| (0..parts).rev().for_each(|part| drop(scope.spawn(move || task(part)))));
 }
 
 proptest! {
@@ -138,7 +142,7 @@ proptest! {
             let mut counts = BinCounts::new(bins);
             assert!(edges.count_into(isa, &x, &mut counts), "all values are in the range");
             let mut histogram = vec![0.0; bins];
-            counts.add_to(&mut histogram);
+            BinCounts::add_to(&[counts], &mut histogram);
             histogram
         };
         let scalar = counted(Isa::Scalar);
@@ -218,6 +222,18 @@ proptest! {
             prop_assert!(merged[bin] <= truth[bin + 1], "bin {bin}: {merged:?} {truth:?}");
             prop_assert!(truth[bin] <= merged[bin + 1], "bin {bin}: {merged:?} {truth:?}");
         }
+    }
+
+    #[test]
+    fn parts_on_threads_give_the_same(x in vec(activation(), 1..2000), repeats in 1usize..90, threads in 0usize..9) {
+        let x = x.repeat(repeats);
+        prop_assert_eq!(min_max_in_parts(&x, threads, &on_threads), min_max(&x));
+        let (mut min, mut max) = UNSET;
+        let mut counts = vec![0.0; 256];
+        let mut histogram = Histogram::new(&mut counts, &mut min, &mut max);
+        histogram.observe_in_parts(&x, threads, &on_threads).expect("finite");
+        histogram.observe_in_parts(&x[x.len() / 2..], threads, &on_threads).expect("finite");
+        prop_assert_eq!((counts, min, max), observed(&[&x, &x[x.len() / 2..]], 256));
     }
 
     #[test]

@@ -111,6 +111,18 @@ fn ranges_at_the_ends_of_f32_are_observed() {
 }
 
 #[test]
+fn a_histogram_with_a_broken_range_starts_anew() {
+    for (mut min, mut max) in [(f32::NAN, 1.0), (f32::NEG_INFINITY, 1.0), (0.0, f32::NAN), (1.0, 0.0), UNSET] {
+        let mut counts = [9.0; 2];
+        let mut histogram = Histogram::new(&mut counts, &mut min, &mut max);
+        assert!(histogram.is_unset());
+        assert_eq!(histogram.best_range(), None);
+        histogram.observe(&[0.0, 3.0]).expect("finite");
+        assert_eq!((counts, min, max), ([1.0, 1.0], 0.0, 3.0));
+    }
+}
+
+#[test]
 fn qparams_need_a_range_in_order() {
     let u8 = QRange::U8_AFFINE;
     assert_eq!(qparams(UNSET.0, UNSET.1, &u8), Err(QParamsError::Unobserved));

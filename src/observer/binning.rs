@@ -102,12 +102,12 @@ impl BinCounts {
         bins.next_multiple_of(PAGE) + PAGE / Self::TABLES
     }
 
-    /// Adds the number of values in each bin to `histogram`, which has one element a bin.
-    pub fn add_to(&self, histogram: &mut [f32]) {
-        assert_eq!(histogram.len(), self.bins, "bins of the histogram");
+    /// Adds the number of values in each bin, over all `parts`, to `histogram`, which has one element a bin.
+    pub fn add_to(parts: &[Self], histogram: &mut [f32]) {
+        let distance = Self::distance(histogram.len());
+        let tables: Vec<&[u32]> = parts.iter().flat_map(|part| part.tables.chunks_exact(distance)).collect();
         for (bin, count) in histogram.iter_mut().enumerate() {
-            let table_counts = self.tables[bin..].iter().step_by(Self::distance(self.bins));
-            *count += table_counts.map(|&count| u64::from(count)).sum::<u64>() as f32;
+            *count += tables.iter().map(|table| u64::from(table[bin])).sum::<u64>() as f32;
         }
     }
 }
