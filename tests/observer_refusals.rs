@@ -141,6 +141,13 @@ fn qparams_need_a_range_in_order() {
 }
 
 #[test]
+fn a_zero_point_between_two_values_is_the_even_one() {
+    let q = |min, max| qparams(min, max, &QRange::U8_AFFINE).expect("qparams");
+    assert_eq!(q(-0.5, 254.5), QParams { scale: 1.0, zero_point: 0 });
+    assert_eq!(q(-1.5, 253.5), QParams { scale: 1.0, zero_point: 2 });
+}
+
+#[test]
 fn contradictory_options_are_refused() {
     let u8 = QRange::U8_AFFINE;
     let bounded = |dtype, quant_min, quant_max| QRange {
