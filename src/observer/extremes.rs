@@ -74,12 +74,12 @@ multiversion! {
 
 /// Elements that a step takes: two to eight registers' worth.
 const STEP: usize = 32;
-/// The step of rows that are shorter than [`STEP`].
+/// The step of rows too short for [`STEP`] to pay: they spend more time on bringing the lanes together.
 const SHORT_STEP: usize = 8;
 
 #[inline(always)]
 fn extremes_of(x: &[f32]) -> Extremes {
-    if x.len() >= STEP {
+    if x.len() >= 8 * STEP {
         extremes_in_steps::<STEP>(x)
     } else if x.len() >= SHORT_STEP {
         extremes_in_steps::<SHORT_STEP>(x)
@@ -105,10 +105,22 @@ fn extremes_in_steps<const N: usize>(x: &[f32]) -> Extremes {
     x.as_chunks::<N>().0.iter().for_each(&mut take);
     x.last_chunk::<N>().into_iter().for_each(&mut take);
     Extremes {
-        largest_signed: largest_signed.into_iter().fold(i32::MIN, i32::max),
-        largest_unsigned: largest_unsigned.into_iter().fold(u32::MIN, u32::max),
-        smallest_unsigned: smallest_unsigned.into_iter().fold(u32::MAX, u32::min),
+        largest_signed: reduce(largest_signed, i32::max),
+        largest_unsigned: reduce(largest_unsigned, u32::max),
+        smallest_unsigned: reduce(smallest_unsigned, u32::min),
     }
+}
+
+/// All of a power of two of lanes, by halves: short rows spend much of their time here.
+#[inline(always)]
+fn reduce<T: Copy, const N: usize>(mut lanes: [T; N], pick: impl Fn(T, T) -> T) -> T {
+    let mut half = N / 2;
+    while half > 0 {
+        let (left, right) = lanes.split_at_mut(half);
+        left.iter_mut().zip(right).for_each(|(left, right)| *left = pick(*left, *right));
+        half /= 2;
+    }
+    lanes[0]
 }
 
 #[inline(always)]
