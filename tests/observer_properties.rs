@@ -53,7 +53,7 @@ proptest! {
     #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::default() })]
 
     #[test]
-    fn min_max_is_that_of_the_total_order(x in vec(finite(), 1..300)) {
+    fn min_max_is_that_of_the_total_order(x in vec(finite(), 1..600)) {
         for isa in Isa::available() {
             prop_assert_eq!(bits(extremes(isa, &x).min_max()), by_total_order(&x), "{}", isa.name());
         }
@@ -61,7 +61,7 @@ proptest! {
 
     #[test]
     fn one_value_that_is_not_finite_is_found_anywhere(
-        mut x in vec(finite(), 1..300),
+        mut x in vec(finite(), 1..600),
         at in any::<Index>(),
         bad in INFINITE | QUIET_NAN | POSITIVE | NEGATIVE,
     ) {
