@@ -106,7 +106,7 @@ download() {
     if ! TMPDIR=$work/tmp PIP_REQUIRE_VIRTUALENV=0 PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_DEFAULT_TIMEOUT=${PIP_DEFAULT_TIMEOUT:-60} \
         "$python" -m pip download --quiet --progress-bar "$bar" --no-cache-dir --no-deps --require-hashes \
         --only-binary=:all: --python-version 3.11 --implementation cp --abi cp311 \
-        --platform manylinux_2_28_x86_64 --platform manylinux_2_17_x86_64 --platform manylinux2014_x86_64 \
+        --platform manylinux_2_28_x86_64 --platform manylinux_2_25_x86_64 --platform manylinux2014_x86_64 \
         --dest "$work/wheels" --requirement "$lock"; then
         fail "the download failed (pip says why above). Run the same command again, or export LIBTORCH=/path/to/libtorch-$version."
     fi
