@@ -7,6 +7,7 @@ pub(crate) mod ffi;
 mod graph;
 mod ivalue;
 mod module;
+mod module_clone;
 mod node;
 mod tensor;
 mod types;
