@@ -491,6 +491,9 @@ impl<'g> Node<'g> {
         node.set_attribute("name", &name.into())?;
         let value = node.output(0).ok_or_else(|| Error::invalid("prim::GetAttr has an output"))?;
         value.set_type(&ty)?;
+        // Value names may not be numbers; submodules' names may (`features.0`).
+        let is_number = name.chars().all(|c| c.is_ascii_digit());
+        value.set_debug_name(&if is_number { format!("_{name}") } else { name.to_owned() })?;
         Ok(value)
     }
 

@@ -9,6 +9,7 @@ mod replace_convolution;
 
 pub use insert_observers::insert_observers;
 pub use layers::{Coverage, Layer, layer_operator, layers, source_of};
+pub use register_prepack_params::register_prepack_params;
 
 /// When activations are quantized.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
