@@ -311,6 +311,5 @@ pub(crate) mod bridge {
         fn libtorch_insert_quant_dequant(module: &Module, method: &str, dynamic: bool) -> Result<UniquePtr<Module>>;
         fn libtorch_finalize(module: &Module, dynamic: bool, preserved: &[String]) -> Result<UniquePtr<Module>>;
         fn libtorch_fold_conv_batch_norm(module: &Module) -> Result<UniquePtr<Module>>;
-        fn libtorch_dedup_module_uses(module: &Module) -> Result<()>;
     }
 }

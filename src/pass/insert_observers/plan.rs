@@ -146,9 +146,10 @@ impl<'g> Planner<'g, '_> {
     /// The observer for `value`: its own graph's, else what the code that it goes through in calls asks for. Where a
     /// producer and a consumer are configured differently the producer's observer is taken.
     fn observer(&self, value: Value<'g>) -> Option<Module> {
-        self.observers.get(&value).cloned().or_else(|| {
-            self.across_calls.get(&value)?.iter().find_map(|inner| self.observer(*inner))
-        })
+        self.observers
+            .get(&value)
+            .cloned()
+            .or_else(|| self.across_calls.get(&value)?.iter().find_map(|inner| self.observer(*inner)))
     }
 
     fn is_observed(&self, value: Value<'g>, observed: &Observed<'g>) -> bool {
@@ -188,8 +189,7 @@ impl<'g> Planner<'g, '_> {
                 }
             }
         }
-        outcome.observed_results =
-            block.outputs().into_iter().map(|value| self.is_observed(value, observed)).collect();
+        outcome.observed_results = block.outputs().into_iter().map(|value| self.is_observed(value, observed)).collect();
         self.conclude(visit)?;
         Ok(outcome)
     }
