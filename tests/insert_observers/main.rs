@@ -8,4 +8,6 @@ mod canonical;
 mod compare;
 mod models;
 
+mod files;
 mod layers;
+mod structure;
