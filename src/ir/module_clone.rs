@@ -99,22 +99,29 @@ fn copy_code(source: &Module, target: &Module) -> Result<()> {
     Ok(())
 }
 
-/// Gives every value that reads a submodule the class that the submodule has now.
+/// Gives every value that is a submodule the class that the submodule has now.
 fn retype(block: Block<'_>) -> Result<()> {
-    for node in block.all_nodes() {
-        if node.kind() == "prim::GetAttr" {
-            let (Some(object), Some(value), Some(name)) = (node.input(0), node.output(0), node.name_attribute()) else {
-                continue;
-            };
-            if object.type_of().is_module()
-                && let Ok(ty) = object.type_of().attribute(&name)
-                && ty.is_module()
-            {
-                value.set_type(&ty)?;
-            }
+    for node in block.nodes() {
+        if let ("prim::GetAttr", Some(object), Some(value), Some(name)) =
+            (node.kind(), node.input(0), node.output(0), node.name_attribute())
+            && object.type_of().is_module()
+            && let Ok(ty) = object.type_of().attribute(&name)
+            && ty.is_module()
+        {
+            value.set_type(&ty)?;
         }
         if let Some(subgraph) = node.subgraph("Subgraph") {
             retype_subgraph(&subgraph, &node.inputs())?;
+        }
+        for inner in node.blocks() {
+            retype(inner)?;
+            if node.kind() == "prim::If" {
+                for (output, result) in std::iter::zip(node.outputs(), inner.outputs()) {
+                    if result.type_of().is_module() {
+                        output.set_type(&result.type_of())?;
+                    }
+                }
+            }
         }
     }
     Ok(())

@@ -190,6 +190,22 @@ impl Case {
         Checked { module: ours, canonical: our_canonical }
     }
 
+    /// libtorch's later passes take `observed` (once it is calibrated), and the result comes within `decibels` of float.
+    pub fn check_close_to_float(&self, observed: &Module, decibels: f32) -> Module {
+        let bytes = oracle::insert_quant_dequant(&observed.save_bytes().unwrap(), &self.method, self.is_dynamic()).unwrap();
+        let quantized = Module::load_bytes(&oracle::finalize(&bytes, self.is_dynamic()).unwrap()).unwrap();
+        let values = |module: &Module| {
+            let output = self.run(module).unwrap();
+            output.tensors().iter().flat_map(|tensor| tensor.to_f32_vec().unwrap()).collect::<Vec<_>>()
+        };
+        let (float, quantized_values) = (values(&self.module), values(&quantized));
+        let noise: f32 = std::iter::zip(&float, &quantized_values).map(|(a, b)| (a - b) * (a - b)).sum();
+        let signal: f32 = float.iter().map(|a| a * a).sum();
+        let sqnr = 10.0 * (signal / noise).log10();
+        assert!(sqnr > decibels, "{sqnr} dB: {float:?} became {quantized_values:?}");
+        quantized
+    }
+
     /// libtorch's later passes give the same of `ours` and `theirs`: a module with the same output, or an error.
     /// (They keep no method but `forward`.)
     fn check_quantized(&self, ours: &Module, theirs: &Module) {

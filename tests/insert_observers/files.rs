@@ -6,7 +6,7 @@ use jitquant::ir::{IValue, Module};
 
 use crate::compare::{Case, QINT8, random};
 
-fn file(name: &str) -> Module {
+pub fn file(name: &str) -> Module {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/insert_observers/scripted");
     Module::load(folder.join(format!("{name}.pt"))).unwrap()
 }

@@ -8,6 +8,7 @@ mod canonical;
 mod compare;
 mod models;
 
+mod differences;
 mod files;
 mod layers;
 mod structure;

@@ -266,6 +266,14 @@ fn siblings_of_one_class_configured_differently() {
 }
 
 #[test]
+fn neighbours_configured_differently_share_the_observer_of_the_first() {
+    let body = "return self.b.forward(self.a.forward(x))";
+    let module = model(&[("a", &linear(4, 4)), ("b", &linear(4, 4))], body);
+    let text = Case::new(module, &[&[2, 4]]).qconfig("b", Some(other_qconfig())).check(5).canonical.text;
+    assert_eq!(text.matches("by __torch__.test.OtherObserver").count(), 1, "{text}");
+}
+
+#[test]
 fn a_configuration_for_a_path_that_does_not_occur() {
     let module = model(&[("fc", &linear(4, 3))], "return self.fc.forward(x)");
     Case::new(module, &[&[2, 4]]).qconfig("fx", None).check(3);

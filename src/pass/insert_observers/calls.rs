@@ -58,10 +58,6 @@ impl CalledGraphs {
         Ok(())
     }
 
-    pub fn iter(&self) -> impl Iterator<Item = &CalledGraph> {
-        self.graphs.iter()
-    }
-
     /// The methods' graphs, to be rewritten.
     pub fn methods_mut(&mut self) -> impl Iterator<Item = &mut Graph> {
         self.graphs.iter_mut().filter(|called| !called.is_function).map(|called| &mut called.graph)

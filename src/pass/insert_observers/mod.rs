@@ -18,11 +18,12 @@ use super::QuantType;
 use super::fuse_linear::{fuse_linear, swap_functional_linear};
 use super::replace_convolution::replace_convolution;
 use crate::error::{Context, Result};
-use crate::ir::{GeneralPass, Module, join_path};
+use crate::ir::{GeneralPass, IValue, Module, Value, join_path};
 use crate::qconfig::{QConfig, QConfigDict, unknown_path};
 
 /// Inserts observers for what quantization of `method` needs to know: the inputs and results of operators that have a
-/// quantized kernel, and their weights. The contract is that of libtorch's function of this name.
+/// quantized kernel, and their weights. The contract is that of libtorch's function of this name; `docs/differences.md`
+/// lists where this one goes further.
 ///
 /// The module returned is a new one and `module` stays as it is, whether this succeeds or fails. The new one's tensors
 /// are copies, or with `inplace` the ones of `module`, which saves memory. A submodule that stands in two places, or is
@@ -30,7 +31,8 @@ use crate::qconfig::{QConfig, QConfigDict, unknown_path};
 ///
 /// `qconfigs` gives observers by submodule path: a path without an entry has those of the nearest path above, `None`
 /// leaves a part in float, paths that do not occur are named in a warning. The observers are copied; each needs a
-/// method `forward(self, x: Tensor) -> Tensor` that returns `x`.
+/// method `forward(self, x: Tensor) -> Tensor` that returns `x`. An observer with a text attribute `observed` is told
+/// there what it watches, for its error messages.
 ///
 /// ```
 /// use jitquant::ir::{Module, Tensor};
@@ -53,8 +55,7 @@ use crate::qconfig::{QConfig, QConfigDict, unknown_path};
 /// ```
 ///
 /// # Errors
-/// Where the module has no such method, the branches of an `if` do not agree on whether their result is quantized, or
-/// an observer's `forward` does not take a tensor.
+/// Where the module has no such method, or an observer's `forward` does not take a tensor.
 pub fn insert_observers(
     module: &Module,
     method: &str,
@@ -125,9 +126,9 @@ fn observe(
 ) -> Result<()> {
     let graphs = CalledGraphs::of(module, method)?;
     let plan = plan(module, method, &graphs, qconfigs, quant_type)?;
-    let mut instances: HashMap<usize, Vec<Module>> = HashMap::new();
-    for (_, part) in module.modules() {
-        instances.entry(part.type_of().id()).or_default().push(part);
+    let mut instances: HashMap<usize, Vec<(String, Module)>> = HashMap::new();
+    for (path, part) in module.modules() {
+        instances.entry(part.type_of().id()).or_default().push((path, part));
     }
     let mut number = 0;
     for observation in &plan.observations {
@@ -138,17 +139,23 @@ fn observe(
 }
 
 /// Gives each instance of the class an observer, and has the value go through it.
-fn attach(observation: &Observation<'_>, instances: &[Module], number: &mut usize) -> Result<()> {
+///
+/// Instances whose code is not reached get one too: they share the class, and with it the attribute.
+fn attach(observation: &Observation<'_>, instances: &[(String, Module)], number: &mut usize) -> Result<()> {
     let value = observation.value;
     let name = loop {
         let name = format!("_observer_{number}");
         *number += 1;
-        if instances.iter().all(|instance| !instance.has_attribute(&name)) {
+        if instances.iter().all(|(_, instance)| !instance.has_attribute(&name)) {
             break name;
         }
     };
-    for instance in instances {
-        instance.register_submodule(&name, &observation.observer.copy_instance()?)?;
+    for (path, instance) in instances {
+        let observer = observation.observer.copy_instance()?;
+        if let Ok(IValue::Str(_)) = observer.attribute("observed") {
+            observer.set_attribute("observed", &describe(value, path)?.into())?;
+        }
+        instance.register_submodule(&name, &observer)?;
     }
     let next = value.node().next();
     let this = value.graph().inputs()[0];
@@ -163,4 +170,29 @@ fn attach(observation: &Observation<'_>, instances: &[Module], number: &mut usiz
     }
     value.replace_all_uses_with(observed)?;
     observed.node().replace_input(1, value)
+}
+
+/// A value as a person finds it in the model: `layer1.0.conv1.weight`, `layer1.0: the result of aten::add (net.py:7)`.
+fn describe(value: Value<'_>, path: &str) -> Result<String> {
+    let node = value.node();
+    if let ("prim::GetAttr", Some(name)) = (node.kind(), node.name_attribute()) {
+        return Ok(join_path(path, &name));
+    }
+    let what = match node.kind() {
+        "prim::Param" => format!("the argument '{}'", value.debug_name()),
+        "prim::CallMethod" => {
+            let callee = node.input(0).and_then(|object| object.node().name_attribute()).unwrap_or_default();
+            format!("the result of {callee}")
+        }
+        "prim::CallFunction" => {
+            format!("the result of {}", node.input(0).and_then(Value::function_name).unwrap_or_default())
+        }
+        kind => format!("the result of {kind}"),
+    };
+    let source = node.source_range()?;
+    let place = if path.is_empty() { String::new() } else { format!("{path}: ") };
+    Ok(match source.file.is_empty() {
+        true => format!("{place}{what}"),
+        false => format!("{place}{what} ({}:{})", source.file, source.line),
+    })
 }

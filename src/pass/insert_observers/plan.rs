@@ -8,7 +8,7 @@ use std::collections::{HashMap, HashSet};
 
 use super::calls::{CalledGraphs, Callee, callee};
 use super::facts::{Wanted, always_raises, observed_after_relu, passes_from};
-use crate::error::{Error, Result};
+use crate::error::Result;
 use crate::ir::{Block, Graph, Module, Node, Value};
 use crate::pass::QuantType;
 use crate::qconfig::QConfig;
@@ -49,7 +49,7 @@ pub(super) fn plan<'g>(
     };
     let graph = graphs.entry(module, method)?;
     planner.configure(module, graph)?;
-    let context = Context { module: module.clone(), graph, is_entry: true, is_function: false };
+    let context = Context { module: module.clone(), graph, place: Place::Entry, is_function: false };
     planner.walk(graph.block(), &context, &mut HashSet::new())?;
     Ok(planner.plan)
 }
@@ -60,7 +60,7 @@ struct Planner<'g, 'a> {
     wanted: Wanted,
     /// The observer that a value's own graph asks for.
     observers: HashMap<Value<'g>, Module>,
-    /// For what goes into or comes out of a call or a branch: the same value inside, producers before consumers.
+    /// For what comes out of or goes into a call or a branch: the same value inside. Its producer is met first.
     across_calls: HashMap<Value<'g>, Vec<Value<'g>>>,
     /// For what a relu takes: what the relu gives, to be observed instead.
     after_relu: HashMap<Value<'g>, Value<'g>>,
@@ -75,9 +75,24 @@ struct Planner<'g, 'a> {
 struct Context<'g> {
     module: Module,
     graph: &'g Graph,
-    /// It is the method's own outermost block: nobody else will observe its arguments and results.
-    is_entry: bool,
+    place: Place,
     is_function: bool,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Place {
+    /// The method's own outermost block: nobody else will observe its arguments and results.
+    Entry,
+    /// What is called, or a branch: its results are observed where they arrive.
+    Inner,
+    /// The body of a loop: what it takes and gives is not what the loop takes and gives, and is observed in it.
+    LoopBody,
+}
+
+impl Context<'_> {
+    fn inside(&self, place: Place) -> Self {
+        Self { module: self.module.clone(), place, ..*self }
+    }
 }
 
 /// What a caller has to know of a block.
@@ -105,11 +120,12 @@ impl<'g> Planner<'g, '_> {
                 if !callee.is_function {
                     self.configure(&callee.module, inner)?;
                 }
-                self.connect(*node, &callee, inner);
+                self.connect(&node.outputs(), &inner.outputs());
+                self.connect(&node.inputs()[callee.skipped_inputs..], &inner.inputs());
             }
             if node.kind() == "prim::If" {
                 for block in node.blocks() {
-                    self.connect_each(&node.outputs(), &block.outputs(), false);
+                    self.connect(&node.outputs(), &block.outputs());
                 }
             }
             if let Some((before, after)) = observed_after_relu(*node) {
@@ -127,18 +143,11 @@ impl<'g> Planner<'g, '_> {
         Ok(())
     }
 
-    fn connect(&mut self, call: Node<'g>, callee: &Callee, inner: &'g Graph) {
-        self.connect_each(&call.outputs(), &inner.outputs(), true);
-        self.connect_each(&call.inputs()[callee.skipped_inputs..], &inner.inputs(), false);
-    }
-
-    fn connect_each(&mut self, outer: &[Value<'g>], inner: &[Value<'g>], inner_produces: bool) {
-        for (outer, inner) in outer.iter().zip(inner) {
+    fn connect(&mut self, outer: &[Value<'g>], inner: &[Value<'g>]) {
+        for (outer, inner) in std::iter::zip(outer, inner) {
             let same = self.across_calls.entry(*outer).or_default();
-            match (same.contains(inner), inner_produces) {
-                (true, _) => {}
-                (false, true) => same.insert(0, *inner),
-                (false, false) => same.push(*inner),
+            if !same.contains(inner) {
+                same.push(*inner);
             }
         }
     }
@@ -146,10 +155,9 @@ impl<'g> Planner<'g, '_> {
     /// The observer for `value`: its own graph's, else what the code that it goes through in calls asks for. Where a
     /// producer and a consumer are configured differently the producer's observer is taken.
     fn observer(&self, value: Value<'g>) -> Option<Module> {
-        self.observers
-            .get(&value)
-            .cloned()
-            .or_else(|| self.across_calls.get(&value)?.iter().find_map(|inner| self.observer(*inner)))
+        self.observers.get(&value).cloned().or_else(|| {
+            self.across_calls.get(&value)?.iter().find_map(|inner| self.observer(*inner))
+        })
     }
 
     fn is_observed(&self, value: Value<'g>, observed: &Observed<'g>) -> bool {
@@ -160,9 +168,11 @@ impl<'g> Planner<'g, '_> {
         let mut outcome = Outcome { arguments: Vec::new(), results: Vec::new(), observed_results: Vec::new() };
         // What is observed elsewhere: where the graph is called, or after the branches have joined.
         let mut left_to_caller = Observed::new();
-        if !context.is_entry {
+        if context.place != Place::Entry {
             left_to_caller.extend(context.graph.inputs());
             left_to_caller.extend(context.graph.outputs());
+        }
+        if context.place == Place::Inner {
             left_to_caller.extend(block.outputs());
             outcome.arguments = block.inputs().into_iter().map(|value| self.observer(value)).collect();
             outcome.results = block
@@ -189,8 +199,9 @@ impl<'g> Planner<'g, '_> {
                 }
             }
         }
-        outcome.observed_results = block.outputs().into_iter().map(|value| self.is_observed(value, observed)).collect();
-        self.conclude(visit)?;
+        outcome.observed_results =
+            block.outputs().into_iter().map(|value| self.is_observed(value, observed)).collect();
+        self.conclude(visit);
         Ok(outcome)
     }
 
@@ -201,10 +212,16 @@ impl<'g> Planner<'g, '_> {
             return Ok(true);
         }
         match node.kind() {
-            "prim::CallMethod" => Ok(false),
-            "prim::If" => self.step_into_branches(node, visit, observed).map(|()| true),
-            _ => Ok(true),
+            "prim::CallMethod" => return Ok(false),
+            "prim::If" => self.step_into_branches(node, visit, observed)?,
+            "prim::Loop" => {
+                for body in node.blocks() {
+                    self.walk(body, &visit.context.inside(Place::LoopBody), observed)?;
+                }
+            }
+            _ => {}
         }
+        Ok(true)
     }
 
     fn step_into_call(
@@ -220,7 +237,8 @@ impl<'g> Planner<'g, '_> {
             .filter_map(|(outer, inner)| self.is_observed(*outer, observed).then_some(inner))
             .collect();
         let is_function = visit.context.is_function || callee.is_function;
-        let context = Context { module: callee.module.clone(), graph: inner, is_entry: false, is_function };
+        let context =
+            Context { module: callee.module.clone(), graph: inner, place: Place::Inner, is_function };
         let outcome = self.walk(inner.block(), &context, &mut observed_inside)?;
         for (output, is_observed) in call.outputs().into_iter().zip(outcome.observed_results) {
             if is_observed {
@@ -242,27 +260,24 @@ impl<'g> Planner<'g, '_> {
         visit: &mut Visit<'g, '_>,
         observed: &mut Observed<'g>,
     ) -> Result<()> {
+        // A result is observed where every branch gives an observed value; else it may get an observer of its own.
         let mut joined: Option<Vec<bool>> = None;
         for block in node.blocks() {
             if always_raises(block) {
                 continue;
             }
-            let context = Context { is_entry: false, module: visit.context.module.clone(), ..*visit.context };
-            let outcome = self.walk(block, &context, observed)?;
+            let outcome = self.walk(block, &visit.context.inside(Place::Inner), observed)?;
             for (value, observer) in block.outputs().into_iter().zip(outcome.results) {
                 if let Some(observer) = observer {
                     self.observe_with(value, observer, visit, observed);
                 }
             }
-            let state: Vec<_> = std::iter::zip(block.outputs(), outcome.observed_results)
-                .map(|(value, is_observed)| is_observed || self.is_observed(value, observed))
-                .collect();
-            if joined.as_ref().is_some_and(|other| *other != state) {
-                return Err(Error::invalid(format!(
-                    "the branches of an `if` should give results that are quantized in both or in none:\n{node}"
-                )));
-            }
-            joined = Some(state);
+            let state = std::iter::zip(block.outputs(), outcome.observed_results)
+                .map(|(value, is_observed)| is_observed || self.is_observed(value, observed));
+            joined = Some(match joined {
+                None => state.collect(),
+                Some(other) => std::iter::zip(other, state).map(|(a, b)| a && b).collect(),
+            });
         }
         let results = node.outputs().into_iter().zip(joined.unwrap_or_default());
         observed.extend(results.filter_map(|(value, is_observed)| is_observed.then_some(value)));
@@ -287,27 +302,20 @@ impl<'g> Planner<'g, '_> {
             return;
         }
         let value = self.after_relu.get(&value).copied().unwrap_or(value);
-        if visit.is_first && observed.insert(value) {
+        // A function has no module to hold an observer.
+        if visit.is_first && !visit.context.is_function && observed.insert(value) {
             visit.found.push((value, observer));
         }
     }
 
     /// Adds what a first walk found to the plan.
-    fn conclude(&mut self, visit: Visit<'g, '_>) -> Result<()> {
+    fn conclude(&mut self, visit: Visit<'g, '_>) {
         for (value, observer) in visit.found {
-            if visit.context.is_function {
-                return Err(Error::invalid(format!(
-                    "%{} would have to be observed inside a function, which has no module to hold the observer:\n{}",
-                    value.debug_name(),
-                    value.node()
-                )));
-            }
             if self.planned.insert(value) {
                 let module = visit.context.module.clone();
                 self.plan.observations.push(Observation { value, module, observer });
             }
         }
-        Ok(())
     }
 }
 

@@ -25,7 +25,7 @@ def save(compiled, name):
     with zipfile.ZipFile(buffer) as source, zipfile.ZipFile(os.path.join(HERE, f"{name}.pt"), "w") as target:
         for entry in source.infolist():
             if not entry.filename.endswith(".debug_pkl"):
-                target.writestr(entry.filename, source.read(entry), zipfile.ZIP_DEFLATED)
+                target.writestr(zipfile.ZipInfo(entry.filename), source.read(entry), zipfile.ZIP_DEFLATED)
 
 
 def script(module):
@@ -171,6 +171,19 @@ class Loop(nn.Module):
         return self.last(x)
 
 
+class Chosen(nn.Module):
+    """Which of two modules is run is decided by a value, so that no path of attributes leads to it."""
+
+    def __init__(self):
+        super().__init__()
+        shared = torch.jit.script(nn.Linear(4, 4))
+        self.fc, self.a, self.b = nn.Linear(4, 4), shared, shared
+
+    def forward(self, x, first: bool):
+        layer = self.a if first else self.b
+        return layer.forward(torch.sin(self.fc(x)))
+
+
 @torch.jit.interface
 class Head(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
@@ -304,7 +317,7 @@ class Recurrent(nn.Module):
 for model in [
     FunctionalRelu(), FunctionalLinear(), FunctionalPooling(), FunctionalNorms(), Activations(), PassingFunction(),
     ComputingFunction(), Raising(), Layers(), Loop(), Interface(), Forked(), OptionalSum(), Residual(), Attention(),
-    Recurrent(),
+    Recurrent(), Chosen(),
 ]:
     script(model)
 trace(ResidualTraced(), IMAGE)

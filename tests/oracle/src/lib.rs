@@ -49,7 +49,63 @@ mod ffi {
     }
 }
 
-pub use ffi::*;
+pub use ffi::{Prepacked, QConfigEntry};
+
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+/// libtorch's passes grow lists in static memory without a lock (`isSingleInputGeneralCallFunction` in its
+/// `quantization/helper.cpp`): from two threads at once they corrupt the heap.
+fn turn() -> MutexGuard<'static, ()> {
+    static TURN: Mutex<()> = Mutex::new(());
+    TURN.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// libtorch's `InsertObservers`.
+///
+/// # Errors
+/// What libtorch throws.
+pub fn insert_observers(
+    module: &[u8],
+    method: &str,
+    qconfigs: &[QConfigEntry],
+    inplace: bool,
+    dynamic: bool,
+) -> Result<Vec<u8>, cxx::Exception> {
+    let _turn = turn();
+    ffi::insert_observers(module, method, qconfigs, inplace, dynamic)
+}
+
+/// libtorch's `RegisterPrePackParams` with a filter that takes the nodes of `kinds`.
+///
+/// # Errors
+/// What libtorch throws.
+pub fn register_prepack_params(
+    module: &[u8],
+    method: &str,
+    kinds: &[String],
+    prefix: &str,
+) -> Result<Prepacked, cxx::Exception> {
+    let _turn = turn();
+    ffi::register_prepack_params(module, method, kinds, prefix)
+}
+
+/// libtorch's `InsertQuantDeQuant`.
+///
+/// # Errors
+/// What libtorch throws.
+pub fn insert_quant_dequant(module: &[u8], method: &str, dynamic: bool) -> Result<Vec<u8>, cxx::Exception> {
+    let _turn = turn();
+    ffi::insert_quant_dequant(module, method, dynamic)
+}
+
+/// libtorch's `Finalize`.
+///
+/// # Errors
+/// What libtorch throws.
+pub fn finalize(module: &[u8], dynamic: bool) -> Result<Vec<u8>, cxx::Exception> {
+    let _turn = turn();
+    ffi::finalize(module, dynamic)
+}
 
 /// A program that runs a TorchScript model with libtorch alone (`examples/stock/run.cpp`).
 pub const STOCK_RUN: &str = env!("STOCK_RUN");
