@@ -15,6 +15,7 @@ std::unique_ptr<Module> module_handle(const Module &module);
 std::unique_ptr<Module> module_clone(const Module &module);
 std::unique_ptr<Module> module_deepcopy(const Module &module);
 size_t module_address(const Module &module);
+void module_fit_slots(const Module &module);
 std::unique_ptr<Type> module_type(const Module &module);
 rust::Vec<rust::String> module_method_names(const Module &module);
 std::shared_ptr<Graph> module_method_graph(const Module &module, rust::Str method);
