@@ -11,6 +11,7 @@
 #include <torch/csrc/jit/passes/constant_pooling.h>
 #include <torch/csrc/jit/passes/constant_propagation.h>
 #include <torch/csrc/jit/passes/dead_code_elimination.h>
+#include <torch/csrc/jit/passes/inline_fork_wait.h>
 #include <torch/csrc/jit/passes/inliner.h>
 #include <torch/csrc/jit/passes/lower_tuples.h>
 #include <torch/csrc/jit/passes/peephole.h>
@@ -116,6 +117,7 @@ void graph_run_pass(const Graph &graph, rust::Str name) {
       {"cse", [](auto &g) { jit::EliminateCommonSubexpression(g); }},
       {"dead_code_elimination", [](auto &g) { jit::EliminateDeadCode(g); }},
       {"inline", [](auto &g) { jit::Inline(*g); }},
+      {"inline_fork_wait", [](auto &g) { jit::InlineForkWait(g); }},
       {"lower_simple_tuples", [](auto &g) { jit::LowerSimpleTuples(g); }},
       {"peephole", [](auto &g) { jit::PeepholeOptimize(g); }},
       {"remove_list_mutation", [](auto &g) { jit::RemoveListMutation(g); }},

@@ -86,6 +86,51 @@ rust::Vec<uint8_t> module_save_bytes(const Module &module) {
 std::unique_ptr<Module> module_handle(const Module &module) { return own(Module(module)); }
 std::unique_ptr<Module> module_clone(const Module &module) { return own(module.clone()); }
 std::unique_ptr<Module> module_deepcopy(const Module &module) { return own(module.deepcopy()); }
+
+std::unique_ptr<Module> module_of_new_class_like(const Module &module) {
+  return own(Module(*module.type()->name(), module._ivalue()->compilation_unit(), /*shouldMangle=*/true));
+}
+
+std::unique_ptr<Module> module_of_class(const Module &module) {
+  return own(Module(module._ivalue()->compilation_unit(), module.type()));
+}
+
+std::unique_ptr<CopyMemo> copy_memo_new() { return std::make_unique<CopyMemo>(); }
+
+static void register_like(const Module &source, const std::string &name, const Module &target, IValue value) {
+  auto cls = source.type();
+  auto slot = cls->getAttributeSlot(name);
+  edit(target)->register_attribute(name, cls->getAttribute(slot), std::move(value), cls->is_parameter(slot),
+                                   cls->is_buffer(slot));
+}
+
+void module_copy_attribute(const Module &source, rust::Str name, const Module &target) {
+  register_like(source, text(name), target, source.attr(text(name)));
+}
+
+void module_deepcopy_attribute(const Module &source, rust::Str name, const Module &target, CopyMemo &memo) {
+  register_like(source, text(name), target, source.attr(text(name)).deepcopy(memo));
+}
+
+void module_set_submodule(const Module &module, rust::Str name, const Type &type, const Module &submodule) {
+  module.type()->addOrCheckAttribute(text(name), type.ptr);
+  module._ivalue()->setAttr(text(name), submodule._ivalue());
+}
+
+void module_copy_constant(const Module &source, rust::Str name, const Module &target) {
+  target.type()->addConstant(text(name), source.type()->getConstant(text(name)));
+}
+
+void module_copy_method(const Module &source, rust::Str method, const Module &target, const Graph &graph) {
+  const auto &function = source.get_method(text(method)).function();
+  auto to_target = [&](c10::TypePtr type) -> c10::TypePtr { return *type == *source.type() ? target.type() : type; };
+  auto schema = function.getSchema().cloneWithRemappedTypes(to_target);
+  auto copied = target._ivalue()->compilation_unit()->create_function(
+      c10::QualifiedName(*target.type()->name(), text(method)), edit(graph)->shared_from_this());
+  target.type()->addMethod(copied);
+  copied->setSchema(std::move(schema));
+}
+
 size_t module_address(const Module &module) { return reinterpret_cast<size_t>(module._ivalue().get()); }
 
 static void fit_slots(c10::ivalue::Object &object) {

@@ -27,6 +27,9 @@ struct Type {
   c10::TypePtr ptr;
 };
 
+// What deep copies made so far, so that tensors which share memory still do among the copies.
+using CopyMemo = c10::IValue::HashIdentityIValueMap;
+
 struct ValueRef;
 struct Schema;
 struct SourceRange;

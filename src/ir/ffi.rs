@@ -70,6 +70,7 @@ pub(crate) mod bridge {
         type IValue;
         type IValues;
         type Tensor;
+        type CopyMemo;
 
         // Graphs
         fn graph_new() -> SharedPtr<Graph>;
@@ -204,6 +205,19 @@ pub(crate) mod bridge {
         fn module_handle(module: &Module) -> UniquePtr<Module>;
         fn module_clone(module: &Module) -> Result<UniquePtr<Module>>;
         fn module_deepcopy(module: &Module) -> Result<UniquePtr<Module>>;
+        fn module_of_new_class_like(module: &Module) -> Result<UniquePtr<Module>>;
+        fn module_of_class(module: &Module) -> Result<UniquePtr<Module>>;
+        fn copy_memo_new() -> UniquePtr<CopyMemo>;
+        fn module_copy_attribute(source: &Module, name: &str, target: &Module) -> Result<()>;
+        fn module_deepcopy_attribute(
+            source: &Module,
+            name: &str,
+            target: &Module,
+            memo: Pin<&mut CopyMemo>,
+        ) -> Result<()>;
+        fn module_set_submodule(module: &Module, name: &str, ty: &Type, submodule: &Module) -> Result<()>;
+        fn module_copy_constant(source: &Module, name: &str, target: &Module) -> Result<()>;
+        fn module_copy_method(source: &Module, method: &str, target: &Module, graph: &Graph) -> Result<()>;
         fn module_address(module: &Module) -> usize;
         fn module_fit_slots(module: &Module);
         fn module_type(module: &Module) -> UniquePtr<Type>;
@@ -297,6 +311,5 @@ pub(crate) mod bridge {
         fn libtorch_insert_quant_dequant(module: &Module, method: &str, dynamic: bool) -> Result<UniquePtr<Module>>;
         fn libtorch_finalize(module: &Module, dynamic: bool, preserved: &[String]) -> Result<UniquePtr<Module>>;
         fn libtorch_fold_conv_batch_norm(module: &Module) -> Result<UniquePtr<Module>>;
-        fn libtorch_dedup_module_uses(module: &Module) -> Result<()>;
     }
 }

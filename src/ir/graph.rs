@@ -24,6 +24,8 @@ pub enum GeneralPass {
     DeadCodeElimination,
     /// Every call of a method or a function is replaced by its body.
     Inline,
+    /// What `torch.jit.fork` would run beside is run in place.
+    InlineForkWait,
     LowerSimpleTuples,
     Peephole,
     RemoveListMutation,
@@ -38,6 +40,7 @@ impl GeneralPass {
             Self::ConstantPropagation => "constant_propagation",
             Self::DeadCodeElimination => "dead_code_elimination",
             Self::Inline => "inline",
+            Self::InlineForkWait => "inline_fork_wait",
             Self::LowerSimpleTuples => "lower_simple_tuples",
             Self::Peephole => "peephole",
             Self::RemoveListMutation => "remove_list_mutation",

@@ -8,6 +8,7 @@ pub(crate) mod ffi;
 mod graph;
 mod ivalue;
 mod module;
+mod module_clone;
 mod node;
 pub mod pattern;
 mod rewrite;

@@ -1,59 +1,79 @@
 //! Which bin of a histogram a value falls into, and how many values fall into each.
+#![allow(unsafe_code)]
 
 use super::multiversion::multiversion;
 use crate::kernel::Isa;
 
-/// `count` bins of equal width between two edges. A bin holds its left edge; the last one its right edge as well.
+/// `count` bins of equal width over a range. A bin holds its left edge; the last one its right edge as well.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Bins {
     min: f32,
     max: f32,
     count: usize,
+    first_edge: f32,
+    last_edge: f32,
 }
 
 impl Bins {
-    /// Bins from `min` to `max`, which must be finite and in this order.
+    /// Bins for the values from `min` to `max`, which must be finite and in this order.
     ///
-    /// A range of a single value is widened as `torch.histc` does: by 1 to each side, or to the neighbouring floats
-    /// where 1 is too little to make a difference.
+    /// The edges of a range of a single value are set apart as `torch.histc` does: by 1 to each side, or to the
+    /// neighbouring floats where 1 is too little to make a difference.
     pub fn new(min: f32, max: f32, count: usize) -> Self {
         debug_assert!(min.is_finite() && max.is_finite() && min <= max && count > 0);
-        if min < max {
-            return Self { min, max, count };
-        }
-        let min = (min - 1.0).min(min.next_down()).max(f32::MIN);
-        let max = (max + 1.0).max(max.next_up()).min(f32::MAX);
-        Self { min, max, count }
-    }
-
-    /// How many values of `x` are in each bin. Every value must lie between the edges.
-    pub fn counts(&self, x: &[f32]) -> BinCounts {
-        let mut counts = BinCounts::new(self.count);
-        self.count_into(Isa::current(), x, &mut counts);
-        counts
-    }
-
-    /// Adds the values of `x`, every one of which must lie between the edges, to `counts`.
-    pub fn count_into(&self, isa: Isa, x: &[f32], counts: &mut BinCounts) {
-        let width = self.max - self.min;
-        if (width * self.count as f32).is_finite() {
-            bin_counts(isa, x, *self, width, counts);
+        let (first_edge, last_edge) = if min < max {
+            (min, max)
         } else {
-            x.iter().for_each(|&value| counts.tables[self.wide_position(value)] += 1);
-        }
+            ((min - 1.0).min(min.next_down()).max(f32::MIN), (max + 1.0).max(max.next_up()).min(f32::MAX))
+        };
+        Self { min, max, count, first_edge, last_edge }
     }
 
-    /// The bin of `value`: `trunc((value - min) * count / width)` in f32, the formula of `torch.histc`.
+    /// The bin of `value`, the nearest one if it is outside the range.
+    pub fn bin_of(&self, value: f32) -> usize {
+        if self.overflows() { self.wide_position(value) } else { self.position(value) as usize }
+    }
+
+    /// Adds the values of `x` to `counts`; `false`, and any counts, if one of them is NaN or outside the range.
+    #[must_use]
+    pub fn count_into(&self, isa: Isa, x: &[f32], counts: &mut BinCounts) -> bool {
+        assert_eq!(counts.bins, self.count, "bins to count into");
+        if !self.overflows() {
+            return count_bins(isa, x, self, counts);
+        }
+        x.iter().all(|&value| {
+            counts.tables[self.wide_position(value)] += 1;
+            self.contains(value)
+        })
+    }
+
+    /// Whether [`Bins::position`] overflows.
+    fn overflows(&self) -> bool {
+        !((self.last_edge - self.first_edge) * self.count as f32).is_finite()
+    }
+
     #[inline(always)]
-    fn position(&self, width: f32, value: f32) -> u32 {
-        let position = (value - self.min) * self.count as f32 / width;
-        (position as i32 as u32).min(self.count as u32 - 1)
+    fn contains(&self, value: f32) -> bool {
+        value >= self.min && value <= self.max
+    }
+
+    /// The bin of `value`: `trunc((value - first_edge) * count / (last_edge - first_edge))` in f32, the formula of
+    /// `torch.histc`. A value that is in no bin gets the first or the last.
+    #[inline(always)]
+    fn position(&self, value: f32) -> u32 {
+        let last = self.count as f32 - 1.0;
+        let position = (value - self.first_edge) * self.count as f32 / (self.last_edge - self.first_edge);
+        // Written so that NaN becomes 0 and each line is one machine instruction.
+        let position = if position > 0.0 { position } else { 0.0 };
+        let position = if position < last { position } else { last };
+        // SAFETY: `position` is no NaN and from 0 to `last`, which is less than Histogram::MAX_BINS, far below i32::MAX.
+        unsafe { position.to_int_unchecked::<i32>() as u32 }
     }
 
     /// [`Bins::position`] in f64, for a range so wide that f32 overflows.
     fn wide_position(&self, value: f32) -> usize {
-        let (min, max) = (f64::from(self.min), f64::from(self.max));
-        let position = (f64::from(value) - min) * self.count as f64 / (max - min);
+        let (first, last) = (f64::from(self.first_edge), f64::from(self.last_edge));
+        let position = (f64::from(value) - first) * self.count as f64 / (last - first);
         (position as usize).min(self.count - 1)
     }
 }
@@ -61,11 +81,11 @@ impl Bins {
 /// How many values are in each bin.
 ///
 /// Neighbouring values are counted in different tables: values of one bin in a row (the zeros that a relu leaves)
-/// would otherwise each wait for the sum before.
+/// would otherwise each wait for the sum before. For the same reason the counts of one bin must not be a multiple of
+/// 4096 bytes apart, where a load takes an earlier store for its own until their whole addresses are compared.
 pub struct BinCounts {
     tables: Vec<u32>,
-    /// Length of a table: the number of bins rounded up to a power of two, so that a mask replaces the bounds check.
-    stride: usize,
+    bins: usize,
 }
 
 impl BinCounts {
@@ -73,47 +93,59 @@ impl BinCounts {
 
     /// Zero in each of `bins` bins.
     pub fn new(bins: usize) -> Self {
-        let stride = bins.next_power_of_two();
-        Self { tables: vec![0; Self::TABLES * stride], stride }
+        Self { tables: vec![0; Self::TABLES * Self::distance(bins)], bins }
     }
 
-    /// Adds the number of values in each bin to `histogram`, which has one element a bin.
-    pub fn add_to(&self, histogram: &mut [f32]) {
+    /// From one table to the next, in counts: `PAGE / TABLES` more than some whole pages.
+    fn distance(bins: usize) -> usize {
+        const PAGE: usize = 4096 / size_of::<u32>();
+        bins.next_multiple_of(PAGE) + PAGE / Self::TABLES
+    }
+
+    /// Adds the number of values in each bin, over all `parts`, to `histogram`, which has one element a bin.
+    pub fn add_to(parts: &[Self], histogram: &mut [f32]) {
+        let distance = Self::distance(histogram.len());
+        let tables: Vec<&[u32]> = parts.iter().flat_map(|part| part.tables.chunks_exact(distance)).collect();
         for (bin, count) in histogram.iter_mut().enumerate() {
-            let values: u64 = self.tables[bin..].iter().step_by(self.stride).map(|&values| u64::from(values)).sum();
-            *count += values as f32;
+            *count += tables.iter().map(|table| u64::from(table[bin])).sum::<u64>() as f32;
         }
     }
 }
 
 multiversion! {
-    fn bin_counts(x: &[f32], bins: Bins, width: f32, counts: &mut BinCounts) = count_in_steps;
+    fn count_bins(x: &[f32], bins: &Bins, counts: &mut BinCounts) -> bool = count_in_steps;
 }
 
+/// Values whose bins are computed, several in an instruction, before they are counted one by one.
+const STEP: usize = 256;
+
 #[inline(always)]
-fn count_in_steps(x: &[f32], bins: Bins, width: f32, counts: &mut BinCounts) {
-    const STEP: usize = 256;
-    let mask = counts.stride - 1;
-    let (even, odd) = counts.tables.split_at_mut(2 * counts.stride);
-    let (first, second) = even.split_at_mut(counts.stride);
-    let (third, fourth) = odd.split_at_mut(counts.stride);
-    let tables = [first, second, third, fourth].map(|table| &mut table[..=mask]);
-    let [first, second, third, fourth] = tables;
+fn count_in_steps(x: &[f32], bins: &Bins, counts: &mut BinCounts) -> bool {
+    let distance = BinCounts::distance(counts.bins);
+    let (first, rest) = counts.tables.split_at_mut(distance);
+    let (second, rest) = rest.split_at_mut(distance);
+    let (third, fourth) = rest.split_at_mut(distance);
 
     let (steps, rest) = x.as_chunks::<STEP>();
     let mut positions = [0u32; STEP];
     for step in steps {
+        let mut outside = 0;
         for (position, &value) in positions.iter_mut().zip(step) {
-            *position = bins.position(width, value);
+            *position = bins.position(value);
+            outside |= u32::from(!bins.contains(value));
         }
-        for quad in positions.as_chunks::<4>().0 {
-            first[quad[0] as usize & mask] += 1;
-            second[quad[1] as usize & mask] += 1;
-            third[quad[2] as usize & mask] += 1;
-            fourth[quad[3] as usize & mask] += 1;
+        if outside != 0 {
+            return false;
+        }
+        for quad in positions.as_chunks::<{ BinCounts::TABLES }>().0 {
+            first[quad[0] as usize] += 1;
+            second[quad[1] as usize] += 1;
+            third[quad[2] as usize] += 1;
+            fourth[quad[3] as usize] += 1;
         }
     }
-    for &value in rest {
-        first[bins.position(width, value) as usize & mask] += 1;
-    }
+    rest.iter().all(|&value| {
+        first[bins.position(value) as usize] += 1;
+        bins.contains(value)
+    })
 }

@@ -164,3 +164,44 @@ impl IntervalError {
 fn integral_of_squares(from: f32, to: f32) -> f32 {
     (to * to * to - from * from * from) / 3.0
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    proptest! {
+        #![proptest_config(ProptestConfig { cases: 20_000, failure_persistence: None, ..ProptestConfig::default() })]
+
+        #[test]
+        fn the_interval_is_the_exact_floor(interval in 1e-3f32..4.0, whole in 0u32..300, aside in -2i32..=2) {
+            let error = IntervalError {
+                start: 0,
+                bin_width: 1.0,
+                interval,
+                per_interval: intervals_per(interval),
+                half: 0.0,
+                minus_half: 0.0,
+            };
+            // A few floats to each side of a whole number of intervals.
+            let position = f32::from_bits((whole as f32 * interval).to_bits().saturating_add_signed(aside));
+            // f64 holds these products exactly.
+            let reached = |intervals: u32| f64::from(position) >= f64::from(intervals) * f64::from(interval);
+            let floor = (1..256).take_while(|&intervals| reached(intervals)).count();
+            prop_assert_eq!(error.interval_of(position), floor as f32);
+        }
+    }
+
+    #[test]
+    fn positions_outside_get_the_first_or_last_interval() {
+        let error = IntervalError {
+            start: 0,
+            bin_width: 1.0,
+            interval: 0.5,
+            per_interval: intervals_per(0.5),
+            half: 0.25,
+            minus_half: -0.25,
+        };
+        assert_eq!([-3.0, -0.0, 127.5, 1e9].map(|position| error.interval_of(position)), [0.0, 0.0, 255.0, 255.0]);
+    }
+}

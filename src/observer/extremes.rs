@@ -74,12 +74,12 @@ multiversion! {
 
 /// Elements that a step takes: two to eight registers' worth.
 const STEP: usize = 32;
-/// The step of rows that are shorter than [`STEP`].
+/// The step of rows too short for [`STEP`] to pay: they spend more time on bringing the lanes together.
 const SHORT_STEP: usize = 8;
 
 #[inline(always)]
 fn extremes_of(x: &[f32]) -> Extremes {
-    if x.len() >= STEP {
+    if x.len() >= 8 * STEP {
         extremes_in_steps::<STEP>(x)
     } else if x.len() >= SHORT_STEP {
         extremes_in_steps::<SHORT_STEP>(x)
@@ -91,14 +91,36 @@ fn extremes_of(x: &[f32]) -> Extremes {
 /// Of at least `N` floats. The last step takes the last `N`, some of which were seen before: that changes no extreme.
 #[inline(always)]
 fn extremes_in_steps<const N: usize>(x: &[f32]) -> Extremes {
-    let mut lanes = [Extremes::NONE; N];
-    let (steps, _) = x.as_chunks::<N>();
-    for step in steps.iter().chain(x.last_chunk::<N>()) {
-        for (lane, &value) in lanes.iter_mut().zip(step) {
-            *lane = lane.with(value);
+    let mut largest_signed = [Extremes::NONE.largest_signed; N];
+    let mut largest_unsigned = [Extremes::NONE.largest_unsigned; N];
+    let mut smallest_unsigned = [Extremes::NONE.smallest_unsigned; N];
+    let mut take = |step: &[f32; N]| {
+        for lane in 0..N {
+            let bits = step[lane].to_bits();
+            largest_signed[lane] = largest_signed[lane].max(bits as i32);
+            largest_unsigned[lane] = largest_unsigned[lane].max(bits);
+            smallest_unsigned[lane] = smallest_unsigned[lane].min(bits);
         }
+    };
+    x.as_chunks::<N>().0.iter().for_each(&mut take);
+    x.last_chunk::<N>().into_iter().for_each(&mut take);
+    Extremes {
+        largest_signed: reduce(largest_signed, i32::max),
+        largest_unsigned: reduce(largest_unsigned, u32::max),
+        smallest_unsigned: reduce(smallest_unsigned, u32::min),
     }
-    lanes.into_iter().fold(Extremes::NONE, Extremes::merge)
+}
+
+/// All of a power of two of lanes, by halves: short rows spend much of their time here.
+#[inline(always)]
+fn reduce<T: Copy, const N: usize>(mut lanes: [T; N], pick: impl Fn(T, T) -> T) -> T {
+    let mut half = N / 2;
+    while half > 0 {
+        let (left, right) = lanes.split_at_mut(half);
+        left.iter_mut().zip(right).for_each(|(left, right)| *left = pick(*left, *right));
+        half /= 2;
+    }
+    lanes[0]
 }
 
 #[inline(always)]

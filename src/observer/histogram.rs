@@ -2,20 +2,17 @@
 
 use super::binning::{BinCounts, Bins};
 use super::error_search::least_error_range;
-use super::extremes::extremes;
-use super::range::{NotFinite, UNSET, min_max};
+use super::parts::{ParallelFor, map_parts, serially};
+use super::range::{NotFinite, min_max_in_parts};
 use crate::kernel::Isa;
 
 /// Into how many parts a bin is divided when its count moves to other bins (torch.ao's `upsample_rate`).
 const PARTS: usize = 16;
 
-/// Values that are looked at for their range and then counted while they are in the first-level cache.
-const BLOCK: usize = 4096;
-
 /// A histogram observer's state, seen in the memory that holds it: `counts.len()` bins of equal width from `min` to
 /// `max`, as torch.ao's `HistogramObserver` keeps them in its buffers `histogram`, `min_val` and `max_val`.
 ///
-/// Counts are f32: whole numbers, or multiples of 1/16 once the range has grown, exact up to 2^24.
+/// Counts are f32: whole numbers, exact up to 2^24, or sums of sixteenths of earlier counts once the range has grown.
 ///
 /// ```
 /// use jitquant::observer::{Histogram, UNSET};
@@ -39,7 +36,7 @@ impl<'a> Histogram<'a> {
     /// The most bins that a histogram can have: up to here f32 can number them.
     pub const MAX_BINS: usize = 1 << 24;
 
-    /// A view of the state in `counts`, `min` and `max`: zeros and [`UNSET`] at first.
+    /// A view of the state in `counts`, `min` and `max`: zeros and [`UNSET`](super::UNSET) at first.
     ///
     /// # Panics
     /// If there are no bins, or more than [`Histogram::MAX_BINS`].
@@ -48,9 +45,9 @@ impl<'a> Histogram<'a> {
         Self { counts, min, max }
     }
 
-    /// Whether nothing was observed yet.
+    /// Whether nothing was observed yet: whether `min` and `max` are not the ends of a finite range.
     pub fn is_unset(&self) -> bool {
-        *self.min == UNSET.0 || *self.max == UNSET.1
+        !(self.min.is_finite() && self.max.is_finite() && *self.min <= *self.max)
     }
 
     /// Takes `x` in: counts its values, after widening the range where `x` has values outside.
@@ -58,13 +55,18 @@ impl<'a> Histogram<'a> {
     /// `x` is read once where its values lie within the range, as they mostly do after the first batches, and twice
     /// otherwise. Where `x` has NaN or infinity, nothing changes.
     pub fn observe(&mut self, x: &[f32]) -> Result<(), NotFinite> {
-        if let Some(counts) = self.count_within_range(x) {
-            counts.add_to(self.counts);
-            return Ok(());
+        self.observe_in_parts(x, 1, &serially)
+    }
+
+    /// [`Histogram::observe`] on up to `threads` threads of the host.
+    pub fn observe_in_parts(&mut self, x: &[f32], threads: usize, run: ParallelFor<'_>) -> Result<(), NotFinite> {
+        let mut counts = self.count_within_range(x, threads, run);
+        if counts.is_none() {
+            let Some(batch) = min_max_in_parts(x, threads, run)? else { return Ok(()) };
+            self.widen(batch);
+            counts = self.count_within_range(x, threads, run);
         }
-        let Some(batch) = min_max(x)? else { return Ok(()) };
-        self.widen(batch);
-        Bins::new(*self.min, *self.max, self.counts.len()).counts(x).add_to(self.counts);
+        BinCounts::add_to(&counts.expect("all values are within their own range"), self.counts);
         Ok(())
     }
 
@@ -95,23 +97,18 @@ impl<'a> Histogram<'a> {
         (!self.is_unset()).then(|| least_error_range(self.counts, *self.min, *self.max))
     }
 
-    /// The counts of `x`, or `None` where a value lies outside the range or is NaN, or nothing was observed yet.
-    fn count_within_range(&self, x: &[f32]) -> Option<BinCounts> {
+    /// The counts of parts of `x`, or `None` where a value lies outside the range or is NaN, or nothing was observed yet.
+    fn count_within_range(&self, x: &[f32], threads: usize, run: ParallelFor<'_>) -> Option<Vec<BinCounts>> {
         if self.is_unset() {
             return None;
         }
         let isa = Isa::current();
         let bins = Bins::new(*self.min, *self.max, self.counts.len());
-        let mut counts = BinCounts::new(self.counts.len());
-        for block in x.chunks(BLOCK) {
-            let found = extremes(isa, block);
-            let (min, max) = found.min_max();
-            if !found.is_finite() || min < *self.min || max > *self.max {
-                return None;
-            }
-            bins.count_into(isa, block, &mut counts);
-        }
-        Some(counts)
+        let count = |part: &[f32]| {
+            let mut counts = BinCounts::new(self.counts.len());
+            bins.count_into(isa, part, &mut counts).then_some(counts)
+        };
+        map_parts(x, threads, run, count).into_iter().collect()
     }
 
     /// Makes the range hold `(min, max)` as well and moves the counts into the bins of the new range.
@@ -137,10 +134,9 @@ fn rebin(counts: &[f32], from: (f32, f32), to: (f32, f32)) -> Vec<f32> {
         return counts.to_vec();
     }
     if from.0 == from.1 {
-        let mut moved = vec![0.0; counts.len()];
-        Bins::new(to.0, to.1, counts.len()).counts(&[from.0]).add_to(&mut moved);
         let total = counts.iter().map(|&count| f64::from(count)).sum::<f64>() as f32;
-        moved.iter_mut().for_each(|count| *count *= total);
+        let mut moved = vec![0.0; counts.len()];
+        moved[Bins::new(to.0, to.1, counts.len()).bin_of(from.0)] = total;
         return moved;
     }
 

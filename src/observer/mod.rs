@@ -15,6 +15,9 @@
 //! A state that has seen nothing has `min = +inf`, `max = -inf` ([`UNSET`]) and zero counts. An empty tensor changes
 //! nothing. A tensor with NaN or infinity is refused with [`NotFinite`], and the state stays as it was.
 //!
+//! All of this runs on the calling thread. [`min_max_in_parts`] and [`Histogram::observe_in_parts`] take a parallel loop
+//! of the host and give the same bits.
+//!
 //! The qparams are those of torch.ao's observers of the same names (`torch/ao/quantization/observer.py`, PyTorch
 //! 2.13). Every function gives the same bits on every instruction set.
 //!
@@ -44,6 +47,7 @@ mod multiversion;
 #[cfg(feature = "torch")]
 #[allow(unsafe_code)]
 mod operators;
+mod parts;
 mod qparams;
 mod range;
 
@@ -53,9 +57,10 @@ pub use histogram::Histogram;
 pub use module::{ObserverConfig, ObserverKind};
 #[cfg(feature = "torch")]
 pub(crate) use operators::keep_observer_operators;
+pub use parts::ParallelFor;
 pub use qparams::{Dtype, QParams, QParamsError, QRange, Scheme, qparams, qparams_per_channel};
 pub use range::{
-    NotFinite, UNSET, average_range, merge_min_max, min_max, min_max_per_channel, observe_min_max,
+    NotFinite, UNSET, average_range, merge_min_max, min_max, min_max_in_parts, min_max_per_channel, observe_min_max,
     observe_min_max_per_channel, observe_moving_average, observe_moving_average_per_channel,
 };
 

@@ -4,6 +4,7 @@ use thiserror::Error;
 
 use super::channel_layout::ChannelLayout;
 use super::extremes::{Extremes, extremes, extremes_per_channel};
+use super::parts::{ParallelFor, map_parts, serially};
 use crate::kernel::Isa;
 
 /// `(min, max)` of a state that has observed nothing: `(+inf, -inf)`, as torch.ao's buffers are initialized.
@@ -46,7 +47,22 @@ impl NotFinite {
 /// assert_eq!(min_max(&[0.0, f32::NAN]).unwrap_err().first, 1);
 /// ```
 pub fn min_max(x: &[f32]) -> Result<Option<(f32, f32)>, NotFinite> {
-    let found = extremes(Isa::current(), x);
+    min_max_in_parts(x, 1, &serially)
+}
+
+/// [`min_max`] on up to `threads` threads of the host.
+///
+/// ```
+/// use jitquant::observer::{min_max, min_max_in_parts};
+/// use rayon::prelude::*;
+/// let x: Vec<f32> = (0..100_000).map(|value| value as f32).collect();
+/// let rayon = |parts: usize, task: &(dyn Fn(usize) + Sync)| (0..parts).into_par_iter().for_each(task);
+/// assert_eq!(min_max_in_parts(&x, 4, &rayon), min_max(&x));
+/// ```
+pub fn min_max_in_parts(x: &[f32], threads: usize, run: ParallelFor<'_>) -> Result<Option<(f32, f32)>, NotFinite> {
+    let isa = Isa::current();
+    let parts = map_parts(x, threads, run, |part| extremes(isa, part));
+    let found = parts.into_iter().fold(Extremes::NONE, Extremes::merge);
     if !found.is_finite() {
         return Err(NotFinite::in_tensor(x));
     }

@@ -1,8 +1,11 @@
 //! Quantization passes over TorchScript modules.
 
+mod fuse_linear;
 mod insert_observers;
 mod layers;
+pub mod op_table;
 mod register_prepack_params;
+mod replace_convolution;
 
 pub use insert_observers::insert_observers;
 pub use layers::{Coverage, Layer, layer_operator, layers, source_of};
