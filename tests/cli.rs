@@ -95,7 +95,7 @@ fn inspect_says_what_a_model_is() {
 fn labels_give_accuracy() {
     let desk = Desk::new();
     let x = images(8, 3);
-    let scores = classifier().forward(&[x.clone()]).unwrap().as_tensor().unwrap().to_vec::<f32>().unwrap();
+    let scores = classifier().forward(std::slice::from_ref(&x)).unwrap().as_tensor().unwrap().to_vec::<f32>().unwrap();
     let labels: Vec<f32> = jitquant::measure::top_classes(&scores, 8).into_iter().map(|class| class as f32).collect();
     write_npy(&desk.path("x8.npy"), &x);
     write_npy(&desk.path("labels.npy"), &Tensor::from_slice(&labels, &[8]).unwrap());
