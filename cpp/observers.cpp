@@ -30,9 +30,7 @@ Tensor dense(const Tensor &x) {
   return values.is_non_overlapping_and_dense() ? values : values.contiguous();
 }
 
-rust::Slice<const float> read(const Tensor &x) {
-  return {x.const_data_ptr<float>(), static_cast<size_t>(x.numel())};
-}
+rust::Slice<const float> read(const Tensor &x) { return {x.const_data_ptr<float>(), static_cast<size_t>(x.numel())}; }
 
 rust::Slice<float> write(const Tensor &x, const char *buffer) {
   TORCH_CHECK(x.scalar_type() == c10::kFloat && x.is_contiguous() && x.is_cpu(), "an observer's ", buffer,

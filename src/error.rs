@@ -1,6 +1,8 @@
 //! The one error type of the library.
 
-use std::path::{Path, PathBuf};
+#[cfg(feature = "torch")]
+use std::path::Path;
+use std::path::PathBuf;
 
 /// What went wrong, where, and (where it helps) what would be accepted.
 #[derive(Debug, thiserror::Error)]
@@ -41,6 +43,7 @@ pub enum Error {
 /// The result of a fallible call of this library.
 pub type Result<T, E = Error> = std::result::Result<T, E>;
 
+#[cfg(feature = "torch")]
 impl Error {
     pub(crate) fn invalid(message: impl Into<String>) -> Self {
         Self::Invalid(message.into())
@@ -56,10 +59,12 @@ impl Error {
 }
 
 /// Adds what was being done to an error.
+#[cfg(feature = "torch")]
 pub(crate) trait Context<T> {
     fn context(self, context: impl FnOnce() -> String) -> Result<T>;
 }
 
+#[cfg(feature = "torch")]
 impl<T, E: Into<Error>> Context<T> for std::result::Result<T, E> {
     fn context(self, context: impl FnOnce() -> String) -> Result<T> {
         self.map_err(|e| Error::Context { context: context(), source: Box::new(e.into()) })

@@ -45,9 +45,9 @@ fn a_half_calibrated_observer_is_saved_and_goes_on() {
         let whole = ObserverConfig::new(kind).module().unwrap();
         let half = ObserverConfig::new(kind).module().unwrap();
         let (first, second) = (tensor(&[0.0, 1.0, 2.0]), tensor(&[-4.0, 1.0, 5.0]));
-        half.forward(&[first.clone()]).unwrap();
+        half.forward(std::slice::from_ref(&first)).unwrap();
         let half = Module::load_bytes(&half.save_bytes().unwrap()).unwrap();
-        half.forward(&[second.clone()]).unwrap();
+        half.forward(std::slice::from_ref(&second)).unwrap();
         whole.forward(&[first]).unwrap();
         whole.forward(&[second]).unwrap();
         assert_eq!(calculated(&half), calculated(&whole), "{}", kind.name());

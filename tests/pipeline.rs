@@ -22,7 +22,8 @@ fn quantized(module: &Module, quantizer: &Quantizer) -> (Module, Report) {
 
 fn sqnr(float: &Module, int8: &Module) -> f64 {
     let x = images(16, 99);
-    let run = |module: &Module| module.forward(std::slice::from_ref(&x)).unwrap().as_tensor().unwrap().to_f32_vec().unwrap();
+    let run =
+        |module: &Module| module.forward(std::slice::from_ref(&x)).unwrap().as_tensor().unwrap().to_f32_vec().unwrap();
     let mut comparison = Comparison::default();
     comparison.add(&run(float), &run(int8), 16);
     comparison.sqnr_db()

@@ -301,7 +301,7 @@ fn attributes(module: &Module) -> Vec<(String, String, String)> {
 }
 
 fn run(module: &Module, method: &str, input: &Tensor) -> Vec<f32> {
-    let output = module.call(method, &[input.clone()]).unwrap();
+    let output = module.call(method, std::slice::from_ref(input)).unwrap();
     output.as_tensor().unwrap().to_vec().unwrap()
 }
 

@@ -74,8 +74,8 @@ int main(int argc, char **argv) try {
     best = std::min(best, std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count());
   }
   write_npy(argv[3], y.contiguous().to(at::kFloat));
-  std::cout << "output " << y.sizes() << " in " << best * 1e3 << " ms, jitquant in the process: "
-            << (has_jitquant() ? "yes" : "no") << "\n";
+  std::cout << "output " << y.sizes() << " in " << best * 1e3
+            << " ms, jitquant in the process: " << (has_jitquant() ? "yes" : "no") << "\n";
   return 0;
 } catch (const c10::Error &e) {
   std::cerr << e.what_without_backtrace() << "\n";

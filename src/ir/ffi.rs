@@ -4,6 +4,8 @@
 //! C++, Rust never reads its memory, and who may change what is decided by the safe types above this file.
 
 #[cxx::bridge(namespace = "jitquant")]
+// Only the conversions to and from tch use addresses.
+#[cfg_attr(not(feature = "tch"), allow(dead_code))]
 #[allow(missing_docs, clippy::missing_safety_doc, clippy::needless_lifetimes)]
 pub(crate) mod bridge {
     /// A value in a list of values.
