@@ -7,7 +7,6 @@
 #include <torch/csrc/jit/frontend/script_type_parser.h>
 #include <torch/csrc/jit/ir/constants.h>
 #include <torch/csrc/jit/ir/irparser.h>
-#include <torch/csrc/jit/passes/canonicalize.h>
 #include <torch/csrc/jit/passes/common_subexpression_elimination.h>
 #include <torch/csrc/jit/passes/constant_pooling.h>
 #include <torch/csrc/jit/passes/constant_propagation.h>
@@ -61,7 +60,9 @@ std::shared_ptr<Graph> graph_parse(rust::Str source) {
 }
 
 std::shared_ptr<Graph> graph_copy(const Graph &graph) { return edit(graph)->copy(); }
-rust::String graph_to_string(const Graph &graph, bool source_locations) { return graph.toString(source_locations); }
+rust::String graph_to_string(const Graph &graph, bool source_locations) {
+  return rust::String::lossy(graph.toString(source_locations));
+}
 const Block &graph_block(const Graph &graph) { return *graph.block(); }
 
 const Node &graph_create(const Graph &graph, rust::Str kind, size_t outputs) {
@@ -111,7 +112,6 @@ void graph_lint(const Graph &graph) { graph.lint(); }
 
 void graph_run_pass(const Graph &graph, rust::Str name) {
   static const std::unordered_map<std::string, std::function<void(std::shared_ptr<Graph> &)>> passes = {
-      {"canonicalize", [](auto &g) { g = jit::Canonicalize(g, false); }},
       {"constant_pooling", [](auto &g) { jit::ConstantPooling(g); }},
       {"constant_propagation", [](auto &g) { jit::ConstantPropagation(g, true); }},
       {"cse", [](auto &g) { jit::EliminateCommonSubexpression(g); }},
@@ -312,9 +312,6 @@ const Node &value_use_node(const Value &value, size_t index) { return *value.use
 size_t value_use_offset(const Value &value, size_t index) { return value.uses().at(index).offset; }
 void value_replace_all_uses_with(const Value &value, const Value &other) {
   edit(value)->replaceAllUsesWith(edit(other));
-}
-void value_replace_all_uses_after(const Value &value, const Node &node, const Value &other) {
-  edit(value)->replaceAllUsesAfterNodeWith(&node, edit(other));
 }
 bool value_is_constant(const Value &value) { return value.node()->kind() == c10::prim::Constant; }
 std::unique_ptr<IValue> value_constant(const Value &value) {

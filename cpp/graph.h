@@ -18,7 +18,7 @@ const Value &graph_insert_operator(const Graph &graph, const Node &before, rust:
 const Value &graph_insert_method_call(const Graph &graph, const Node &before, const Value &object, rust::Str method,
                                       rust::Slice<const ValueRef> inputs);
 rust::Vec<ValueRef> graph_insert_graph(const Graph &graph, const Node &before, const Graph &callee,
-                                     rust::Slice<const ValueRef> inputs);
+                                       rust::Slice<const ValueRef> inputs);
 void graph_lint(const Graph &graph);
 void graph_run_pass(const Graph &graph, rust::Str name);
 
@@ -88,7 +88,6 @@ size_t value_uses_len(const Value &value);
 const Node &value_use_node(const Value &value, size_t index);
 size_t value_use_offset(const Value &value, size_t index);
 void value_replace_all_uses_with(const Value &value, const Value &other);
-void value_replace_all_uses_after(const Value &value, const Node &node, const Value &other);
 bool value_is_constant(const Value &value);
 std::unique_ptr<IValue> value_constant(const Value &value);
 bool value_has_function(const Value &value);

@@ -7,9 +7,14 @@
 #include <torch/csrc/jit/frontend/resolver.h>
 #include <torch/csrc/jit/frontend/sugared_value.h>
 #include <torch/csrc/jit/passes/quantization/helper.h>
+#include <torch/csrc/jit/serialization/export.h>
 #include <torch/csrc/jit/serialization/import.h>
 #include <torch/version.h>
 
+#include <algorithm>
+#include <cerrno>
+#include <cstdio>
+#include <cstring>
 #include <sstream>
 
 #include "jitquant/src/ir/ffi.rs.h"
@@ -70,7 +75,19 @@ void module_save_file(const Module &module, rust::Str path, rust::Slice<const Ex
   jit::ExtraFilesMap files;
   for (const ExtraFile &file : extra)
     files[std::string(file.name)] = std::string(file.content.begin(), file.content.end());
-  module.save(text(path), files);
+  std::unique_ptr<FILE, int (*)(FILE *)> out(std::fopen(text(path).c_str(), "wb"), std::fclose);
+  TORCH_CHECK(out, std::strerror(errno));
+  // libtorch's writer throws from its destructor where a write fails: it is told that all went well.
+  int failure = 0;
+  auto write = [&](const void *data, size_t size) {
+    if (failure == 0 && std::fwrite(data, 1, size, out.get()) != size)
+      failure = errno;
+    return size;
+  };
+  jit::ExportModule(module, write, files);
+  if (std::fclose(out.release()) != 0 && failure == 0)
+    failure = errno;
+  TORCH_CHECK(failure == 0, std::strerror(failure));
 }
 
 rust::Vec<uint8_t> module_save_bytes(const Module &module) {
@@ -132,6 +149,18 @@ void module_copy_method(const Module &source, rust::Str method, const Module &ta
 }
 
 size_t module_address(const Module &module) { return reinterpret_cast<size_t>(module._ivalue().get()); }
+
+static void fit_slots(c10::ivalue::Object &object) {
+  // setSlot makes room; getSlot does not look how much there is.
+  size_t wanted = object.type()->numAttributes();
+  if (object.slots().size() < wanted)
+    object.setSlot(wanted - 1, IValue());
+  for (const IValue &slot : object.slots())
+    if (slot.isModule())
+      fit_slots(slot.toObjectRef());
+}
+void module_fit_slots(const Module &module) { fit_slots(*module._ivalue()); }
+
 std::unique_ptr<Type> module_type(const Module &module) { return own(Type{module.type()}); }
 
 rust::Vec<rust::String> module_method_names(const Module &module) {
@@ -209,7 +238,10 @@ void module_remove_attribute(const Module &module, rust::Str name) {
 }
 
 void module_train(const Module &module, bool on) { edit(module)->train(on); }
-bool module_is_training(const Module &module) { return module.is_training(); }
+bool module_is_training(const Module &module) {
+  IValue training = module.attr("training", true);
+  return training.isBool() && training.toBool();
+}
 
 std::unique_ptr<IValue> module_run(const Module &module, rust::Str method, std::unique_ptr<IValues> args,
                                    bool gradients) {
@@ -251,8 +283,12 @@ std::unique_ptr<IValue> ivalue_dict(const Type &key, const Type &value, std::uni
                                     std::unique_ptr<IValues> values) {
   TORCH_CHECK(keys->size() == values->size(), keys->size(), " keys and ", values->size(), " values");
   c10::impl::GenericDict dict(key.ptr, value.ptr);
-  for (size_t i = 0; i < keys->size(); ++i)
+  for (size_t i = 0; i < keys->size(); ++i) {
+    TORCH_CHECK((*keys)[i].type()->isSubtypeOf(*key.ptr) && (*values)[i].type()->isSubtypeOf(*value.ptr),
+                "a dictionary from ", key.ptr->repr_str(), " to ", value.ptr->repr_str(), " cannot hold ",
+                (*keys)[i].type()->repr_str(), " and ", (*values)[i].type()->repr_str());
     dict.insert((*keys)[i], (*values)[i]);
+  }
   return own(IValue(std::move(dict)));
 }
 
@@ -299,17 +335,22 @@ std::unique_ptr<Tensor> tensor_from_bytes(int32_t dtype, rust::Slice<const int64
 }
 
 std::unique_ptr<Tensor> tensor_handle(const Tensor &tensor) { return own(Tensor(tensor)); }
-std::unique_ptr<Tensor> tensor_from_address(size_t address) { return own(Tensor(*reinterpret_cast<Tensor *>(address))); }
+std::unique_ptr<Tensor> tensor_from_address(size_t address) {
+  return own(Tensor(*reinterpret_cast<Tensor *>(address)));
+}
 size_t tensor_address(const Tensor &tensor) { return reinterpret_cast<size_t>(&tensor); }
 bool tensor_defined(const Tensor &tensor) { return tensor.defined(); }
 int32_t tensor_dtype(const Tensor &tensor) { return static_cast<int32_t>(tensor.scalar_type()); }
 rust::Vec<int64_t> tensor_shape(const Tensor &tensor) {
   rust::Vec<int64_t> shape;
-  for (int64_t size : tensor.sizes())
-    shape.push_back(size);
+  if (!tensor.is_nested())
+    for (int64_t size : tensor.sizes())
+      shape.push_back(size);
   return shape;
 }
-size_t tensor_bytes_len(const Tensor &tensor) { return tensor.nbytes(); }
+size_t tensor_bytes_len(const Tensor &tensor) {
+  return tensor.defined() && tensor.layout() == at::kStrided && !tensor.is_nested() ? tensor.nbytes() : 0;
+}
 
 rust::Vec<uint8_t> tensor_to_bytes(const Tensor &tensor) {
   auto plain = tensor.is_quantized() ? tensor.int_repr() : tensor;
@@ -332,7 +373,7 @@ bool tensor_equal(const Tensor &tensor, const Tensor &other) { return tensor.equ
 std::unique_ptr<Tensor> tensor_copy(const Tensor &tensor) { return own(tensor.detach().clone()); }
 
 rust::String torch_version() { return TORCH_VERSION; }
-void torch_set_threads(int32_t threads) { at::set_num_threads(threads); }
+void torch_set_threads(int32_t threads) { at::set_num_threads(std::max(threads, 1)); }
 int32_t torch_threads() { return at::get_num_threads(); }
 
 struct SilentWarnings : c10::WarningHandler {

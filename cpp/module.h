@@ -23,6 +23,7 @@ void module_set_submodule(const Module &module, rust::Str name, const Type &type
 void module_copy_constant(const Module &source, rust::Str name, const Module &target);
 void module_copy_method(const Module &source, rust::Str method, const Module &target, const Graph &graph);
 size_t module_address(const Module &module);
+void module_fit_slots(const Module &module);
 std::unique_ptr<Type> module_type(const Module &module);
 rust::Vec<rust::String> module_method_names(const Module &module);
 std::shared_ptr<Graph> module_method_graph(const Module &module, rust::Str method);

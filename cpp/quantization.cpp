@@ -1,7 +1,6 @@
 #include "quantization.h"
 
 #include <torch/csrc/jit/passes/fold_conv_bn.h>
-#include <torch/csrc/jit/passes/quantization/dedup_module_uses.h>
 #include <torch/csrc/jit/passes/quantization/finalize.h>
 #include <torch/csrc/jit/passes/quantization/insert_quant_dequant.h>
 
@@ -29,7 +28,5 @@ std::unique_ptr<Module> libtorch_finalize(const Module &module, bool dynamic,
 std::unique_ptr<Module> libtorch_fold_conv_batch_norm(const Module &module) {
   return std::make_unique<Module>(jit::FoldConvBatchNorm(module));
 }
-
-void libtorch_dedup_module_uses(const Module &module) { jit::DedupModuleUses(*edit(module)); }
 
 } // namespace jitquant

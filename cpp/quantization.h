@@ -9,6 +9,5 @@ std::unique_ptr<Module> libtorch_insert_quant_dequant(const Module &module, rust
 std::unique_ptr<Module> libtorch_finalize(const Module &module, bool dynamic,
                                           rust::Slice<const rust::String> preserved);
 std::unique_ptr<Module> libtorch_fold_conv_batch_norm(const Module &module);
-void libtorch_dedup_module_uses(const Module &module);
 
 } // namespace jitquant

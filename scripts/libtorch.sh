@@ -36,7 +36,7 @@ check_foreign() {
         if [ "$file" = include/torch/script.h ] && [ -e "$folder/include/torch/csrc/api/include/torch/script.h" ]; then
             continue
         fi
-        [ -s "$folder/$file" ] || fail "$name is $folder, which has no $file. It must name the folder that holds include/ and lib/ of libtorch $version; unset it to have that downloaded."
+        [ -s "$folder/$file" ] || fail "$name is $folder, which has no $file. It must name the folder that holds include/ and lib/ of libtorch $version; without it, that is downloaded."
     done
     if [ -s "$folder/build-version" ]; then
         found=$(cat "$folder/build-version")

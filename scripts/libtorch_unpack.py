@@ -21,14 +21,16 @@ KEPT = [
     r"torch/lib/libtorch_cpu\.so",
     r"torch/lib/libc10\.so",
     r"torch/lib/libgomp\.so\.1",
-    # torch-sys names it on the linker's command line. It defines no symbol, so --as-needed leaves it out of the result.
-    r"torch/lib/libtorch\.so",
     r"nvidia/cu13/lib/libcudart\.so\.13",
     r"nvidia/cu13/lib/libcupti\.so\.13",
     r"torch-[^/]+\.dist-info/licenses/.+",
     r"nvidia_cuda_runtime-[^/]+\.dist-info/licenses/.+",
     r"nvidia_cuda_cupti-[^/]+\.dist-info/licenses/.+",
 ]
+
+# torch-sys and others link with -ltorch. The wheel's libtorch.so has no code: it only pulls in libtorch_cpu and the CUDA
+# half, which is left out. This linker script stands for the first of the two.
+LIBTORCH_SO = "/* GNU ld script: libtorch without its CUDA half. */\nINPUT ( -ltorch_cpu -lc10 )\n"
 
 
 def unpack(wheel: Path, target: Path) -> set[str]:
@@ -63,6 +65,7 @@ def main() -> None:
     # torch-sys compares this file, which libtorch's zip archives have and the wheel has not, with the version it is for.
     version = next(p.name for p in target.glob("torch-*.dist-info")).removeprefix("torch-").removesuffix(".dist-info")
     (target / "torch" / "build-version").write_text(version + "\n")
+    (target / "torch" / "lib" / "libtorch.so").write_text(LIBTORCH_SO)
 
     files = sorted(p for p in target.rglob("*") if p.is_file())
     lines = [f"{p.stat().st_size} {p.relative_to(target)}\n" for p in files]

@@ -38,14 +38,18 @@ clang_format() {
     fi
 }
 
-# Builds quietly (a compiler's messages are printed all the same), then runs: a heading a test binary, a dot a test.
+# cargo_test NAME OPTION...: builds quietly (a compiler's messages are printed all the same), then runs: a heading a test
+# binary, a dot a test.
 cargo_test() {
+    echo "run: $1" >>"$log"
+    shift
     cargo test --quiet --no-run "$@" && cargo test --no-fail-fast "$@" -- --quiet 2>&1 | tee -a "$log"
 }
 
-# With LIBTORCH pointing nowhere, a build that succeeds did not use libtorch.
+# With LIBTORCH pointing nowhere, a build that succeeds did not use libtorch. In a folder of its own, or each run would
+# build twice what depends on LIBTORCH.
 without_libtorch() {
-    LIBTORCH=/nonexistent "$@"
+    LIBTORCH=/nonexistent CARGO_TARGET_DIR=${CARGO_TARGET_DIR:-target}/no-libtorch "$@"
 }
 
 rustdoc() {
@@ -56,10 +60,10 @@ rustdoc() {
 check "rustfmt" cargo fmt --all --check
 check "clang-format" clang_format
 check "clippy, no features" without_libtorch cargo clippy --quiet --no-default-features --all-targets -- -D warnings
-check "tests, no features (no libtorch)" without_libtorch cargo_test --no-default-features
+check "tests, no features (no libtorch)" without_libtorch cargo_test "without libtorch" --no-default-features
 check "clippy, without tch" cargo clippy --quiet --no-default-features --features cli --all-targets -- -D warnings
-check "clippy, default features" cargo clippy --quiet --all-targets -- -D warnings
-check "tests, default features, with documentation tests" cargo_test
+check "clippy, default features" cargo clippy --quiet --workspace --all-targets -- -D warnings
+check "tests, default features, with documentation tests" cargo_test "default features"
 check "rustdoc" rustdoc
 
 printf '\n==> Summary (%d s)\n' "$SECONDS"
@@ -67,9 +71,12 @@ printf '    checks: %d passed, %d failed\n' "$passed" "${#failed[@]}"
 if [ ${#failed[@]} -gt 0 ]; then
     printf '    FAILED: %s\n' "${failed[@]}"
 fi
-# Of all "test result:" lines: a number stands before "passed;", "failed;", "ignored;".
-awk '/^test result: / {
-         for (i = 2; i <= NF; i++) if ($i ~ /^(passed|failed|ignored);$/) sum[$i] += $(i - 1)
+# Adds up each run's "test result:" lines: the number stands before "passed;", "failed;", "ignored;".
+awk 'function report() {
+         if (run) printf "    tests, %s: %d passed, %d failed, %d ignored\n", run, sum["passed;"], sum["failed;"], sum["ignored;"]
+         delete sum
      }
-     END { printf "    tests: %d passed, %d failed, %d ignored\n", sum["passed;"], sum["failed;"], sum["ignored;"] }' "$log"
+     /^run: / { report(); run = substr($0, 6) }
+     /^test result: / { for (i = 2; i <= NF; i++) if ($i ~ /^(passed|failed|ignored);$/) sum[$i] += $(i - 1) }
+     END { report() }' "$log"
 [ ${#failed[@]} -eq 0 ]

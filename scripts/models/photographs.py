@@ -47,9 +47,9 @@ IMAGENET_STD = np.array([0.229, 0.224, 0.225], dtype=np.float32).reshape(1, 3, 1
 def package_folder(package: str) -> Path:
     """Where an installed package lies, without importing it (its dependencies need not be there)."""
     spec = find_spec(package)
-    if spec is None or spec.origin is None:
+    if spec is None or not spec.submodule_search_locations:
         raise FileNotFoundError(f"the Python package {package} is not installed; run scripts/models/export.sh")
-    return Path(spec.origin).parent
+    return Path(next(iter(spec.submodule_search_locations)))
 
 
 def crops() -> tuple[np.ndarray, np.ndarray]:

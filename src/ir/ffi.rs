@@ -172,7 +172,6 @@ pub(crate) mod bridge {
         fn value_use_node(value: &Value, index: usize) -> Result<&Node>;
         fn value_use_offset(value: &Value, index: usize) -> Result<usize>;
         fn value_replace_all_uses_with(value: &Value, other: &Value) -> Result<()>;
-        fn value_replace_all_uses_after(value: &Value, node: &Node, other: &Value) -> Result<()>;
         fn value_is_constant(value: &Value) -> bool;
         fn value_constant(value: &Value) -> Result<UniquePtr<IValue>>;
         fn value_has_function(value: &Value) -> bool;
@@ -220,6 +219,7 @@ pub(crate) mod bridge {
         fn module_copy_constant(source: &Module, name: &str, target: &Module) -> Result<()>;
         fn module_copy_method(source: &Module, method: &str, target: &Module, graph: &Graph) -> Result<()>;
         fn module_address(module: &Module) -> usize;
+        fn module_fit_slots(module: &Module);
         fn module_type(module: &Module) -> UniquePtr<Type>;
         fn module_method_names(module: &Module) -> Vec<String>;
         fn module_method_graph(module: &Module, method: &str) -> Result<SharedPtr<Graph>>;
@@ -311,6 +311,5 @@ pub(crate) mod bridge {
         fn libtorch_insert_quant_dequant(module: &Module, method: &str, dynamic: bool) -> Result<UniquePtr<Module>>;
         fn libtorch_finalize(module: &Module, dynamic: bool, preserved: &[String]) -> Result<UniquePtr<Module>>;
         fn libtorch_fold_conv_batch_norm(module: &Module) -> Result<UniquePtr<Module>>;
-        fn libtorch_dedup_module_uses(module: &Module) -> Result<()>;
     }
 }

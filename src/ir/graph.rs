@@ -18,7 +18,6 @@ use crate::error::{Error, Result};
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[allow(missing_docs)]
 pub enum GeneralPass {
-    Canonicalize,
     CommonSubexpressionElimination,
     ConstantPooling,
     ConstantPropagation,
@@ -36,7 +35,6 @@ pub enum GeneralPass {
 impl GeneralPass {
     fn name(self) -> &'static str {
         match self {
-            Self::Canonicalize => "canonicalize",
             Self::CommonSubexpressionElimination => "cse",
             Self::ConstantPooling => "constant_pooling",
             Self::ConstantPropagation => "constant_propagation",
@@ -50,6 +48,9 @@ impl GeneralPass {
         }
     }
 }
+
+/// The kind of the node, in no block itself, whose block keeps destroyed nodes.
+pub(super) const GRAVEYARD: &str = "jitquant::destroyed";
 
 /// The handles on one libtorch graph, and the address of the node whose block keeps its destroyed nodes.
 #[derive(Default)]
@@ -95,6 +96,16 @@ impl Drop for Graph {
     }
 }
 
+/// The names of the values that a printed graph defines, in order: of arguments, of nodes' outputs, of blocks' arguments.
+fn defined_names(text: &str) -> Vec<&str> {
+    let lines = text.lines().map(str::trim).take_while(|line| !line.starts_with("with "));
+    lines
+        .filter(|line| !line.starts_with("return") && !line.starts_with("->"))
+        .flat_map(|line| line.split_once('=').map_or(line, |(outputs, _)| outputs).split('%').skip(1))
+        .map(|rest| rest.split(|c: char| !c.is_alphanumeric() && c != '_' && c != '.').next().unwrap_or_default())
+        .collect()
+}
+
 /// Frees the nodes that were put aside.
 fn bury(lease: &mut Lease) {
     if let Some(node) = lease.graveyard.take() {
@@ -130,7 +141,7 @@ impl Graph {
             // SAFETY: as in `bury`; the entry is only taken out when no borrow of this handle can be left.
             Some(node) => unsafe { &*(node as *const ffi::Node) },
             None => {
-                let node = ffi::graph_create(&self.raw, "jitquant::destroyed", 0)?;
+                let node = ffi::graph_create(&self.raw, GRAVEYARD, 0)?;
                 ffi::node_add_block(node)?;
                 lease.graveyard = Some(node as *const ffi::Node as usize);
                 node
@@ -139,8 +150,15 @@ impl Graph {
         Ok(ffi::node_block(node, 0)?)
     }
 
-    /// Frees what was put aside, and makes sure that nobody else holds a handle on the graph.
+    /// Frees what was put aside, and makes sure that nobody else holds a handle on the graph or on one within it.
     fn exclusive(&mut self) -> Result<()> {
+        for node in self.all_nodes() {
+            for name in node.attribute_names() {
+                if let Some(mut subgraph) = node.subgraph(&name) {
+                    subgraph.exclusive()?;
+                }
+            }
+        }
         let mut leases = leases();
         let lease = leases.entry(address(&self.raw)).or_default();
         if lease.handles > 1 {
@@ -163,7 +181,16 @@ impl Graph {
     /// # Errors
     /// Where libtorch's parser refuses the text.
     pub fn parse(text: &str) -> Result<Self> {
-        Ok(Self::lease(ffi::graph_parse(text)?))
+        let graph = Self::lease(ffi::graph_parse(text)?);
+        // libtorch's parser does not keep the values' names.
+        let (names, values) = (defined_names(text), graph.block().all_values());
+        if names.len() == values.len() {
+            let numbers = |name: &str| name.bytes().all(|c| c.is_ascii_digit());
+            for (name, value) in names.iter().zip(values).filter(|(name, _)| !numbers(name)) {
+                value.set_debug_name(name)?;
+            }
+        }
+        Ok(graph)
     }
 
     /// A graph with the same content and nodes of its own.

@@ -66,9 +66,6 @@ impl std::fmt::Debug for OtherValue {
     }
 }
 
-// SAFETY: an IValue is a reference-counted handle with an atomic count; libtorch passes them between threads.
-unsafe impl Send for OtherValue {}
-
 impl OtherValue {
     /// What it is, as libtorch tags it, e.g. `Object`.
     pub fn tag(&self) -> String {

@@ -1,7 +1,9 @@
 //! Modules: a TorchScript class instance with its methods, attributes and submodules.
 
+use std::cell::Cell;
 use std::io::Read;
 use std::path::Path;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use cxx::UniquePtr;
 
@@ -27,17 +29,22 @@ pub use super::ffi::bridge::{AttributeInfo, ExtraFile};
 /// assert_eq!(y.as_tensor().unwrap().to_vec::<f32>()?, [2.0, 4.0]);
 /// # Ok::<(), jitquant::Error>(())
 /// ```
+///
+/// Modules stay in the thread that made them: graphs and classes are shared by all handles and are not safe to change
+/// from two threads. Other threads load a module of their own from [`Module::save_bytes`].
 pub struct Module {
     raw: UniquePtr<ffi::Module>,
+    /// The value of [`CLASS_CHANGES`] for which the module is known to have a slot for each attribute of its class.
+    fitted: Cell<u64>,
 }
 
-// SAFETY: a module is a reference-counted handle with an atomic count; libtorch runs modules from many threads. Graphs,
-// which are not safe to share, are handed out with a count of handles that the passes check.
-unsafe impl Send for Module {}
+/// How often a class was given an attribute. Other modules of that class then lack the attribute's slot, and libtorch
+/// reads slots without looking at how many there are.
+static CLASS_CHANGES: AtomicU64 = AtomicU64::new(1);
 
 impl Clone for Module {
     fn clone(&self) -> Self {
-        Self { raw: ffi::module_handle(&self.raw) }
+        Self::from_raw(ffi::module_handle(&self.raw))
     }
 }
 
@@ -79,10 +86,15 @@ fn first_line(text: &str) -> &str {
 
 impl Module {
     pub(crate) fn from_raw(raw: UniquePtr<ffi::Module>) -> Self {
-        Self { raw }
+        Self { raw, fitted: Cell::new(0) }
     }
 
+    /// libtorch's module, with a slot for each attribute of its class, and its submodules likewise.
     pub(crate) fn raw(&self) -> &ffi::Module {
+        let changes = CLASS_CHANGES.load(Ordering::Relaxed);
+        if self.fitted.replace(changes) != changes {
+            ffi::module_fit_slots(&self.raw);
+        }
         &self.raw
     }
 
@@ -91,7 +103,7 @@ impl Module {
     /// # Errors
     /// Where `name` is not a qualified name.
     pub fn new(name: &str) -> Result<Self> {
-        Ok(Self { raw: ffi::module_new(&format!("__torch__.{name}"))? })
+        Ok(Self::from_raw(ffi::module_new(&format!("__torch__.{name}"))?))
     }
 
     /// Loads a TorchScript file; tensors go to the CPU wherever they were saved from.
@@ -107,7 +119,7 @@ impl Module {
             return Err(Error::file(path, "not a file; a TorchScript file (.pt) is expected"));
         }
         ffi::module_load_file(text)
-            .map(|raw| Self { raw })
+            .map(Self::from_raw)
             .map_err(|refusal| Error::file(path, why_not_loaded(path, refusal.what())))
     }
 
@@ -117,7 +129,7 @@ impl Module {
     /// Where the bytes are not a TorchScript archive.
     pub fn load_bytes(bytes: &[u8]) -> Result<Self> {
         crate::init()?;
-        Ok(Self { raw: ffi::module_load_bytes(bytes).context(|| "not the content of a TorchScript file".into())? })
+        Ok(Self::from_raw(ffi::module_load_bytes(bytes).context(|| "not the content of a TorchScript file".into())?))
     }
 
     /// The files that a TorchScript archive carries beside the code (`_extra_files` in Python).
@@ -145,7 +157,7 @@ impl Module {
     pub fn save_with(&self, path: impl AsRef<Path>, extra: &[ExtraFile]) -> Result<()> {
         crate::file::write_atomically(path.as_ref(), |temporary| {
             let text = temporary.to_str().ok_or_else(|| Error::file(temporary, "the path is not UTF-8"))?;
-            ffi::module_save_file(&self.raw, text, extra)
+            ffi::module_save_file(self.raw(), text, extra)
                 .map_err(|e| Error::file(path.as_ref(), format!("could not be written: {}", first_line(e.what()))))
         })
     }
@@ -155,7 +167,7 @@ impl Module {
     /// # Errors
     /// Where it holds something that cannot be saved.
     pub fn save_bytes(&self) -> Result<Vec<u8>> {
-        Ok(ffi::module_save_bytes(&self.raw)?)
+        Ok(ffi::module_save_bytes(self.raw())?)
     }
 
     /// A module with classes, attributes and code of its own. Submodules that shared a class or an instance still do;
@@ -164,7 +176,7 @@ impl Module {
     /// # Errors
     /// Where libtorch refuses to clone it.
     pub fn deep_clone(&self) -> Result<Self> {
-        Ok(Self { raw: ffi::module_clone(&self.raw)? })
+        Ok(Self::from_raw(ffi::module_clone(self.raw())?))
     }
 
     /// A module of the same class with copies of all attributes, tensors included.
@@ -172,17 +184,17 @@ impl Module {
     /// # Errors
     /// Where an attribute cannot be copied.
     pub fn copy_instance(&self) -> Result<Self> {
-        Ok(Self { raw: ffi::module_deepcopy(&self.raw)? })
+        Ok(Self::from_raw(ffi::module_deepcopy(self.raw())?))
     }
 
     /// Tells one module from another while both live.
     pub fn id(&self) -> usize {
-        ffi::module_address(&self.raw)
+        ffi::module_address(self.raw())
     }
 
     /// Its class.
     pub fn type_of(&self) -> Type {
-        Type(ffi::module_type(&self.raw))
+        Type(ffi::module_type(self.raw()))
     }
 
     /// The qualified name of its class as libtorch keeps it, e.g.
@@ -193,7 +205,7 @@ impl Module {
 
     /// The names of its methods.
     pub fn method_names(&self) -> Vec<String> {
-        ffi::module_method_names(&self.raw)
+        ffi::module_method_names(self.raw())
     }
 
     /// Whether it has a method `name`.
@@ -218,7 +230,7 @@ impl Module {
     /// Where it has no such method; the message lists those it has.
     pub fn graph(&self, name: &str) -> Result<Graph> {
         self.method(name)?;
-        Ok(Graph::lease(ffi::module_method_graph(&self.raw, name)?))
+        Ok(Graph::lease(ffi::module_method_graph(self.raw(), name)?))
     }
 
     /// The schema of method `name`, `self` included.
@@ -227,7 +239,7 @@ impl Module {
     /// Where it has no such method.
     pub fn schema(&self, name: &str) -> Result<Schema> {
         self.method(name)?;
-        Ok(ffi::module_method_schema(&self.raw, name)?)
+        Ok(ffi::module_method_schema(self.raw(), name)?)
     }
 
     /// Compiles methods from TorchScript source. `torch.…` names operators of `aten`, `ops.namespace.…` of any other
@@ -236,7 +248,8 @@ impl Module {
     /// # Errors
     /// What the compiler says, with the place in the source.
     pub fn define(&self, source: &str) -> Result<()> {
-        Ok(ffi::module_define(&self.raw, source)?)
+        // The compiler wants a line feed after the last statement.
+        Ok(ffi::module_define(self.raw(), &format!("{source}\n"))?)
     }
 
     /// Gives it a method `name` that runs a copy of `graph`, whose first argument is the module.
@@ -244,7 +257,7 @@ impl Module {
     /// # Errors
     /// Where a method of that name exists.
     pub fn create_method(&self, name: &str, graph: &Graph) -> Result<()> {
-        Ok(ffi::module_create_method(&self.raw, name, graph.raw())?)
+        Ok(ffi::module_create_method(self.raw(), name, graph.raw())?)
     }
 
     /// Copies method `from` to `to`, and the methods of submodules that it calls likewise.
@@ -253,7 +266,7 @@ impl Module {
     /// Where `from` does not exist or `to` does.
     pub fn clone_method(&self, from: &str, to: &str) -> Result<()> {
         self.method(from)?;
-        Ok(ffi::module_clone_method(&self.raw, from, to)?)
+        Ok(ffi::module_clone_method(self.raw(), from, to)?)
     }
 
     /// Takes a method away from its class.
@@ -262,22 +275,22 @@ impl Module {
     /// Where it has no such method.
     pub fn remove_method(&self, name: &str) -> Result<()> {
         self.method(name)?;
-        Ok(ffi::module_remove_method(&self.raw, name)?)
+        Ok(ffi::module_remove_method(self.raw(), name)?)
     }
 
     /// What its class declares, in order: parameters, buffers, submodules and plain attributes.
     pub fn attributes(&self) -> Vec<AttributeInfo> {
-        ffi::module_attributes(&self.raw)
+        ffi::module_attributes(self.raw())
     }
 
     /// The names of its constants.
     pub fn constants(&self) -> Vec<String> {
-        ffi::module_constants(&self.raw)
+        ffi::module_constants(self.raw())
     }
 
     /// Whether it has an attribute or a constant `name`.
     pub fn has_attribute(&self, name: &str) -> bool {
-        ffi::module_has_attribute(&self.raw, name)
+        ffi::module_has_attribute(self.raw(), name)
     }
 
     /// The value of attribute or constant `name`.
@@ -288,7 +301,7 @@ impl Module {
         if !self.has_attribute(name) {
             return Err(Error::invalid(format!("module {} has no attribute '{name}'", self.class_name())));
         }
-        IValue::from_raw(ffi::module_attribute(&self.raw, name)?)
+        IValue::from_raw(ffi::module_attribute(self.raw(), name)?)
     }
 
     /// Sets attribute `name`.
@@ -296,7 +309,7 @@ impl Module {
     /// # Errors
     /// Where it has none of that name, or it is declared of another type.
     pub fn set_attribute(&self, name: &str, value: &IValue) -> Result<()> {
-        Ok(ffi::module_set_attribute(&self.raw, name, &*value.to_raw()?)?)
+        Ok(ffi::module_set_attribute(self.raw(), name, &*value.to_raw()?)?)
     }
 
     /// Gives its class an attribute `name` of type `ty`, and it the value; `None` where the model's code sets it later.
@@ -304,7 +317,7 @@ impl Module {
     /// # Errors
     /// Where the value is not of that type, or an attribute of that name and another type exists.
     pub fn register_attribute(&self, name: &str, ty: &Type, value: &IValue) -> Result<()> {
-        Ok(ffi::module_register_attribute(&self.raw, name, &ty.0, &*value.to_raw()?, false, false)?)
+        self.register(name, ty, value, false, false)
     }
 
     /// Gives it a buffer: a tensor that is part of its state and not trained.
@@ -312,8 +325,7 @@ impl Module {
     /// # Errors
     /// Where an attribute of that name and another type exists.
     pub fn register_buffer(&self, name: &str, value: impl Into<IValue>) -> Result<()> {
-        let (ty, value) = (Type::parse("Tensor")?, value.into().to_raw()?);
-        Ok(ffi::module_register_attribute(&self.raw, name, &ty.0, &value, false, true)?)
+        self.register(name, &Type::parse("Tensor")?, &value.into(), false, true)
     }
 
     /// Gives it a parameter: a tensor that is trained.
@@ -321,8 +333,14 @@ impl Module {
     /// # Errors
     /// Where an attribute of that name and another type exists.
     pub fn register_parameter(&self, name: &str, value: impl Into<IValue>) -> Result<()> {
-        let (ty, value) = (Type::parse("Tensor")?, value.into().to_raw()?);
-        Ok(ffi::module_register_attribute(&self.raw, name, &ty.0, &value, true, false)?)
+        self.register(name, &Type::parse("Tensor")?, &value.into(), true, false)
+    }
+
+    fn register(&self, name: &str, ty: &Type, value: &IValue, is_parameter: bool, is_buffer: bool) -> Result<()> {
+        let value = value.to_raw()?;
+        ffi::module_register_attribute(self.raw(), name, &ty.0, &value, is_parameter, is_buffer)?;
+        CLASS_CHANGES.fetch_add(1, Ordering::Relaxed);
+        Ok(())
     }
 
     /// Gives it a submodule.
@@ -330,7 +348,9 @@ impl Module {
     /// # Errors
     /// Where an attribute of that name and another type exists.
     pub fn register_submodule(&self, name: &str, submodule: &Module) -> Result<()> {
-        Ok(ffi::module_register_submodule(&self.raw, name, &submodule.raw)?)
+        ffi::module_register_submodule(self.raw(), name, submodule.raw())?;
+        CLASS_CHANGES.fetch_add(1, Ordering::Relaxed);
+        Ok(())
     }
 
     /// Takes attribute `name` away from it and from its class.
@@ -340,7 +360,7 @@ impl Module {
     /// # Errors
     /// Where it has none of that name.
     pub fn remove_attribute(&self, name: &str) -> Result<()> {
-        Ok(ffi::module_remove_attribute(&self.raw, name)?)
+        Ok(ffi::module_remove_attribute(self.raw(), name)?)
     }
 
     /// Its direct submodules and their names.
@@ -394,12 +414,12 @@ impl Module {
     /// # Errors
     /// Where a module has no `training` attribute of type `bool`.
     pub fn train(&self, on: bool) -> Result<()> {
-        Ok(ffi::module_train(&self.raw, on)?)
+        Ok(ffi::module_train(self.raw(), on)?)
     }
 
     /// Whether it is in training mode.
     pub fn is_training(&self) -> bool {
-        ffi::module_is_training(&self.raw)
+        ffi::module_is_training(self.raw())
     }
 
     /// Runs `forward` on `inputs` (tensors, tch tensors or [`IValue`]s), without recording gradients.
@@ -423,7 +443,7 @@ impl Module {
     {
         self.method(method)?;
         let inputs: Vec<IValue> = inputs.iter().map(IValue::from).collect();
-        IValue::from_raw(ffi::module_run(&self.raw, method, raw_items(&inputs)?, false)?)
+        IValue::from_raw(ffi::module_run(self.raw(), method, raw_items(&inputs)?, false)?)
     }
 
     /// Runs a method and records gradients.
@@ -436,7 +456,7 @@ impl Module {
     {
         self.method(method)?;
         let inputs: Vec<IValue> = inputs.iter().map(IValue::from).collect();
-        IValue::from_raw(ffi::module_run(&self.raw, method, raw_items(&inputs)?, true)?)
+        IValue::from_raw(ffi::module_run(self.raw(), method, raw_items(&inputs)?, true)?)
     }
 
     /// A frozen copy: methods inlined, attributes folded into constants, except those named in `preserved` (attributes
@@ -445,14 +465,14 @@ impl Module {
     /// # Errors
     /// Where it is in training mode or libtorch cannot freeze it.
     pub fn freeze(&self, preserved: &[String], optimize_numerics: bool) -> Result<Module> {
-        Ok(Self { raw: ffi::module_freeze(&self.raw, preserved, optimize_numerics)? })
+        Ok(Self::from_raw(ffi::module_freeze(self.raw(), preserved, optimize_numerics)?))
     }
 
     /// Makes sure that no handle on a graph of it or of its submodules lives, before libtorch rewrites them.
     pub(crate) fn ensure_graphs_unborrowed(&self) -> Result<()> {
         for (path, module) in self.modules() {
             for method in module.method_names() {
-                if Graph::is_leased(&*ffi::module_method_graph(&module.raw, &method)?) {
+                if Graph::is_leased(&*ffi::module_method_graph(module.raw(), &method)?) {
                     let place = join_path(&path, &method);
                     return Err(Error::invalid(format!("a handle on the graph of '{place}' is still held")));
                 }

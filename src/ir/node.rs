@@ -1,7 +1,7 @@
 //! Blocks, nodes and values: borrowed from their [`Graph`].
 
 use super::ffi::bridge as ffi;
-use super::graph::Graph;
+use super::graph::{GRAVEYARD, Graph};
 use super::ivalue::IValue;
 use super::types::Type;
 use crate::error::{Error, Result};
@@ -83,14 +83,23 @@ impl<'g> Block<'g> {
         self.return_node().inputs()
     }
 
-    /// The nodes in order. The next node is read when it is asked for, so nodes inserted ahead are met.
+    /// The nodes in order. The block may be changed meanwhile: the node after the current one is the one that was
+    /// there when the current one was handed out, or, where that one has gone, the one after the last that is left.
     pub fn nodes(self) -> impl Iterator<Item = Node<'g>> {
         let end = self.return_node();
-        let mut node = ffi::node_next(ffi::block_param_node(self.raw));
+        let mut passed = vec![self.param_node()];
+        let mut next = self.param_node().next();
         std::iter::from_fn(move || {
-            let current = Node::new(self.graph, node);
+            if next.owning_block() != Some(self) {
+                while passed.last()?.owning_block() != Some(self) {
+                    passed.pop();
+                }
+                next = passed.last()?.next();
+            }
+            let current = next;
             (current != end).then(|| {
-                node = ffi::node_next(node);
+                passed.push(current);
+                next = current.next();
                 current
             })
         })
@@ -101,6 +110,15 @@ impl<'g> Block<'g> {
         let mut nodes = Vec::new();
         self.collect(&mut nodes);
         nodes
+    }
+
+    /// Its arguments, and the outputs of its nodes, each followed by the values of the node's own blocks.
+    pub(super) fn all_values(self) -> Vec<Value<'g>> {
+        let of_node = |node: Node<'g>| {
+            let within = node.blocks().into_iter().flat_map(Block::all_values);
+            node.outputs().into_iter().chain(within).collect::<Vec<_>>()
+        };
+        self.inputs().into_iter().chain(self.nodes().flat_map(of_node)).collect()
     }
 
     fn collect(self, into: &mut Vec<Node<'g>>) {
@@ -141,6 +159,7 @@ impl<'g> Block<'g> {
     /// # Errors
     /// Where `value` is of another graph.
     pub fn register_output(self, value: Value<'g>) -> Result<usize> {
+        value.usable_in(self.graph)?;
         Ok(ffi::block_register_output(self.raw, value.raw)?)
     }
 
@@ -149,6 +168,7 @@ impl<'g> Block<'g> {
     /// # Errors
     /// Where the node is in a block already.
     pub fn append(self, node: Node<'g>) -> Result<()> {
+        node.may_go_before(self.return_node())?;
         Ok(ffi::block_append(self.raw, node.raw)?)
     }
 
@@ -157,14 +177,18 @@ impl<'g> Block<'g> {
     /// # Errors
     /// Where the node is in a block already.
     pub fn prepend(self, node: Node<'g>) -> Result<()> {
+        node.may_go_before(self.return_node())?;
         Ok(ffi::block_prepend(self.raw, node.raw)?)
     }
 
-    /// Appends copies of all nodes and results of `source`, a block of the same graph.
+    /// Appends copies of all nodes and results of `source`, another block of the same graph, and adds its arguments.
     ///
     /// # Errors
-    /// Where libtorch refuses to copy a node.
+    /// Where both are the same block or of different graphs, or libtorch refuses to copy a node.
     pub fn copy_from(self, source: Block<'g>) -> Result<()> {
+        if self == source || self.graph.id() != source.graph.id() {
+            return Err(Error::invalid("a block is copied from another block of the same graph"));
+        }
         Ok(ffi::block_copy_from(self.raw, source.raw)?)
     }
 }
@@ -175,22 +199,89 @@ impl<'g> Node<'g> {
         ffi::node_kind(self.raw)
     }
 
-    /// The node after it in its block; the last one's is the block's return node.
+    /// The node after it in its block; the last one's is the block's return node. A node that is in no block is its
+    /// own.
     pub fn next(self) -> Node<'g> {
-        Node::new(self.graph, ffi::node_next(self.raw))
+        match self.owning_block() {
+            Some(_) => Node::new(self.graph, ffi::node_next(self.raw)),
+            None => self,
+        }
     }
 
-    /// The node before it in its block; the first one's is the block's param node.
+    /// The node before it in its block; the first one's is the block's param node. A node that is in no block is its
+    /// own.
     pub fn prev(self) -> Node<'g> {
-        Node::new(self.graph, ffi::node_prev(self.raw))
+        match self.owning_block() {
+            Some(_) => Node::new(self.graph, ffi::node_prev(self.raw)),
+            None => self,
+        }
     }
 
-    /// The block it is in; `None` before it is inserted.
+    /// The block it is in; `None` before it is inserted and after it was destroyed.
     pub fn owning_block(self) -> Option<Block<'g>> {
+        let block = self.holding_block()?;
+        let is_graveyard = block.owner().is_some_and(|owner| owner.kind() == GRAVEYARD);
+        (!is_graveyard).then_some(block)
+    }
+
+    /// The block it is in, the one of destroyed nodes included.
+    fn holding_block(self) -> Option<Block<'g>> {
         match ffi::node_has_owning_block(self.raw) {
             true => ffi::node_owning_block(self.raw).ok().map(|block| Block::new(self.graph, block)),
             false => None,
         }
+    }
+
+    /// It and the nodes whose blocks it is in, innermost first.
+    fn with_owners(self) -> impl Iterator<Item = Node<'g>> {
+        std::iter::successors(Some(self), |node| node.holding_block()?.owner())
+    }
+
+    /// Whether it was destroyed, itself or with a node whose block it was in.
+    pub fn is_destroyed(self) -> bool {
+        self.with_owners().any(|node| node.kind() == GRAVEYARD)
+    }
+
+    /// Whether it is in the graph: in its outermost block, or in a block of a node that is.
+    pub fn is_inserted(self) -> bool {
+        let outermost = self.with_owners().last().and_then(Node::holding_block);
+        outermost.is_some_and(|block| block.owner().is_none())
+    }
+
+    /// Whether it stands for its block's arguments or results.
+    fn is_end_of_block(self) -> bool {
+        matches!(self.kind(), "prim::Param" | "prim::Return")
+    }
+
+    fn may_go_before(self, other: Node<'g>) -> Result<()> {
+        self.may_go_beside(other)?;
+        match other.kind() {
+            "prim::Param" => Err(Error::invalid("no node comes before a block's arguments")),
+            _ => Ok(()),
+        }
+    }
+
+    fn may_go_after(self, other: Node<'g>) -> Result<()> {
+        self.may_go_beside(other)?;
+        match other.kind() {
+            "prim::Return" => Err(Error::invalid("no node comes after a block's results")),
+            _ => Ok(()),
+        }
+    }
+
+    fn may_go_beside(self, other: Node<'g>) -> Result<()> {
+        let refusal = if self.graph.id() != other.graph.id() {
+            "it is of another graph"
+        } else if self.is_end_of_block() {
+            "it stands for its block's arguments or results"
+        } else if other.owning_block().is_none() || other.is_destroyed() {
+            "that node is in no block"
+        } else if other.with_owners().any(|owner| owner == self) {
+            "that is the node itself, or within its blocks"
+        } else {
+            return Ok(());
+        };
+        Err(Error::invalid(format!("'{}' cannot be put beside '{}': {refusal}", self.kind(), other.kind())))
     }
 
     /// Its inputs.
@@ -253,7 +344,7 @@ impl<'g> Node<'g> {
     /// # Errors
     /// Where `value` is of another graph.
     pub fn add_input(self, value: Value<'g>) -> Result<()> {
-        self.same_graph(value)?;
+        value.usable_in(self.graph)?;
         Ok(ffi::node_add_input(self.raw, value.raw)?)
     }
 
@@ -262,7 +353,7 @@ impl<'g> Node<'g> {
     /// # Errors
     /// Where it has fewer inputs, or `value` is of another graph.
     pub fn insert_input(self, index: usize, value: Value<'g>) -> Result<()> {
-        self.same_graph(value)?;
+        value.usable_in(self.graph)?;
         Ok(ffi::node_insert_input(self.raw, index, value.raw)?)
     }
 
@@ -271,7 +362,7 @@ impl<'g> Node<'g> {
     /// # Errors
     /// Where it has no such input, or `value` is of another graph.
     pub fn replace_input(self, index: usize, value: Value<'g>) -> Result<()> {
-        self.same_graph(value)?;
+        value.usable_in(self.graph)?;
         Ok(ffi::node_replace_input(self.raw, index, value.raw)?)
     }
 
@@ -280,7 +371,7 @@ impl<'g> Node<'g> {
     /// # Errors
     /// Where `to` is of another graph.
     pub fn replace_input_with(self, from: Value<'g>, to: Value<'g>) -> Result<()> {
-        self.same_graph(to)?;
+        to.usable_in(self.graph)?;
         Ok(ffi::node_replace_input_with(self.raw, from.raw, to.raw)?)
     }
 
@@ -300,18 +391,12 @@ impl<'g> Node<'g> {
         Ok(ffi::node_remove_all_inputs(self.raw)?)
     }
 
-    fn same_graph(self, value: Value<'g>) -> Result<()> {
-        match std::ptr::eq(self.graph.raw(), value.graph.raw()) {
-            true => Ok(()),
-            false => Err(Error::invalid(format!("%{} is of another graph than '{}'", value.debug_name(), self.kind()))),
-        }
-    }
-
     /// Inserts it, in no block so far, before `other`.
     ///
     /// # Errors
     /// Where it is in a block already, or `other` is in none.
     pub fn insert_before(self, other: Node<'g>) -> Result<Node<'g>> {
+        self.may_go_before(other)?;
         ffi::node_insert_before(self.raw, other.raw)?;
         Ok(self)
     }
@@ -321,6 +406,7 @@ impl<'g> Node<'g> {
     /// # Errors
     /// Where it is in a block already, or `other` is in none.
     pub fn insert_after(self, other: Node<'g>) -> Result<Node<'g>> {
+        self.may_go_after(other)?;
         ffi::node_insert_after(self.raw, other.raw)?;
         Ok(self)
     }
@@ -330,6 +416,7 @@ impl<'g> Node<'g> {
     /// # Errors
     /// Where one of them is in no block.
     pub fn move_before(self, other: Node<'g>) -> Result<()> {
+        self.may_go_before(other)?;
         Ok(ffi::node_move_before(self.raw, other.raw)?)
     }
 
@@ -338,6 +425,7 @@ impl<'g> Node<'g> {
     /// # Errors
     /// Where one of them is in no block.
     pub fn move_after(self, other: Node<'g>) -> Result<()> {
+        self.may_go_after(other)?;
         Ok(ffi::node_move_after(self.raw, other.raw)?)
     }
 
@@ -349,11 +437,19 @@ impl<'g> Node<'g> {
         Ok(Node::new(self.graph, ffi::graph_copy_node(self.graph.raw(), self.raw)?))
     }
 
-    /// Destroys it: it leaves its block and lets go of its inputs.
+    /// Destroys it: it leaves its block and lets go of its inputs, and so do the nodes in its blocks. Handles on it
+    /// stay valid; see [`Node::is_destroyed`].
     ///
     /// # Errors
-    /// Where one of its outputs is still used; nothing has changed then.
+    /// Where one of its outputs is still used, or it stands for a block's arguments or results; nothing has changed
+    /// then.
     pub fn destroy(self) -> Result<()> {
+        if self.is_destroyed() {
+            return Ok(());
+        }
+        if self.is_end_of_block() {
+            return Err(Error::invalid("a block's arguments and results cannot be destroyed"));
+        }
         Ok(ffi::node_retire(self.raw, self.graph.graveyard()?)?)
     }
 
@@ -370,6 +466,9 @@ impl<'g> Node<'g> {
     /// # Errors
     /// Where one of them is in no block.
     pub fn is_dominated_by(self, other: Node<'g>) -> Result<bool> {
+        if !(self.is_inserted() && other.is_inserted()) {
+            return Err(Error::invalid(format!("'{}' or '{}' is not in the graph", self.kind(), other.kind())));
+        }
         Ok(ffi::node_is_dominated_by(self.raw, other.raw)?)
     }
 
@@ -463,13 +562,35 @@ impl<'g> Node<'g> {
         self.attribute("name").and_then(|name| name.as_str().map(str::to_owned))
     }
 
+    /// Has `insert` insert nodes before it; where that fails, what it had inserted so far is taken away again.
+    fn insert<T>(
+        self,
+        inputs: &[Value<'g>],
+        insert: impl FnOnce(&'g ffi::Graph) -> Result<T, cxx::Exception>,
+    ) -> Result<T> {
+        for input in inputs {
+            input.usable_in(self.graph)?;
+        }
+        if self.owning_block().is_none() || self.is_destroyed() || self.kind() == "prim::Param" {
+            return Err(Error::invalid(format!("nothing can be inserted before '{}' here", self.kind())));
+        }
+        let before = self.prev();
+        insert(self.graph.raw()).or_else(|refusal| {
+            while self.prev() != before {
+                self.prev().destroy()?;
+            }
+            Err(refusal.into())
+        })
+    }
+
     /// Inserts a constant before it.
     ///
     /// # Errors
     /// Where a constant cannot have that value (a module, a custom class).
     pub fn insert_constant(self, value: impl Into<IValue>) -> Result<Value<'g>> {
         let value = value.into().to_raw()?;
-        Ok(Value::new(self.graph, ffi::graph_insert_constant(self.graph.raw(), self.raw, &value)?))
+        let value = self.insert(&[], |graph| ffi::graph_insert_constant(graph, self.raw, &value))?;
+        Ok(Value::new(self.graph, value))
     }
 
     /// Inserts an operator before it, the overload chosen by the inputs' types, missing arguments by their defaults.
@@ -477,8 +598,8 @@ impl<'g> Node<'g> {
     /// # Errors
     /// Where no overload takes these inputs; the message lists the overloads.
     pub fn insert_operator(self, kind: &str, inputs: &[Value<'g>]) -> Result<Value<'g>> {
-        let inputs = refs(inputs);
-        Ok(Value::new(self.graph, ffi::graph_insert_operator(self.graph.raw(), self.raw, kind, &inputs)?))
+        let value = self.insert(inputs, |graph| ffi::graph_insert_operator(graph, self.raw, kind, &refs(inputs)))?;
+        Ok(Value::new(self.graph, value))
     }
 
     /// Inserts `object.name` (`prim::GetAttr`) before it.
@@ -512,22 +633,27 @@ impl<'g> Node<'g> {
     /// # Errors
     /// Where the object's class has no such method, or it does not take these inputs.
     pub fn insert_method_call(self, object: Value<'g>, method: &str, inputs: &[Value<'g>]) -> Result<Value<'g>> {
-        let inputs = refs(inputs);
-        let graph = self.graph.raw();
-        Ok(Value::new(self.graph, ffi::graph_insert_method_call(graph, self.raw, object.raw, method, &inputs)?))
+        object.usable_in(self.graph)?;
+        let value = self.insert(inputs, |graph| {
+            ffi::graph_insert_method_call(graph, self.raw, object.raw, method, &refs(inputs))
+        })?;
+        Ok(Value::new(self.graph, value))
     }
 
     /// Inserts a copy of `callee`'s nodes before it, its arguments replaced by `inputs`; the copied results.
     ///
     /// # Errors
-    /// Where the number of inputs is another one.
+    /// Where the number of inputs is another one, or `callee` is the graph itself.
     pub fn insert_graph(self, callee: &Graph, inputs: &[Value<'g>]) -> Result<Vec<Value<'g>>> {
         if callee.inputs().len() != inputs.len() {
             let expected = callee.inputs().len();
             return Err(Error::invalid(format!("a graph of {expected} arguments inserted with {}", inputs.len())));
         }
-        let inputs = refs(inputs);
-        let outputs = ffi::graph_insert_graph(self.graph.raw(), self.raw, callee.raw(), &inputs)?;
+        if callee.id() == self.graph.id() {
+            return Err(Error::invalid("a graph cannot be inserted into itself"));
+        }
+        let outputs =
+            self.insert(inputs, |graph| ffi::graph_insert_graph(graph, self.raw, callee.raw(), &refs(inputs)))?;
         Ok(outputs.iter().map(|output| Value::new(self.graph, output.value)).collect())
     }
 
@@ -618,20 +744,44 @@ impl<'g> Value<'g> {
         ffi::value_uses_len(self.raw) > 0
     }
 
+    /// Whether a node of `graph` may use it.
+    fn usable_in(self, graph: &Graph) -> Result<()> {
+        let refusal = if self.graph.id() != graph.id() {
+            "is of another graph"
+        } else if self.node().is_destroyed() {
+            "was computed by a node that is destroyed"
+        } else {
+            return Ok(());
+        };
+        Err(Error::invalid(format!("{self:?} {refusal}")))
+    }
+
     /// Puts `other` in every place where it is used.
     ///
     /// # Errors
     /// Where `other` is of another graph.
     pub fn replace_all_uses_with(self, other: Value<'g>) -> Result<()> {
+        if self == other {
+            return Ok(());
+        }
+        other.usable_in(self.graph)?;
         Ok(ffi::value_replace_all_uses_with(self.raw, other.raw)?)
     }
 
     /// Puts `other` in every place after `node` where it is used.
     ///
     /// # Errors
-    /// Where `other` is of another graph.
+    /// Where `other` or `node` is of another graph, or `node` or one of the users is in no block; nothing has changed
+    /// then.
     pub fn replace_all_uses_after(self, node: Node<'g>, other: Value<'g>) -> Result<()> {
-        Ok(ffi::value_replace_all_uses_after(self.raw, node.raw, other.raw)?)
+        other.usable_in(self.graph)?;
+        let mut later = Vec::new();
+        for each in self.uses() {
+            if node.is_before(each.user)? {
+                later.push(each);
+            }
+        }
+        later.into_iter().try_for_each(|each| each.user.replace_input(each.offset, other))
     }
 
     /// Whether a `prim::Constant` makes it.

@@ -125,12 +125,12 @@ impl Tensor {
         DType::from_code(ffi::tensor_dtype(&self.0))
     }
 
-    /// The size of each dimension.
+    /// The size of each dimension; empty for a nested tensor, which has none.
     pub fn shape(&self) -> Vec<i64> {
         ffi::tensor_shape(&self.0)
     }
 
-    /// Bytes that the elements take.
+    /// Bytes that the elements take; 0 where they do not lie in memory one by one (sparse and nested tensors).
     pub fn nbytes(&self) -> usize {
         ffi::tensor_bytes_len(&self.0)
     }

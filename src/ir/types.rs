@@ -39,6 +39,14 @@ impl Type {
         ffi::type_class_name(&self.0).ok()
     }
 
+    /// The qualified name of a class as Python has it, without `__torch__.` and mangling, e.g.
+    /// `torch.nn.modules.conv.Conv2d`.
+    pub fn unmangled_class_name(&self) -> Option<String> {
+        let name = self.class_name()?;
+        let parts = name.split('.').filter(|part| *part != "__torch__" && !part.starts_with("___torch_mangle_"));
+        Some(parts.collect::<Vec<_>>().join("."))
+    }
+
     /// Whether it is the class of a module.
     pub fn is_module(&self) -> bool {
         ffi::type_is_module(&self.0)

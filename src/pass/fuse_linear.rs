@@ -106,7 +106,8 @@ mod tests {
     use super::*;
 
     fn fused(body: &str) -> Vec<String> {
-        let graph = Graph::parse(&format!("graph(%x : Tensor, %w : Tensor, %b : Tensor):\n{body}\n  return (%y)")).unwrap();
+        let graph =
+            Graph::parse(&format!("graph(%x : Tensor, %w : Tensor, %b : Tensor):\n{body}\n  return (%y)")).unwrap();
         fuse_linear(&graph).unwrap();
         let mut kinds: Vec<_> = graph.nodes().map(|node| node.kind().to_owned()).collect();
         kinds.retain(|kind| kind != "prim::Constant");

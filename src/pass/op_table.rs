@@ -444,7 +444,8 @@ mod tests {
 
     #[test]
     fn a_node_finds_its_row() {
-        let text = "graph(%x : Tensor):\n  %y : Tensor = aten::sigmoid(%x)\n  %z : Tensor = aten::sin(%y)\n  return (%z)";
+        let text =
+            "graph(%x : Tensor):\n  %y : Tensor = aten::sigmoid(%x)\n  %z : Tensor = aten::sin(%y)\n  return (%z)";
         let graph = crate::ir::Graph::parse(text).unwrap();
         let rows: Vec<_> = graph.nodes().map(Operator::of).collect();
         assert_eq!(rows[0].unwrap().fixed_qparams, Some(FixedQParams::UNIT));

@@ -1,5 +1,6 @@
 //! What all commands print alike: tables, sizes, times, progress bars, JSON.
 
+use std::io::IsTerminal;
 use std::time::Duration;
 
 use anyhow::Result;
@@ -10,6 +11,9 @@ use serde::Serialize;
 /// A table with `header`; the columns after the first are numbers.
 pub fn table(header: &[&str]) -> Table {
     let mut table = Table::new();
+    if !std::io::stdout().is_terminal() {
+        table.set_width(120);
+    }
     table.load_style(presets::UTF8_FULL_CONDENSED).set_content_arrangement(ContentArrangement::Dynamic);
     table.set_header(header.to_vec());
     table

@@ -54,9 +54,8 @@ impl Wanted {
 }
 
 fn has_quantized_result(node: Node<'_>) -> bool {
-    Operator::of(node).is_some_and(|row| {
-        matches!(row.kernel, Kernel::Static | Kernel::StaticAndDynamic) || row.propagation.is_some()
-    })
+    Operator::of(node)
+        .is_some_and(|row| matches!(row.kernel, Kernel::Static | Kernel::StaticAndDynamic) || row.propagation.is_some())
 }
 
 fn is_half(observer: &Module) -> bool {

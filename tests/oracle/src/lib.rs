@@ -2,6 +2,7 @@
 //!
 //! Modules go in and out as the bytes of TorchScript files, so that nothing is shared with the implementation under
 //! test but libtorch itself. The test's process has to have jitquant's operators registered where observers use them.
+#![cfg(not(no_libtorch))]
 
 #[cxx::bridge(namespace = "jitquant_oracle")]
 mod ffi {

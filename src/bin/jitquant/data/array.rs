@@ -47,6 +47,7 @@ pub enum ArrayData {
 
 impl ArrayData {
     /// The number of elements.
+    #[cfg(test)]
     pub fn len(&self) -> usize {
         match self {
             Self::F32(v) => v.len(),
