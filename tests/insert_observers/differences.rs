@@ -86,6 +86,42 @@ fn a_module_that_is_reached_by_no_path_stays_in_float() {
 }
 
 #[test]
+fn sums_of_lists_are_not_observed() {
+    let body = "
+parts = [self.a.forward(x)] + [self.b.forward(x)]
+return torch.cat(parts, 1)";
+    let case = Case::new(model(&[("a", &linear(4, 4)), ("b", &linear(4, 2))], body), &[&[2, 4]]);
+    assert!(case.theirs().is_err(), "libtorch gives the list to an observer, which takes tensors");
+    case.ours_calibrated(5);
+}
+
+#[test]
+fn a_transposed_weight_used_twice_is_still_the_weight() {
+    let top = linear(4, 4);
+    top.define("def run(self, x: Tensor):\n    t = self.weight.t()\n    return torch.matmul(torch.sin(torch.matmul(x, t)), t)\n")
+        .unwrap();
+    let case = Case::new(top, &[&[2, 4]]).method("run");
+    let transposes = |module: &Module| module.graph("run").unwrap().to_string().matches("aten::t(").count();
+    assert_eq!(transposes(&case.theirs().unwrap()), 3, "libtorch transposes the transpose");
+    let checked = case.ours_calibrated(5);
+    assert_eq!(transposes(&checked.module), 0, "{}", checked.canonical.text);
+}
+
+#[test]
+fn models_can_be_observed_in_many_threads() {
+    let threads: Vec<_> = (0..4)
+        .map(|_| {
+            std::thread::spawn(|| {
+                let body = "return torch.relu(self.fc.forward(torch.flatten(self.conv.forward(x), 1)))";
+                let case = Case::new(model(&[("conv", &conv2d(2, 2)), ("fc", &linear(32, 3))], body), &[&[1, 2, 4, 4]]);
+                (0..10).for_each(|_| drop(case.ours_calibrated(5)));
+            })
+        })
+        .collect();
+    threads.into_iter().for_each(|thread| thread.join().unwrap());
+}
+
+#[test]
 fn an_unknown_method_is_named_with_those_that_exist() {
     let message = Case::new(model(&[], "return x"), &[]).method("run").ours().unwrap_err().to_string();
     assert!(message.contains("'run'") && message.contains("forward"), "{message}");

@@ -4,6 +4,7 @@ use std::path::Path;
 
 use jitquant::ir::{IValue, Module};
 
+use crate::canonical::Canonical;
 use crate::compare::{Case, QINT8, random};
 
 pub fn file(name: &str) -> Module {
@@ -97,4 +98,24 @@ fn depthwise_and_transposed_convolutions() {
 fn recurrent_layers_stay_in_float() {
     Case::new(file("Recurrent"), &[&[1, 3, 4]]).check(3);
     Case::new(file("Recurrent"), &[&[1, 3, 4]]).dynamic(QINT8).check(2);
+}
+
+/// Larger models, where there are some: `JITQUANT_MODELS=FOLDER cargo test -- --ignored`, each taking an image.
+#[test]
+#[ignore = "needs a folder of models"]
+fn models_of_a_folder() {
+    let folder = std::env::var("JITQUANT_MODELS").expect("JITQUANT_MODELS names a folder of models that take an image");
+    let mut paths: Vec<_> = std::fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path()).collect();
+    paths.sort();
+    for path in paths {
+        let case = Case::new(Module::load(&path).unwrap(), &[&[1, 3, 96, 96]]);
+        match case.theirs() {
+            Ok(_) => println!("{}: {} observers", path.display(), case.check_any().canonical.observers.len()),
+            Err(refusal) => {
+                let refusal = refusal.lines().next().unwrap_or_default().to_owned();
+                let ours = Canonical::of(&case.ours().unwrap()).observers.len();
+                println!("{}: ours {ours} observers, libtorch's none: {refusal:.90}", path.display());
+            }
+        }
+    }
 }

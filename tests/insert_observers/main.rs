@@ -7,6 +7,7 @@
 mod canonical;
 mod compare;
 mod models;
+mod random_models;
 
 mod differences;
 mod files;
