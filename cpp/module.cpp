@@ -7,9 +7,14 @@
 #include <torch/csrc/jit/frontend/resolver.h>
 #include <torch/csrc/jit/frontend/sugared_value.h>
 #include <torch/csrc/jit/passes/quantization/helper.h>
+#include <torch/csrc/jit/serialization/export.h>
 #include <torch/csrc/jit/serialization/import.h>
 #include <torch/version.h>
 
+#include <algorithm>
+#include <cerrno>
+#include <cstdio>
+#include <cstring>
 #include <sstream>
 
 #include "jitquant/src/ir/ffi.rs.h"
@@ -70,7 +75,19 @@ void module_save_file(const Module &module, rust::Str path, rust::Slice<const Ex
   jit::ExtraFilesMap files;
   for (const ExtraFile &file : extra)
     files[std::string(file.name)] = std::string(file.content.begin(), file.content.end());
-  module.save(text(path), files);
+  std::unique_ptr<FILE, int (*)(FILE *)> out(std::fopen(text(path).c_str(), "wb"), std::fclose);
+  TORCH_CHECK(out, std::strerror(errno));
+  // libtorch's writer throws from its destructor where a write fails: it is told that all went well.
+  int failure = 0;
+  auto write = [&](const void *data, size_t size) {
+    if (failure == 0 && std::fwrite(data, 1, size, out.get()) != size)
+      failure = errno;
+    return size;
+  };
+  jit::ExportModule(module, write, files);
+  if (std::fclose(out.release()) != 0 && failure == 0)
+    failure = errno;
+  TORCH_CHECK(failure == 0, std::strerror(failure));
 }
 
 rust::Vec<uint8_t> module_save_bytes(const Module &module) {
