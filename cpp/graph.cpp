@@ -51,6 +51,18 @@ static std::shared_ptr<Graph> graph_of(jit::Function &function) {
   return with_graph->graph();
 }
 
+// A class knows its methods by their addresses, and they go with the module's code; those of classes that C++ registers
+// stay.
+static bool is_gone(const c10::TypePtr &type) {
+  auto cls = type->cast<c10::ClassType>();
+  return cls && !cls->compilation_unit() && cls->name()->qualifiedName().rfind("__torch__.torch.classes.", 0) != 0;
+}
+
+static c10::ClassTypePtr live_class(const c10::TypePtr &type) {
+  TORCH_CHECK(!is_gone(type), "the module with the code of class ", type->repr_str(), " is gone");
+  return type->expect<c10::ClassType>();
+}
+
 std::shared_ptr<Graph> graph_new() { return std::make_shared<Graph>(); }
 
 std::shared_ptr<Graph> graph_parse(rust::Str source) {
@@ -89,7 +101,7 @@ const Value &graph_insert_operator(const Graph &graph, const Node &before, rust:
 
 const Value &graph_insert_method_call(const Graph &graph, const Node &before, const Value &object, rust::Str method,
                                       rust::Slice<const ValueRef> inputs) {
-  auto type = object.type()->expect<c10::ClassType>();
+  auto type = live_class(object.type());
   std::vector<jit::NamedValue> arguments{edit(object)};
   for (Value *value : values(inputs))
     arguments.emplace_back(value);
@@ -343,7 +355,11 @@ size_t type_contained_len(const Type &type) { return type.ptr->containedTypes().
 std::unique_ptr<Type> type_contained(const Type &type, size_t index) {
   return own(type.ptr->containedTypes().at(index));
 }
-bool type_is_subtype_of(const Type &type, const Type &other) { return type.ptr->isSubtypeOf(*other.ptr); }
+bool type_is_subtype_of(const Type &type, const Type &other) {
+  if (is_gone(type.ptr) || is_gone(other.ptr))
+    return type.ptr == other.ptr;
+  return type.ptr->isSubtypeOf(*other.ptr);
+}
 bool type_equals(const Type &type, const Type &other) { return *type.ptr == *other.ptr; }
 int32_t type_tensor_dtype(const Type &type) {
   auto tensor = type.ptr->cast<c10::TensorType>();
@@ -353,15 +369,19 @@ std::unique_ptr<Type> type_attribute(const Type &type, rust::Str name) {
   return own(type.ptr->expect<c10::ClassType>()->getAttribute(text(name)));
 }
 std::shared_ptr<Graph> type_method_graph(const Type &type, rust::Str method) {
-  return graph_of(type.ptr->expect<c10::ClassType>()->getMethod(text(method)));
+  return graph_of(live_class(type.ptr)->getMethod(text(method)));
 }
 rust::Vec<rust::String> type_method_names(const Type &type) {
   rust::Vec<rust::String> names;
-  if (auto cls = type.ptr->cast<c10::ClassType>())
+  if (auto cls = type.ptr->cast<c10::ClassType>(); cls && !is_gone(cls))
     for (torch::jit::Function *method : cls->methods())
       names.push_back(method->name());
   return names;
 }
 size_t type_address(const Type &type) { return reinterpret_cast<size_t>(type.ptr.get()); }
+std::shared_ptr<CompilationUnit> type_unit(const Type &type) {
+  auto cls = type.ptr->cast<c10::ClassType>();
+  return cls ? cls->compilation_unit() : nullptr;
+}
 
 } // namespace jitquant

@@ -109,5 +109,6 @@ std::unique_ptr<Type> type_attribute(const Type &type, rust::Str name);
 std::shared_ptr<Graph> type_method_graph(const Type &type, rust::Str method);
 rust::Vec<rust::String> type_method_names(const Type &type);
 size_t type_address(const Type &type);
+std::shared_ptr<CompilationUnit> type_unit(const Type &type);
 
 } // namespace jitquant

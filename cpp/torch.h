@@ -18,6 +18,7 @@ using Block = torch::jit::Block;
 using Node = torch::jit::Node;
 using Value = torch::jit::Value;
 using Module = torch::jit::Module;
+using CompilationUnit = torch::jit::CompilationUnit;
 using IValue = c10::IValue;
 using IValues = std::vector<c10::IValue>;
 using Tensor = at::Tensor;

@@ -73,6 +73,7 @@ pub(crate) mod bridge {
         type IValues;
         type Tensor;
         type CopyMemo;
+        type CompilationUnit;
 
         // Graphs
         fn graph_new() -> SharedPtr<Graph>;
@@ -196,6 +197,7 @@ pub(crate) mod bridge {
         fn type_method_graph(ty: &Type, method: &str) -> Result<SharedPtr<Graph>>;
         fn type_method_names(ty: &Type) -> Vec<String>;
         fn type_address(ty: &Type) -> usize;
+        fn type_unit(ty: &Type) -> SharedPtr<CompilationUnit>;
 
         // Modules
         fn module_new(name: &str) -> Result<UniquePtr<Module>>;

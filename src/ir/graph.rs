@@ -11,7 +11,9 @@ use std::sync::{LazyLock, Mutex, MutexGuard, PoisonError};
 use cxx::SharedPtr;
 
 use super::ffi::bridge as ffi;
+use super::module::Module;
 use super::node::{Block, Node, Value};
+use super::types::Type;
 use crate::error::{Error, Result};
 
 /// libtorch's general passes over one graph.
@@ -80,6 +82,26 @@ fn address(raw: &ffi::Graph) -> usize {
 /// ```
 pub struct Graph {
     raw: SharedPtr<ffi::Graph>,
+    code: Code,
+}
+
+/// What a graph calls it knows by addresses only; this keeps it alive.
+#[derive(Clone, Default)]
+pub(super) struct Code {
+    /// The module, with all modules below it and their code.
+    pub(super) module: Option<Module>,
+    /// The functions and classes that the graph was compiled with.
+    pub(super) unit: Option<SharedPtr<ffi::CompilationUnit>>,
+}
+
+impl Code {
+    pub(super) fn of_type(ty: &Type) -> Self {
+        Self { module: None, unit: Some(ffi::type_unit(&ty.0)) }
+    }
+
+    fn unit_address(&self) -> Option<*const ffi::CompilationUnit> {
+        self.unit.as_ref()?.as_ref().map(std::ptr::from_ref)
+    }
 }
 
 impl Drop for Graph {
@@ -119,9 +141,24 @@ fn bury(lease: &mut Lease) {
 }
 
 impl Graph {
-    pub(crate) fn lease(raw: SharedPtr<ffi::Graph>) -> Self {
+    pub(super) fn lease(raw: SharedPtr<ffi::Graph>, code: Code) -> Self {
         leases().entry(address(&raw)).or_default().handles += 1;
-        Self { raw }
+        Self { raw, code }
+    }
+
+    pub(super) fn code(&self) -> &Code {
+        &self.code
+    }
+
+    /// Makes sure that a copy of the graph's nodes among `code` refers to no functions that `code` does not keep alive.
+    pub(super) fn ensure_portable_to(&self, code: &Code) -> Result<()> {
+        let calls_functions = || self.all_nodes().into_iter().any(|node| node.kind() == "prim::CallFunction");
+        if self.code.unit_address() != code.unit_address() && calls_functions() {
+            return Err(Error::invalid(
+                "the graph calls functions of another module; run GeneralPass::Inline on it first",
+            ));
+        }
+        Ok(())
     }
 
     pub(crate) fn raw(&self) -> &ffi::Graph {
@@ -173,7 +210,7 @@ impl Graph {
 
     /// An empty graph.
     pub fn new() -> Self {
-        Self::lease(ffi::graph_new())
+        Self::lease(ffi::graph_new(), Code::default())
     }
 
     /// The graph that `text` describes in the syntax that graphs are printed in.
@@ -181,7 +218,7 @@ impl Graph {
     /// # Errors
     /// Where libtorch's parser refuses the text.
     pub fn parse(text: &str) -> Result<Self> {
-        let graph = Self::lease(ffi::graph_parse(text)?);
+        let graph = Self::lease(ffi::graph_parse(text)?, Code::default());
         // libtorch's parser does not keep the values' names.
         let (names, values) = (defined_names(text), graph.block().all_values());
         if names.len() == values.len() {
@@ -198,7 +235,7 @@ impl Graph {
     /// # Errors
     /// Where libtorch refuses to copy a node.
     pub fn deep_clone(&self) -> Result<Self> {
-        Ok(Self::lease(ffi::graph_copy(&self.raw)?))
+        Ok(Self::lease(ffi::graph_copy(&self.raw)?, self.code.clone()))
     }
 
     /// Tells one graph from another while both live.

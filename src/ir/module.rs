@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use cxx::UniquePtr;
 
 use super::ffi::bridge as ffi;
-use super::graph::Graph;
+use super::graph::{Code, Graph};
 use super::ivalue::{IValue, raw_items};
 use super::node::Schema;
 use super::types::Type;
@@ -224,13 +224,18 @@ impl Module {
         }
     }
 
+    /// What keeps the code of its methods alive.
+    fn code(&self) -> Code {
+        Code { module: Some(self.clone()), ..Code::of_type(&self.type_of()) }
+    }
+
     /// The graph of method `name`: the code that every module of the class runs.
     ///
     /// # Errors
     /// Where it has no such method; the message lists those it has.
     pub fn graph(&self, name: &str) -> Result<Graph> {
         self.method(name)?;
-        Ok(Graph::lease(ffi::module_method_graph(self.raw(), name)?))
+        Ok(Graph::lease(ffi::module_method_graph(self.raw(), name)?, self.code()))
     }
 
     /// The schema of method `name`, `self` included.
@@ -255,8 +260,9 @@ impl Module {
     /// Gives it a method `name` that runs a copy of `graph`, whose first argument is the module.
     ///
     /// # Errors
-    /// Where a method of that name exists.
+    /// Where a method of that name exists, or the graph calls functions of another module.
     pub fn create_method(&self, name: &str, graph: &Graph) -> Result<()> {
+        graph.ensure_portable_to(&self.code())?;
         Ok(ffi::module_create_method(self.raw(), name, graph.raw())?)
     }
 
@@ -409,15 +415,23 @@ impl Module {
         Ok(module)
     }
 
-    /// Switches it and its submodules to training (`true`) or evaluation.
+    /// Switches it and its submodules to training (`true`) or evaluation; modules without a `training` attribute stay as
+    /// they are.
     ///
     /// # Errors
-    /// Where a module has no `training` attribute of type `bool`.
+    /// Where a `training` attribute is not of type `bool`; nothing has changed then.
     pub fn train(&self, on: bool) -> Result<()> {
+        for (path, module) in self.modules() {
+            let declared = module.attributes().into_iter().find(|attribute| attribute.name == "training");
+            if let Some(other) = declared.filter(|attribute| attribute.type_name != "bool") {
+                let what = other.type_name;
+                return Err(Error::invalid(format!("attribute 'training' of module '{path}' is of type {what}")));
+            }
+        }
         Ok(ffi::module_train(self.raw(), on)?)
     }
 
-    /// Whether it is in training mode.
+    /// Whether it is in training mode; a module that has no `training` attribute counts as being so, as in libtorch.
     pub fn is_training(&self) -> bool {
         ffi::module_is_training(self.raw())
     }

@@ -1,7 +1,7 @@
 //! Blocks, nodes and values: borrowed from their [`Graph`].
 
 use super::ffi::bridge as ffi;
-use super::graph::{GRAVEYARD, Graph};
+use super::graph::{Code, GRAVEYARD, Graph};
 use super::ivalue::IValue;
 use super::types::Type;
 use crate::error::{Error, Result};
@@ -552,7 +552,7 @@ impl<'g> Node<'g> {
     /// The graph that attribute `name` holds (`Subgraph` of fusion groups).
     pub fn subgraph(self, name: &str) -> Option<Graph> {
         match ffi::node_has_subgraph(self.raw, name) {
-            true => ffi::node_subgraph(self.raw, name).ok().map(Graph::lease),
+            true => ffi::node_subgraph(self.raw, name).ok().map(|raw| Graph::lease(raw, self.graph.code().clone())),
             false => None,
         }
     }
@@ -643,8 +643,13 @@ impl<'g> Node<'g> {
     /// Inserts a copy of `callee`'s nodes before it, its arguments replaced by `inputs`; the copied results.
     ///
     /// # Errors
-    /// Where the number of inputs is another one, or `callee` is the graph itself.
+    /// Where the number of inputs is another one, `callee` is the graph itself, or it calls functions of another module.
     pub fn insert_graph(self, callee: &Graph, inputs: &[Value<'g>]) -> Result<Vec<Value<'g>>> {
+        callee.ensure_portable_to(self.graph.code())?;
+        self.insert_body(callee, inputs)
+    }
+
+    fn insert_body(self, callee: &Graph, inputs: &[Value<'g>]) -> Result<Vec<Value<'g>>> {
         if callee.inputs().len() != inputs.len() {
             let expected = callee.inputs().len();
             return Err(Error::invalid(format!("a graph of {expected} arguments inserted with {}", inputs.len())));
@@ -664,8 +669,14 @@ impl<'g> Node<'g> {
     pub fn called_graph(self) -> Result<Graph> {
         let callee = self.input(0).ok_or_else(|| Error::invalid(format!("'{}' is not a call", self.kind())))?;
         match (self.kind(), self.name_attribute()) {
-            ("prim::CallFunction", _) => Ok(Graph::lease(ffi::value_function_graph(callee.raw)?)),
-            ("prim::CallMethod", Some(method)) => callee.type_of().method_graph(&method),
+            ("prim::CallFunction", _) => {
+                Ok(Graph::lease(ffi::value_function_graph(callee.raw)?, self.graph.code().clone()))
+            }
+            ("prim::CallMethod", Some(method)) => {
+                let ty = callee.type_of();
+                let code = Code { module: self.graph.code().module.clone(), ..Code::of_type(&ty) };
+                Ok(Graph::lease(ffi::type_method_graph(&ty.0, &method)?, code))
+            }
             (kind, _) => Err(Error::invalid(format!("'{kind}' is not a call"))),
         }
     }
@@ -678,7 +689,7 @@ impl<'g> Node<'g> {
     pub fn inline_call(self) -> Result<Vec<Value<'g>>> {
         let callee = self.called_graph()?;
         let skip = usize::from(self.kind() == "prim::CallFunction");
-        let results = self.insert_graph(&callee, &self.inputs()[skip..])?;
+        let results = self.insert_body(&callee, &self.inputs()[skip..])?;
         for (output, result) in self.outputs().into_iter().zip(&results) {
             output.replace_all_uses_with(*result)?;
         }

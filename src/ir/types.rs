@@ -3,7 +3,7 @@
 use cxx::UniquePtr;
 
 use super::ffi::bridge as ffi;
-use super::graph::Graph;
+use super::graph::{Code, Graph};
 use super::tensor::DType;
 use crate::error::Result;
 
@@ -80,7 +80,7 @@ impl Type {
         Ok(Self(ffi::type_attribute(&self.0, name)?))
     }
 
-    /// The names of a class's methods.
+    /// The names of a class's methods; none where no module of the class is left.
     pub fn method_names(&self) -> Vec<String> {
         ffi::type_method_names(&self.0)
     }
@@ -88,9 +88,9 @@ impl Type {
     /// The graph of a class's method.
     ///
     /// # Errors
-    /// Where it is not a class or has no such method.
+    /// Where it is not a class, has no such method, or no module of the class is left.
     pub fn method_graph(&self, method: &str) -> Result<Graph> {
-        Ok(Graph::lease(ffi::type_method_graph(&self.0, method)?))
+        Ok(Graph::lease(ffi::type_method_graph(&self.0, method)?, Code::of_type(self)))
     }
 
     /// What tells one class from another while both live: modules with the same value share their code.
