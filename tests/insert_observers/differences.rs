@@ -44,7 +44,8 @@ fn one_module_in_two_places_may_be_configured_by_place() {
 fn instances_that_are_not_called_share_the_class_of_those_that_are() {
     let first = linear(4, 4);
     let second = sibling(&first);
-    let observed = Case::new(model(&[("a", &first), ("b", &second)], "return self.a.forward(x)"), &[&[2, 4]]).ours().unwrap();
+    let observed =
+        Case::new(model(&[("a", &first), ("b", &second)], "return self.a.forward(x)"), &[&[2, 4]]).ours().unwrap();
     let unused = observed.submodule("b").unwrap();
     assert_eq!(unused.children().len(), 1, "it has the attribute that the class declares");
     let loaded = Module::load_bytes(&observed.save_bytes().unwrap()).unwrap();
@@ -73,7 +74,8 @@ fn bodies_of_loops_are_quantized() {
     let watched: Vec<_> = checked.canonical.observers.keys().filter(|value| value.starts_with("repeated")).collect();
     assert_eq!(watched.len(), 1, "its weight, in {watched:?}");
     let quantized = case.check_close_to_float(&checked.module, 20.0);
-    let kinds: Vec<_> = quantized.graph("forward").unwrap().all_nodes().into_iter().map(|node| node.kind().to_owned()).collect();
+    let kinds: Vec<_> =
+        quantized.graph("forward").unwrap().all_nodes().into_iter().map(|node| node.kind().to_owned()).collect();
     assert_eq!(kinds.iter().filter(|kind| kind.starts_with("quantized::linear")).count(), 3, "{kinds:?}");
 }
 
@@ -161,7 +163,8 @@ fn a_failure_leaves_the_input_as_it_is() {
     let before = model.graph("forward").unwrap().to_string();
     for inplace in [false, true] {
         let qconfigs = QConfigDict::from([(String::new(), Some(qconfig.clone()))]);
-        let refusal = insert_observers(&model, "forward", &qconfigs, inplace, QuantType::Static).unwrap_err().to_string();
+        let refusal =
+            insert_observers(&model, "forward", &qconfigs, inplace, QuantType::Static).unwrap_err().to_string();
         assert!(refusal.contains("observers for 'forward'") && refusal.contains("str"), "{refusal}");
         assert_eq!(model.graph("forward").unwrap().to_string(), before);
         assert!(model.modules().iter().all(|(path, _)| !path.contains("_observer_")));
