@@ -134,7 +134,6 @@ impl Quantizer {
         };
         let observed = insert_observers(&folded, METHOD, &qconfigs, true, self.quant_type)
             .context(|| "inserting observers".into())?;
-        name_observers(&observed)?;
         Ok(Prepared {
             module: observed,
             quant_type: self.quant_type,
@@ -334,32 +333,6 @@ fn decided_for<'a>(qconfigs: &'a QConfigDict, path: &str) -> Option<&'a crate::q
             (None, _) => "",
         };
     }
-}
-
-/// Tells each observer what it watches, for its messages.
-fn name_observers(module: &Module) -> Result<()> {
-    for (path, owner) in module.modules() {
-        for method in owner.method_names() {
-            let graph = owner.graph(&method)?;
-            for node in graph.all_nodes() {
-                let observer = node.input(0).filter(|_| node.kind() == "prim::CallMethod").map(|object| object.node());
-                let Some(name) = observer.filter(|n| n.kind() == "prim::GetAttr").and_then(|n| n.name_attribute())
-                else {
-                    continue;
-                };
-                let (true, Some(value), Ok(observer)) = (is_observer(&name), node.input(1), owner.submodule(&name))
-                else {
-                    continue;
-                };
-                if observer.has_attribute("observed") {
-                    let place = if path.is_empty() { "the model" } else { &path };
-                    let text = format!("tensor %{} in '{method}' of {place}", value.debug_name());
-                    observer.set_attribute("observed", &text.into())?;
-                }
-            }
-        }
-    }
-    Ok(())
 }
 
 /// Refuses what cannot be quantized at all, in words.
