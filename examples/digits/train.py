@@ -9,6 +9,7 @@ torch the result is the same on every run.
 """
 
 import argparse
+import io
 import math
 from pathlib import Path
 
@@ -136,6 +137,22 @@ def save_data(name: str, x: np.ndarray, labels: np.ndarray) -> None:
     np.savez_compressed(HERE / name, x=x, labels=labels)
 
 
+def save_model(module: torch.jit.ScriptModule, path: Path) -> None:
+    """Saves without the debug records, which hold the source paths of the machine that trained."""
+    buffer = io.BytesIO()
+    torch.jit.save(module, buffer)
+    buffer.seek(0)
+    reader = torch._C.PyTorchFileReader(buffer)
+    writer = torch._C.PyTorchFileWriter(str(path))
+    # The writer adds these itself.
+    written_at_end = ("version", "byteorder", ".data/serialization_id")
+    for record in reader.get_all_records():
+        if not record.endswith(".debug_pkl") and record not in written_at_end:
+            content = reader.get_record(record)
+            writer.write_record(record, content, len(content))
+    writer.write_end_of_file()
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description="Trains the demo's digit classifier and writes its data.")
     parser.add_argument("--epochs", type=int, default=20)
@@ -155,7 +172,7 @@ def main() -> None:
     print(f"training accuracy {accuracy(model, torch.from_numpy(train_x), torch.from_numpy(train_labels)):.4f}")
     print(f"held-out accuracy {accuracy(model, torch.from_numpy(heldout_x), torch.from_numpy(heldout_labels)):.4f}")
 
-    torch.jit.script(model).save(str(HERE / "digits.pt"))
+    save_model(torch.jit.script(model), HERE / "digits.pt")
     calibration = np.concatenate([np.flatnonzero(train_labels == d)[:CALIBRATION_PER_DIGIT] for d in range(10)])
     calibration.sort()
     save_data("calibration.npz", train_x[calibration], train_labels[calibration])
