@@ -43,16 +43,26 @@ pub const QUINT8: i64 = 13;
 pub const HALF: i64 = 5;
 
 pub fn static_qconfig() -> QConfig {
-    QConfig { activation: observer("test.ActivationObserver", QUINT8, 0), weight: observer("test.WeightObserver", QINT8, 0) }
+    QConfig {
+        activation: observer("test.ActivationObserver", QUINT8, 0),
+        weight: observer("test.WeightObserver", QINT8, 0),
+    }
 }
 
 pub fn other_qconfig() -> QConfig {
-    QConfig { activation: observer("test.OtherObserver", QUINT8, 0), weight: observer("test.OtherWeightObserver", QINT8, 0) }
+    QConfig {
+        activation: observer("test.OtherObserver", QUINT8, 0),
+        weight: observer("test.OtherWeightObserver", QINT8, 0),
+    }
 }
 
 pub fn dynamic_qconfig(dtype: i64) -> QConfig {
     let activation = Module::new("test.PlaceholderObserver").unwrap();
-    let weight = if dtype == HALF { Module::new("test.PlaceholderObserver") } else { Ok(observer("test.WeightObserver", dtype, 0)) };
+    let weight = if dtype == HALF {
+        Module::new("test.PlaceholderObserver")
+    } else {
+        Ok(observer("test.WeightObserver", dtype, 0))
+    };
     let weight = weight.unwrap();
     let int = Type::parse("int").unwrap();
     for module in [&activation, &weight].into_iter().filter(|module| !module.has_method("forward")) {
@@ -61,7 +71,9 @@ pub fn dynamic_qconfig(dtype: i64) -> QConfig {
         module.register_attribute("is_dynamic", &Type::parse("bool").unwrap(), &IValue::Bool(true)).unwrap();
         module.define("def forward(self, x: Tensor) -> Tensor:\n    return x\n").unwrap();
         module
-            .define("def calculate_qparams(self) -> Tuple[Tensor, Tensor]:\n    return torch.ones([1]), torch.zeros([1])\n")
+            .define(
+                "def calculate_qparams(self) -> Tuple[Tensor, Tensor]:\n    return torch.ones([1]), torch.zeros([1])\n",
+            )
             .unwrap();
     }
     QConfig { activation, weight }
@@ -89,7 +101,8 @@ fn saved_and_loaded(module: &Module) -> Module {
 
 impl Case {
     pub fn new(module: Module, inputs: &[&[i64]]) -> Self {
-        let inputs = inputs.iter().enumerate().map(|(i, shape)| IValue::Tensor(random(shape, 100 + i as u64))).collect();
+        let inputs =
+            inputs.iter().enumerate().map(|(i, shape)| IValue::Tensor(random(shape, 100 + i as u64))).collect();
         Self {
             module,
             method: "forward".into(),
@@ -198,7 +211,8 @@ impl Case {
 
     /// libtorch's later passes take `observed` (once it is calibrated), and the result comes within `decibels` of float.
     pub fn check_close_to_float(&self, observed: &Module, decibels: f32) -> Module {
-        let bytes = oracle::insert_quant_dequant(&observed.save_bytes().unwrap(), &self.method, self.is_dynamic()).unwrap();
+        let bytes =
+            oracle::insert_quant_dequant(&observed.save_bytes().unwrap(), &self.method, self.is_dynamic()).unwrap();
         let quantized = Module::load_bytes(&oracle::finalize(&bytes, self.is_dynamic()).unwrap()).unwrap();
         let values = |module: &Module| {
             let output = self.run(module).unwrap();
@@ -224,12 +238,16 @@ impl Case {
             (Ok(ours), Ok(theirs)) if self.method == "forward" => {
                 let output = |bytes: &[u8]| {
                     let module = Module::load_bytes(bytes).unwrap();
-                    self.run(&module).map(|output| tensors(&output)).map_err(|e| e.lines().last().unwrap_or("").to_owned())
+                    self.run(&module)
+                        .map(|output| tensors(&output))
+                        .map_err(|e| e.lines().last().unwrap_or("").to_owned())
                 };
                 assert_eq!(output(&ours), output(&theirs), "after Finalize");
             }
             (Ok(_), Ok(_)) | (Err(_), Err(_)) => {}
-            (ours, theirs) => panic!("after InsertQuantDeQuant and Finalize:\nours {:?}\ntheirs {:?}", ours.err(), theirs.err()),
+            (ours, theirs) => {
+                panic!("after InsertQuantDeQuant and Finalize:\nours {:?}\ntheirs {:?}", ours.err(), theirs.err())
+            }
         }
     }
 }

@@ -68,13 +68,20 @@ fn convolution_batch_norm_and_relu() {
 fn layer_norm_and_group_norm() {
     Case::new(model(&[("ln", &layer_norm(4))], "return self.ln.forward(x)"), &[&[2, 4]]).check(4);
     Case::new(model(&[], "return torch.group_norm(x, 2)"), &[&[1, 4, 4, 4]]).check(2);
-    Case::new(model(&[], "return torch.instance_norm(x, None, None, None, None, True, 0.1, 1e-05, False)"), &[&[1, 2, 4, 4]])
-        .check(2);
+    Case::new(
+        model(&[], "return torch.instance_norm(x, None, None, None, None, True, 0.1, 1e-05, False)"),
+        &[&[1, 2, 4, 4]],
+    )
+    .check(2);
 }
 
 #[test]
 fn activations_with_a_kernel_of_their_own() {
-    for body in ["return torch.hardswish(self.fc.forward(x))", "return torch.elu(self.fc.forward(x))", "return torch.celu(self.fc.forward(x))"] {
+    for body in [
+        "return torch.hardswish(self.fc.forward(x))",
+        "return torch.elu(self.fc.forward(x))",
+        "return torch.celu(self.fc.forward(x))",
+    ] {
         Case::new(model(&[("fc", &linear(4, 3))], body), &[&[2, 4]]).check(4);
     }
 }

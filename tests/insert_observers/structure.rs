@@ -27,7 +27,11 @@ fn siblings_of_one_class_have_observers_of_their_own() {
 
 #[test]
 fn blocks_of_one_class() {
-    let block = module("Block", &[("conv", &conv2d(2, 2)), ("relu", &relu())], "return self.relu.forward(self.conv.forward(x)) + x");
+    let block = module(
+        "Block",
+        &[("conv", &conv2d(2, 2)), ("relu", &relu())],
+        "return self.relu.forward(self.conv.forward(x)) + x",
+    );
     let second = sibling(&block);
     let body = "return self.b.forward(self.a.forward(x))";
     Case::new(model(&[("a", &block), ("b", &second)], body), &[&[1, 2, 6, 6]]).check(7);
@@ -225,7 +229,8 @@ return {'y': torch.relu(first), 'z': [second]}";
 
 #[test]
 fn results_of_several_tensors() {
-    let heads = module("Heads", &[("a", &linear(4, 2)), ("b", &linear(4, 3))], "return self.a.forward(x), self.b.forward(x)");
+    let heads =
+        module("Heads", &[("a", &linear(4, 2)), ("b", &linear(4, 3))], "return self.a.forward(x), self.b.forward(x)");
     let body = "y, z = self.heads.forward(torch.relu(self.fc.forward(x)))\nreturn torch.cat([y, z], 1)";
     Case::new(model(&[("fc", &linear(4, 4)), ("heads", &heads)], body), &[&[2, 4]]).check(8);
 }
@@ -244,13 +249,17 @@ fn a_part_left_in_float() {
 
 #[test]
 fn a_configuration_is_inherited_until_a_deeper_one() {
-    let block = || module("Block", &[("a", &linear(4, 4)), ("b", &linear(4, 4))], "return self.b.forward(torch.sin(self.a.forward(x)))");
+    let block = || {
+        module(
+            "Block",
+            &[("a", &linear(4, 4)), ("b", &linear(4, 4))],
+            "return self.b.forward(torch.sin(self.a.forward(x)))",
+        )
+    };
     let body = "return self.second.forward(torch.sin(self.first.forward(x)))";
     let module = model(&[("first", &block()), ("second", &block())], body);
-    let checked = Case::new(module, &[&[2, 4]])
-        .qconfig("second", Some(other_qconfig()))
-        .qconfig("second.a", None)
-        .check(9);
+    let checked =
+        Case::new(module, &[&[2, 4]]).qconfig("second", Some(other_qconfig())).qconfig("second.a", None).check(9);
     let others = checked.canonical.text.matches("by __torch__.test.Other").count();
     assert_eq!(others, 3, "{}", checked.canonical.text);
 }

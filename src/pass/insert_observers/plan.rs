@@ -155,9 +155,10 @@ impl<'g> Planner<'g, '_> {
     /// The observer for `value`: its own graph's, else what the code that it goes through in calls asks for. Where a
     /// producer and a consumer are configured differently the producer's observer is taken.
     fn observer(&self, value: Value<'g>) -> Option<Module> {
-        self.observers.get(&value).cloned().or_else(|| {
-            self.across_calls.get(&value)?.iter().find_map(|inner| self.observer(*inner))
-        })
+        self.observers
+            .get(&value)
+            .cloned()
+            .or_else(|| self.across_calls.get(&value)?.iter().find_map(|inner| self.observer(*inner)))
     }
 
     fn is_observed(&self, value: Value<'g>, observed: &Observed<'g>) -> bool {
@@ -199,8 +200,7 @@ impl<'g> Planner<'g, '_> {
                 }
             }
         }
-        outcome.observed_results =
-            block.outputs().into_iter().map(|value| self.is_observed(value, observed)).collect();
+        outcome.observed_results = block.outputs().into_iter().map(|value| self.is_observed(value, observed)).collect();
         self.conclude(visit);
         Ok(outcome)
     }
@@ -237,8 +237,7 @@ impl<'g> Planner<'g, '_> {
             .filter_map(|(outer, inner)| self.is_observed(*outer, observed).then_some(inner))
             .collect();
         let is_function = visit.context.is_function || callee.is_function;
-        let context =
-            Context { module: callee.module.clone(), graph: inner, place: Place::Inner, is_function };
+        let context = Context { module: callee.module.clone(), graph: inner, place: Place::Inner, is_function };
         let outcome = self.walk(inner.block(), &context, &mut observed_inside)?;
         for (output, is_observed) in call.outputs().into_iter().zip(outcome.observed_results) {
             if is_observed {
