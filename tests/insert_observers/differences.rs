@@ -173,15 +173,38 @@ fn a_failure_leaves_the_input_as_it_is() {
 
 #[test]
 fn tensors_that_alias_one_another_still_do_in_the_copy() {
+    let (first, second) = (linear(4, 4), linear(4, 4));
+    first.define("def clear(self):\n    self.weight.detach().zero_()\n").unwrap();
     let weight = random(&[4, 4], 3);
-    let model = module("Tied", &[], "return x");
-    model.register_parameter("a", &weight).unwrap();
-    model.register_parameter("b", &weight).unwrap();
-    model.define("def tied(self) -> int:\n    self.a.detach().zero_()\n    return int(self.b.abs().sum())\n").unwrap();
-    let qconfigs = QConfigDict::from([(String::new(), Some(static_qconfig()))]);
-    let observed = insert_observers(&model, "forward", &qconfigs, false, QuantType::Static).unwrap();
-    assert_eq!(observed.call::<IValue>("tied", &[]).unwrap().as_int(), Some(0));
+    for layer in [&first, &second] {
+        layer.set_attribute("weight", &weight.clone().into()).unwrap();
+    }
+    let case =
+        Case::new(model(&[("a", &first), ("b", &second)], "return self.a.forward(x), self.b.forward(x)"), &[&[2, 4]]);
+    let is_tied = |module: &Module| {
+        module.submodule("a").unwrap().call::<IValue>("clear", &[]).unwrap();
+        let values =
+            module.submodule("b").unwrap().attribute("weight").unwrap().as_tensor().unwrap().to_f32_vec().unwrap();
+        values.iter().all(|value| *value == 0.0)
+    };
+    assert!(is_tied(&case.ours().unwrap()));
+    assert!(!is_tied(&case.theirs().unwrap()));
     assert!(weight.to_f32_vec().unwrap().iter().any(|value| *value != 0.0), "the original is not touched");
+}
+
+#[test]
+fn a_convolution_whose_geometry_is_computed_stays_in_float() {
+    let layer = conv2d(2, 2);
+    layer
+        .define(
+            "def traced(self, x: Tensor):\n    n = x.size(0)\n    return torch._convolution(x, self.weight, self.bias, \
+             [n, n], [1, 1], [1, 1], False, [0, 0], 1, False, False, True, True)\n",
+        )
+        .unwrap();
+    let body = "return self.fc.forward(torch.sin(self.conv.traced(x)))";
+    let case = Case::new(model(&[("conv", &layer), ("fc", &linear(4, 2))], body), &[&[1, 2, 4, 4]]);
+    assert!(case.theirs().is_err());
+    case.ours_calibrated(3);
 }
 
 #[test]
