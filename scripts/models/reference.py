@@ -24,8 +24,8 @@ from torch.ao.quantization import (
     PerChannelMinMaxObserver,
     QConfig,
     get_default_qconfig,
-    quantize_jit,
 )
+from torch.ao.quantization.quantize_jit import quantize_jit
 
 WEIGHT = PerChannelMinMaxObserver.with_args(dtype=torch.qint8, qscheme=torch.per_channel_symmetric)
 QCONFIGS = {
@@ -56,7 +56,7 @@ def quantized(source: Path, qconfig: QConfig, data: list[tuple[Tensor, ...]]) ->
                 model(*batch)
 
     model = torch.jit.load(str(source)).eval()
-    return quantize_jit.quantize_jit(model, {"": qconfig}, calibrate, [data], inplace=False, debug=False)
+    return quantize_jit(model, {"": qconfig}, calibrate, [data], inplace=False, debug=False)
 
 
 def comparison(y: Tensor, q: Tensor, answers: Tensor | None) -> dict[str, float]:
