@@ -205,7 +205,7 @@ fn odd_modules_and_tensors_are_no_reason_to_abort() {
     let nested = nested.forward(&[IValue::tensor_list([tensor(&[1.0]), tensor(&[1.0, 2.0])])]).unwrap();
     let nested = nested.as_tensor().unwrap();
     assert_eq!((nested.nbytes(), nested.shape(), nested.dtype()), (0, vec![], Some(DType::F32)));
-    assert!(nested.to_vec::<f32>().is_err() && !format!("{nested:?}").is_empty());
+    assert_eq!(nested.to_vec::<f32>().unwrap(), [1.0, 1.0, 2.0]);
     assert!(Tensor::from_bytes(DType::F32, &[2], &[0; 4]).unwrap_err().to_string().contains("8 bytes"));
     assert!(Tensor::from_bytes(DType::F32, &[-1], &[]).is_err() && Tensor::from_bytes(DType::QI8, &[1], &[0]).is_err());
     assert!(Module::new("").is_err() || Module::new("").unwrap().save_bytes().is_ok());
