@@ -1,5 +1,9 @@
 //! INT8 arithmetic in pure Rust; knows nothing of libtorch.
 
+mod epilogue;
 mod isa;
+mod parallel;
 
+pub use epilogue::{Dequantize, Output, Requantize, Residual};
 pub use isa::Isa;
+pub use parallel::{Parallel, Serial};
