@@ -353,7 +353,8 @@ size_t tensor_bytes_len(const Tensor &tensor) {
 }
 
 rust::Vec<uint8_t> tensor_to_bytes(const Tensor &tensor) {
-  TORCH_CHECK(tensor.layout() == c10::kStrided && !tensor.is_nested(), "a sparse or nested tensor has no plain elements");
+  TORCH_CHECK(tensor.layout() == c10::kStrided && !tensor.is_nested(),
+              "a sparse or nested tensor has no plain elements");
   auto plain = tensor.is_quantized() ? tensor.int_repr() : tensor;
   plain = plain.detach().cpu().contiguous();
   rust::Vec<uint8_t> bytes;
