@@ -10,10 +10,12 @@ use std::sync::{LazyLock, Mutex, MutexGuard, PoisonError};
 
 use cxx::SharedPtr;
 
+use super::block::Block;
 use super::ffi::bridge as ffi;
 use super::module::Module;
-use super::node::{Block, Node, Value};
+use super::node::Node;
 use super::types::Type;
+use super::value::Value;
 use crate::error::{Error, Result};
 
 /// libtorch's general passes over one graph.

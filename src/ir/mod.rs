@@ -4,6 +4,7 @@
 //! [`pattern`] finds what a pass looks for, and [`Graph::rewrite`] replaces it.
 //! See `docs/ir.md` and `examples/custom_pass.rs`.
 
+mod block;
 pub(crate) mod ffi;
 mod graph;
 mod ivalue;
@@ -14,13 +15,16 @@ pub mod pattern;
 mod rewrite;
 mod tensor;
 mod types;
+mod value;
 
+pub use block::Block;
 pub use graph::{GeneralPass, Graph};
 pub use ivalue::{IValue, OtherValue};
 pub use module::{AttributeInfo, ExtraFile, Module, join_path};
-pub use node::{Argument, Block, Node, Schema, SourceRange, Use, Value};
+pub use node::{Argument, Node, Schema, SourceRange};
 pub use tensor::{DType, Element, Tensor};
 pub use types::Type;
+pub use value::{Use, Value};
 
 /// The snippets of `docs/ir.md`.
 #[cfg(doctest)]

@@ -3,10 +3,10 @@
 use std::collections::HashMap;
 use std::hash::Hash;
 
+use super::block::Block;
 use super::ffi::bridge as ffi;
 use super::graph::Graph;
 use super::module::{Module, join_path};
-use super::node::Block;
 use crate::error::{Context, Error, Result};
 
 impl Module {

@@ -1,13 +1,15 @@
-//! Blocks, nodes and values: borrowed from their [`Graph`].
+//! Nodes: the operations of a graph.
 
+use super::block::Block;
 use super::ffi::bridge as ffi;
 use super::graph::{Code, GRAVEYARD, Graph};
 use super::ivalue::IValue;
-use super::types::Type;
+use super::value::Value;
 use crate::error::{Error, Result};
 
 pub use super::ffi::bridge::{Argument, Schema, SourceRange};
 
+/// What blocks, nodes and values have in common: they are pointers that borrow their graph.
 macro_rules! borrowed {
     ($name:ident) => {
         impl PartialEq for $name<'_> {
@@ -33,164 +35,19 @@ macro_rules! borrowed {
         }
     };
 }
-
-/// A sequence of nodes: a graph's body, a branch of `prim::If`, the body of `prim::Loop`.
-#[derive(Clone, Copy)]
-pub struct Block<'g> {
-    graph: &'g Graph,
-    raw: &'g ffi::Block,
-}
+pub(super) use borrowed;
 
 /// An operation.
 #[derive(Clone, Copy)]
 pub struct Node<'g> {
-    graph: &'g Graph,
-    raw: &'g ffi::Node,
+    pub(super) graph: &'g Graph,
+    pub(super) raw: &'g ffi::Node,
 }
 
-/// What a node computes, or a block's argument.
-#[derive(Clone, Copy)]
-pub struct Value<'g> {
-    graph: &'g Graph,
-    raw: &'g ffi::Value,
-}
-
-/// A place where a value is used: an input of a node.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub struct Use<'g> {
-    /// The node.
-    pub user: Node<'g>,
-    /// Which of its inputs.
-    pub offset: usize,
-}
-
-borrowed!(Block);
 borrowed!(Node);
-borrowed!(Value);
 
 fn refs<'g>(values: &[Value<'g>]) -> Vec<ffi::ValueRef<'g>> {
     values.iter().map(|value| ffi::ValueRef { value: value.raw }).collect()
-}
-
-impl<'g> Block<'g> {
-    /// The block's arguments.
-    pub fn inputs(self) -> Vec<Value<'g>> {
-        (0..ffi::block_inputs_len(self.raw)).map(|i| Value::new(self.graph, ffi::block_input(self.raw, i))).collect()
-    }
-
-    /// The block's results.
-    pub fn outputs(self) -> Vec<Value<'g>> {
-        self.return_node().inputs()
-    }
-
-    /// The nodes in order. The block may be changed meanwhile: the node after the current one is the one that was
-    /// there when the current one was handed out, or, where that one has gone, the one after the last that is left.
-    pub fn nodes(self) -> impl Iterator<Item = Node<'g>> {
-        let end = self.return_node();
-        let mut passed = vec![self.param_node()];
-        let mut next = self.param_node().next();
-        std::iter::from_fn(move || {
-            if next.owning_block() != Some(self) {
-                while passed.last()?.owning_block() != Some(self) {
-                    passed.pop();
-                }
-                next = passed.last()?.next();
-            }
-            let current = next;
-            (current != end).then(|| {
-                passed.push(current);
-                next = current.next();
-                current
-            })
-        })
-    }
-
-    /// Its nodes and those of the blocks within, each node before the nodes of its own blocks.
-    pub fn all_nodes(self) -> Vec<Node<'g>> {
-        let mut nodes = Vec::new();
-        self.collect(&mut nodes);
-        nodes
-    }
-
-    /// Its arguments, and the outputs of its nodes, each followed by the values of the node's own blocks.
-    pub(super) fn all_values(self) -> Vec<Value<'g>> {
-        let of_node = |node: Node<'g>| {
-            let within = node.blocks().into_iter().flat_map(Block::all_values);
-            node.outputs().into_iter().chain(within).collect::<Vec<_>>()
-        };
-        self.inputs().into_iter().chain(self.nodes().flat_map(of_node)).collect()
-    }
-
-    fn collect(self, into: &mut Vec<Node<'g>>) {
-        for node in self.nodes() {
-            into.push(node);
-            node.blocks().into_iter().for_each(|block| block.collect(into));
-        }
-    }
-
-    /// The node whose inputs are the block's results (`prim::Return`); new nodes go before it.
-    pub fn return_node(self) -> Node<'g> {
-        Node::new(self.graph, ffi::block_return_node(self.raw))
-    }
-
-    /// The node whose outputs are the block's arguments (`prim::Param`).
-    pub fn param_node(self) -> Node<'g> {
-        Node::new(self.graph, ffi::block_param_node(self.raw))
-    }
-
-    /// The node that the block belongs to; `None` for a graph's outermost block.
-    pub fn owner(self) -> Option<Node<'g>> {
-        match ffi::block_has_owner(self.raw) {
-            true => ffi::block_owner(self.raw).ok().map(|node| Node::new(self.graph, node)),
-            false => None,
-        }
-    }
-
-    /// Adds an argument, named `name` where that is not empty.
-    ///
-    /// # Errors
-    /// Where libtorch refuses the name.
-    pub fn add_input(self, name: &str) -> Result<Value<'g>> {
-        Ok(Value::new(self.graph, ffi::block_add_input(self.raw, name)?))
-    }
-
-    /// Adds a result; its index.
-    ///
-    /// # Errors
-    /// Where `value` is of another graph.
-    pub fn register_output(self, value: Value<'g>) -> Result<usize> {
-        value.usable_in(self.graph)?;
-        Ok(ffi::block_register_output(self.raw, value.raw)?)
-    }
-
-    /// Puts a node that is in no block at the end.
-    ///
-    /// # Errors
-    /// Where the node is in a block already.
-    pub fn append(self, node: Node<'g>) -> Result<()> {
-        node.may_go_before(self.return_node())?;
-        Ok(ffi::block_append(self.raw, node.raw)?)
-    }
-
-    /// Puts a node that is in no block at the beginning.
-    ///
-    /// # Errors
-    /// Where the node is in a block already.
-    pub fn prepend(self, node: Node<'g>) -> Result<()> {
-        node.may_go_before(self.return_node())?;
-        Ok(ffi::block_prepend(self.raw, node.raw)?)
-    }
-
-    /// Appends copies of all nodes and results of `source`, another block of the same graph, and adds its arguments.
-    ///
-    /// # Errors
-    /// Where both are the same block or of different graphs, or libtorch refuses to copy a node.
-    pub fn copy_from(self, source: Block<'g>) -> Result<()> {
-        if self == source || self.graph.id() != source.graph.id() {
-            return Err(Error::invalid("a block is copied from another block of the same graph"));
-        }
-        Ok(ffi::block_copy_from(self.raw, source.raw)?)
-    }
 }
 
 impl<'g> Node<'g> {
@@ -253,7 +110,7 @@ impl<'g> Node<'g> {
         matches!(self.kind(), "prim::Param" | "prim::Return")
     }
 
-    fn may_go_before(self, other: Node<'g>) -> Result<()> {
+    pub(super) fn may_go_before(self, other: Node<'g>) -> Result<()> {
         self.may_go_beside(other)?;
         match other.kind() {
             "prim::Param" => Err(Error::invalid("no node comes before a block's arguments")),
@@ -261,7 +118,7 @@ impl<'g> Node<'g> {
         }
     }
 
-    fn may_go_after(self, other: Node<'g>) -> Result<()> {
+    pub(super) fn may_go_after(self, other: Node<'g>) -> Result<()> {
         self.may_go_beside(other)?;
         match other.kind() {
             "prim::Return" => Err(Error::invalid("no node comes after a block's results")),
@@ -698,130 +555,6 @@ impl<'g> Node<'g> {
     }
 }
 
-impl<'g> Value<'g> {
-    /// Its name in the printed graph, without the `%`.
-    pub fn debug_name(self) -> String {
-        ffi::value_debug_name(self.raw)
-    }
-
-    /// Names it; libtorch adds a number where the name is taken.
-    ///
-    /// # Errors
-    /// Where the name is not one (it starts with a digit, say).
-    pub fn set_debug_name(self, name: &str) -> Result<()> {
-        Ok(ffi::value_set_debug_name(self.raw, name)?)
-    }
-
-    /// Its number, unique in the graph.
-    pub fn unique(self) -> usize {
-        ffi::value_unique(self.raw)
-    }
-
-    /// The node that computes it; of a block's argument the block's `prim::Param`.
-    pub fn node(self) -> Node<'g> {
-        Node::new(self.graph, ffi::value_node(self.raw))
-    }
-
-    /// Which output of its node it is.
-    pub fn offset(self) -> usize {
-        ffi::value_offset(self.raw)
-    }
-
-    /// Its type.
-    pub fn type_of(self) -> Type {
-        Type(ffi::value_type(self.raw))
-    }
-
-    /// Sets its type.
-    ///
-    /// # Errors
-    /// Where libtorch refuses.
-    pub fn set_type(self, ty: &Type) -> Result<()> {
-        Ok(ffi::value_set_type(self.raw, &ty.0)?)
-    }
-
-    /// Where it is used.
-    pub fn uses(self) -> Vec<Use<'g>> {
-        (0..ffi::value_uses_len(self.raw))
-            .filter_map(|i| {
-                let user = Node::new(self.graph, ffi::value_use_node(self.raw, i).ok()?);
-                Some(Use { user, offset: ffi::value_use_offset(self.raw, i).ok()? })
-            })
-            .collect()
-    }
-
-    /// Whether it is used at all.
-    pub fn is_used(self) -> bool {
-        ffi::value_uses_len(self.raw) > 0
-    }
-
-    /// Whether a node of `graph` may use it.
-    fn usable_in(self, graph: &Graph) -> Result<()> {
-        let refusal = if self.graph.id() != graph.id() {
-            "is of another graph"
-        } else if self.node().is_destroyed() {
-            "was computed by a node that is destroyed"
-        } else {
-            return Ok(());
-        };
-        Err(Error::invalid(format!("{self:?} {refusal}")))
-    }
-
-    /// Puts `other` in every place where it is used.
-    ///
-    /// # Errors
-    /// Where `other` is of another graph.
-    pub fn replace_all_uses_with(self, other: Value<'g>) -> Result<()> {
-        if self == other {
-            return Ok(());
-        }
-        other.usable_in(self.graph)?;
-        Ok(ffi::value_replace_all_uses_with(self.raw, other.raw)?)
-    }
-
-    /// Puts `other` in every place after `node` where it is used.
-    ///
-    /// # Errors
-    /// Where `other` or `node` is of another graph, or `node` or one of the users is in no block; nothing has changed
-    /// then.
-    pub fn replace_all_uses_after(self, node: Node<'g>, other: Value<'g>) -> Result<()> {
-        other.usable_in(self.graph)?;
-        let mut later = Vec::new();
-        for each in self.uses() {
-            if node.is_before(each.user)? {
-                later.push(each);
-            }
-        }
-        later.into_iter().try_for_each(|each| each.user.replace_input(each.offset, other))
-    }
-
-    /// Whether a `prim::Constant` makes it.
-    pub fn is_constant(self) -> bool {
-        ffi::value_is_constant(self.raw)
-    }
-
-    /// Its value, where it is a constant.
-    pub fn constant(self) -> Option<IValue> {
-        match self.is_constant() {
-            true => ffi::value_constant(self.raw).ok().and_then(|raw| IValue::from_raw(raw).ok()),
-            false => None,
-        }
-    }
-
-    /// The name of the function that it is (the callee of `prim::CallFunction`).
-    pub fn function_name(self) -> Option<String> {
-        match ffi::value_has_function(self.raw) {
-            true => ffi::value_function_name(self.raw).ok(),
-            false => None,
-        }
-    }
-
-    /// Whether it is an argument of the graph or of a block.
-    pub fn is_block_input(self) -> bool {
-        self.node().kind() == "prim::Param"
-    }
-}
-
 impl std::fmt::Display for Node<'_> {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.write_str(ffi::node_to_string(self.raw).map_err(|_| std::fmt::Error)?.trim_end())
@@ -831,11 +564,5 @@ impl std::fmt::Display for Node<'_> {
 impl std::fmt::Debug for Node<'_> {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         write!(f, "{self}")
-    }
-}
-
-impl std::fmt::Debug for Value<'_> {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "%{}", self.debug_name())
     }
 }

@@ -5,7 +5,8 @@ use std::sync::Arc;
 
 use super::graph::Graph;
 use super::ivalue::IValue;
-use super::node::{Node, Value};
+use super::node::Node;
+use super::value::Value;
 use crate::error::{Error, Result};
 
 /// What a value has to look like: how it is computed, from what, down to values that are only given a name.

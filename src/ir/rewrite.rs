@@ -3,8 +3,9 @@
 use std::collections::HashSet;
 
 use super::graph::Graph;
-use super::node::{Node, Value};
+use super::node::Node;
 use super::pattern::{Match, Pattern};
+use super::value::Value;
 use crate::error::{Error, Result};
 
 impl Graph {

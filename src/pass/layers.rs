@@ -84,8 +84,7 @@ fn collect(module: &Module, path: &str, method: &str, found: &mut Vec<Layer>) ->
         } else if node.kind() == "prim::CallFunction" {
             collect_function(&node.called_graph()?, path, found)?;
         } else if node.kind() == "prim::CallMethod" {
-            let target = node.input(0).and_then(|object| attribute_path(&graph, object));
-            let (Some(target), Some(method)) = (target, node.name_attribute()) else { continue };
+            let Some((target, method)) = called_method(node) else { continue };
             if let Ok(submodule) = module.submodule(&target) {
                 collect(&submodule, &join_path(path, &target), &method, found)?;
             }
@@ -105,16 +104,9 @@ fn collect_function(graph: &Graph, path: &str, found: &mut Vec<Layer>) -> Result
     Ok(())
 }
 
-/// The path from the graph's `self` to `object` through attributes; `None` where it is found otherwise.
-fn attribute_path(graph: &Graph, object: Value<'_>) -> Option<String> {
-    if graph.inputs().first() == Some(&object) {
-        return Some(String::new());
-    }
-    let node = object.node();
-    match node.kind() {
-        "prim::GetAttr" => Some(join_path(&attribute_path(graph, node.input(0)?)?, &node.name_attribute()?)),
-        _ => None,
-    }
+/// The path of the submodule whose method `node` calls, where attributes lead there, and the method's name.
+fn called_method(node: Node<'_>) -> Option<(String, String)> {
+    Some((node.input(0)?.attribute_path()?.join("."), node.name_attribute()?))
 }
 
 /// What is left of a quantized model's operators.
@@ -151,8 +143,7 @@ impl Coverage {
                     *self.quantized.entry(name.to_owned()).or_default() += 1;
                 }
             } else if node.kind() == "prim::CallMethod" {
-                let target = node.input(0).and_then(|object| attribute_path(&graph, object));
-                let (Some(target), Some(method)) = (target, node.name_attribute()) else { continue };
+                let Some((target, method)) = called_method(node) else { continue };
                 if let Ok(submodule) = module.submodule(&target) {
                     self.count(&submodule, &method)?;
                 }

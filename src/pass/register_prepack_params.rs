@@ -119,7 +119,7 @@ fn plan<'g>(
         let (Some(owner), Some(weight)) = (read.input(0), read.name_attribute()) else {
             return Err(Error::invalid(format!("{} reads an attribute without a name", described(read))));
         };
-        let path = module_path(graph, owner).ok_or_else(|| {
+        let path = owner.attribute_path().ok_or_else(|| {
             Error::invalid(format!(
                 "the module whose '{weight}' {} packs is not reached from the method's self by attributes alone",
                 described(node)
@@ -224,29 +224,6 @@ fn weight_of(node: Node<'_>) -> Result<Node<'_>> {
     }
 }
 
-/// The names of the attributes that lead from the graph's `self` to `value`.
-fn module_path(graph: &Graph, value: Value<'_>) -> Option<Vec<String>> {
-    let mut path = Vec::new();
-    let mut value = value;
-    while Some(&value) != graph.inputs().first() {
-        let read = value.node();
-        if read.kind() != "prim::GetAttr" {
-            return None;
-        }
-        path.push(read.name_attribute()?);
-        value = read.input(0)?;
-    }
-    path.reverse();
-    Some(path)
-}
-
-fn module_at(module: &Module, path: &[String]) -> Option<Module> {
-    path.iter().try_fold(module.clone(), |module, name| match module.attribute(name) {
-        Ok(IValue::Module(child)) => Some(child),
-        _ => None,
-    })
-}
-
 /// Which nodes read which attribute: by the module's identity, `None` where it cannot be told, and the name.
 struct Readers<'g>(HashMap<(Option<usize>, String), Vec<Node<'g>>>);
 
@@ -257,8 +234,8 @@ impl<'g> Readers<'g> {
             if node.outputs().iter().any(|value| value.type_of().is_module()) {
                 continue;
             }
-            let path = node.input(0).and_then(|owner| module_path(graph, owner));
-            let owner = path.and_then(|path| module_at(module, &path)).map(|owner| owner.id());
+            let path = node.input(0).and_then(|owner| owner.attribute_path());
+            let owner = path.and_then(|path| module.submodule(&path.join(".")).ok()).map(|owner| owner.id());
             readers.entry((owner, node.name_attribute().unwrap_or_default())).or_default().push(node);
         }
         Self(readers)
@@ -266,7 +243,7 @@ impl<'g> Readers<'g> {
 
     /// Whether something may read attribute `name` of the module at `path` after `node` in the same run.
     fn may_read_after(&self, module: &Module, path: &[String], name: &str, node: Node<'_>) -> Result<bool> {
-        let owner = module_at(module, path).map(|owner| owner.id());
+        let owner = module.submodule(&path.join(".")).ok().map(|owner| owner.id());
         let within = loops(node);
         for key in BTreeSet::from([owner, None]) {
             for reader in self.0.get(&(key, name.to_owned())).into_iter().flatten() {

@@ -3,7 +3,7 @@
 use std::collections::{HashMap, HashSet};
 
 use crate::error::{Error, Result};
-use crate::ir::{Graph, IValue, Module, Node, Value};
+use crate::ir::{Graph, Module, Node, Value};
 use crate::pass::op_table::Operator;
 
 /// The graphs that a method runs, each once, callees before callers.
@@ -88,43 +88,22 @@ pub(super) fn callee(module: &Module, node: Node<'_>) -> Result<Option<Callee>> 
         }
         "prim::CallMethod" => {
             let (Some(object), Some(method)) = (node.input(0), node.name_attribute()) else { return Ok(None) };
-            match called_module(module, object)? {
-                Some(module) => {
-                    let graph = module.graph(&method)?;
-                    Ok(Some(Callee { module, graph, is_function: false, skipped_inputs: 0 }))
-                }
-                None => Ok(None),
-            }
+            let Some(module) = called_module(module, object) else { return Ok(None) };
+            let graph = module.graph(&method)?;
+            Ok(Some(Callee { module, graph, is_function: false, skipped_inputs: 0 }))
         }
         _ => Ok(None),
     }
 }
 
 /// The module that `object` is, followed through `self.a.b`; `None` where it is something else.
-fn called_module(module: &Module, object: Value<'_>) -> Result<Option<Module>> {
-    let mut names = Vec::new();
-    let mut value = object;
-    while value.node().kind() == "prim::GetAttr" {
-        let (Some(parent), Some(name)) = (value.node().input(0), value.node().name_attribute()) else {
-            return Ok(None);
-        };
-        names.push(name);
-        value = parent;
-    }
-    if object.graph().inputs().first() != Some(&value) {
+fn called_module(module: &Module, object: Value<'_>) -> Option<Module> {
+    let Some(path) = object.attribute_path() else {
         tracing::warn!(
-            "the call of %{} stays in float: it is reached through '{}' and not through attributes of self",
+            "the call of %{} stays in float: it is not reached through attributes of self",
             object.debug_name(),
-            value.node().kind()
         );
-        return Ok(None);
-    }
-    let mut module = module.clone();
-    for name in names.iter().rev() {
-        match module.attribute(name)? {
-            IValue::Module(child) => module = child,
-            _ => return Ok(None),
-        }
-    }
-    Ok(Some(module))
+        return None;
+    };
+    module.submodule(&path.join(".")).ok()
 }
