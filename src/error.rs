@@ -5,6 +5,8 @@ use std::path::Path;
 use std::path::PathBuf;
 
 /// What went wrong, where, and (where it helps) what would be accepted.
+///
+/// The text of an error is complete: it holds that of its causes, which `source()` therefore does not repeat.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
@@ -12,12 +14,12 @@ pub enum Error {
     #[error("{0}")]
     Torch(String),
     /// A file could not be read or written.
-    #[error("{}: {source}", path.display())]
+    #[error("{}: {cause}", path.display())]
     Io {
         /// The file.
         path: PathBuf,
         /// The cause that the system gives.
-        source: std::io::Error,
+        cause: std::io::Error,
     },
     /// A file is not what it should be.
     #[error("{}: {message}", path.display())]
@@ -31,12 +33,12 @@ pub enum Error {
     #[error("{0}")]
     Invalid(String),
     /// An error with a note on what was being done.
-    #[error("{context}: {source}")]
+    #[error("{context}: {cause}")]
     Context {
         /// What was being done.
         context: String,
         /// Why it failed.
-        source: Box<Error>,
+        cause: Box<Error>,
     },
 }
 
@@ -49,8 +51,10 @@ impl Error {
         Self::Invalid(message.into())
     }
 
-    pub(crate) fn io(path: &Path, source: std::io::Error) -> Self {
-        Self::Io { path: path.to_owned(), source }
+    pub(crate) fn io(path: &Path, cause: std::io::Error) -> Self {
+        // The bare cause: some libraries add a path of their own to it.
+        let cause = cause.raw_os_error().map_or(cause, std::io::Error::from_raw_os_error);
+        Self::Io { path: path.to_owned(), cause }
     }
 
     pub(crate) fn file(path: &Path, message: impl Into<String>) -> Self {
@@ -67,7 +71,7 @@ pub(crate) trait Context<T> {
 #[cfg(feature = "torch")]
 impl<T, E: Into<Error>> Context<T> for std::result::Result<T, E> {
     fn context(self, context: impl FnOnce() -> String) -> Result<T> {
-        self.map_err(|e| Error::Context { context: context(), source: Box::new(e.into()) })
+        self.map_err(|e| Error::Context { context: context(), cause: Box::new(e.into()) })
     }
 }
 

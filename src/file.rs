@@ -6,13 +6,23 @@ use crate::error::{Error, Result};
 
 /// Has `write` write a file beside `path`, then renames it to `path`. On failure the old file is as it was and nothing
 /// is left beside it.
+///
+/// A symbolic link is followed: the file that it leads to is replaced, and the link stays.
 pub(crate) fn write_atomically(path: &Path, write: impl FnOnce(&Path) -> Result<()>) -> Result<()> {
+    let target = std::fs::canonicalize(path);
+    let path = target.as_deref().unwrap_or(path);
     let folder = match path.parent() {
         Some(parent) if !parent.as_os_str().is_empty() => parent.to_owned(),
         _ => PathBuf::from("."),
     };
-    if path.is_dir() {
-        return Err(Error::file(path, "is a folder, not a file to write"));
+    match std::fs::metadata(path) {
+        Ok(existing) if existing.is_dir() => return Err(Error::file(path, "is a folder, not a file to write")),
+        // Renaming onto a device or a pipe would take it away.
+        Ok(existing) if !existing.is_file() => return Err(Error::file(path, "exists and is not a regular file")),
+        _ => {}
+    }
+    if !folder.is_dir() {
+        return Err(Error::file(path, format!("cannot be written: there is no folder {}", folder.display())));
     }
     let mut builder = tempfile::Builder::new();
     let name = path.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();

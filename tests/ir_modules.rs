@@ -205,7 +205,7 @@ fn odd_modules_and_tensors_are_no_reason_to_abort() {
     let nested = nested.forward(&[IValue::tensor_list([tensor(&[1.0]), tensor(&[1.0, 2.0])])]).unwrap();
     let nested = nested.as_tensor().unwrap();
     assert_eq!((nested.nbytes(), nested.shape(), nested.dtype()), (0, vec![], Some(DType::F32)));
-    assert_eq!(nested.to_vec::<f32>().unwrap(), [1.0, 1.0, 2.0]);
+    assert!(nested.to_vec::<f32>().is_err() && !format!("{nested:?}").is_empty());
     assert!(Tensor::from_bytes(DType::F32, &[2], &[0; 4]).unwrap_err().to_string().contains("8 bytes"));
     assert!(Tensor::from_bytes(DType::F32, &[-1], &[]).is_err() && Tensor::from_bytes(DType::QI8, &[1], &[0]).is_err());
     assert!(Module::new("").is_err() || Module::new("").unwrap().save_bytes().is_ok());
@@ -274,6 +274,20 @@ fn files_carry_extra_files_and_replace_old_ones_whole() {
     assert!(net.save(&missing).unwrap_err().to_string().contains("no/such/folder/net.pt"));
     assert!(net.save(folder.path()).unwrap_err().to_string().contains("is a folder"));
     assert_eq!(files_in(folder.path()), ["net.pt"]);
+}
+
+#[cfg(unix)]
+#[test]
+fn a_link_is_followed_and_a_device_is_left_alone() {
+    let folder = tempfile::tempdir().unwrap();
+    let (path, link) = (folder.path().join("net.pt"), folder.path().join("link.pt"));
+    let net = module("Net", TIMES_3);
+    std::fs::write(&path, "old").unwrap();
+    std::os::unix::fs::symlink("net.pt", &link).unwrap();
+    net.save(&link).unwrap();
+    assert!(link.is_symlink() && Module::load(&path).is_ok(), "the file that the link leads to is new");
+    let error = net.save("/dev/null").unwrap_err().to_string();
+    assert!(error.contains("not a regular file"), "{error}");
 }
 
 fn files_in(folder: &Path) -> Vec<String> {
