@@ -1,0 +1,231 @@
+//! AVX2 with and without the VEX-coded `vpdpbusd`: a strip is two registers of 8 lanes.
+
+use std::arch::x86_64::*;
+
+use super::vector::{Task, Vector};
+use crate::kernel::Isa;
+
+/// Proof that the machine has AVX2 and FMA.
+#[derive(Clone, Copy)]
+pub(crate) struct Avx2(());
+
+/// Proof that the machine has AVX2, FMA and AVX-VNNI.
+#[derive(Clone, Copy)]
+pub(crate) struct AvxVnni(());
+
+impl Avx2 {
+    pub fn new() -> Option<Self> {
+        Isa::Avx2.is_available().then_some(Self(()))
+    }
+}
+
+impl AvxVnni {
+    pub fn new() -> Option<Self> {
+        Isa::AvxVnni.is_available().then_some(Self(()))
+    }
+}
+
+#[inline(never)]
+#[target_feature(enable = "avx2,fma")]
+fn with_avx2(vector: Avx2, work: impl Task) {
+    work.run(vector);
+}
+
+#[inline(never)]
+#[target_feature(enable = "avx2,fma,avxvnni")]
+fn with_avx_vnni(vector: AvxVnni, work: impl Task) {
+    work.run(vector);
+}
+
+/// All ones in the lanes `8 * half ..` that are below `valid`.
+#[inline(always)]
+fn mask(valid: usize, half: usize) -> __m256i {
+    // SAFETY: only called by methods of a proof of AVX2.
+    unsafe {
+        let lanes = _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7);
+        _mm256_cmpgt_epi32(_mm256_set1_epi32(valid as i32 - 8 * half as i32), lanes)
+    }
+}
+
+// SAFETY, throughout: a value of either type exists only where the machine has the instructions; masked loads and stores
+// touch only the lanes of the mask.
+macro_rules! both_halves {
+    ($x:ident => $call:expr) => {{
+        // No closure: it would be compiled without the instruction set.
+        let first = {
+            let $x: usize = 0;
+            unsafe { $call }
+        };
+        let second = {
+            let $x: usize = 1;
+            unsafe { $call }
+        };
+        [first, second]
+    }};
+}
+
+macro_rules! vector {
+    ($type:ty, $with_features:ident, $($dot:tt)*) => {
+        impl Vector for $type {
+            // Of 16 registers, 12 accumulate; the others hold weights and activations.
+            const ACCUMULATORS: usize = 6;
+            const ROWS: usize = 6;
+            const STRIPS: usize = 2;
+            type I32 = [__m256i; 2];
+            type F32 = [__m256; 2];
+
+            fn run(self, work: impl Task) {
+                // SAFETY: the machine has the instructions.
+                unsafe { $with_features(self, work) }
+            }
+
+            $($dot)*
+
+            #[inline(always)]
+            fn splat(self, x: i32) -> [__m256i; 2] {
+                both_halves!(_half => _mm256_set1_epi32(x))
+            }
+
+            #[inline(always)]
+            unsafe fn load(self, from: *const i32, valid: usize) -> [__m256i; 2] {
+                both_halves!(half => _mm256_maskload_epi32(from.wrapping_add(8 * half), mask(valid, half)))
+            }
+
+            #[inline(always)]
+            unsafe fn store(self, x: [__m256i; 2], to: *mut i32, valid: usize) {
+                both_halves!(half => _mm256_maskstore_epi32(to.wrapping_add(8 * half), mask(valid, half), x[half]));
+            }
+
+            #[inline(always)]
+            unsafe fn load_bytes(self, from: *const u8, valid: usize) -> [__m256i; 2] {
+                let mut bytes = [0u8; 16];
+                // SAFETY: only `valid` bytes are read.
+                unsafe { std::ptr::copy_nonoverlapping(from, bytes.as_mut_ptr(), valid.min(16)) };
+                both_halves!(half => _mm256_cvtepu8_epi32(_mm_loadl_epi64(bytes.as_ptr().add(8 * half).cast())))
+            }
+
+            #[inline(always)]
+            unsafe fn store_bytes(self, x: [__m256i; 2], to: *mut u8, valid: usize) {
+                // SAFETY: only `valid` bytes are written.
+                unsafe {
+                    // The lanes are 0 to 255, so packing does not saturate; it interleaves the 128-bit halves.
+                    let words = _mm256_permute4x64_epi64::<0b11_01_10_00>(_mm256_packus_epi32(x[0], x[1]));
+                    let (low, high) = (_mm256_castsi256_si128(words), _mm256_extracti128_si256::<1>(words));
+                    let packed = _mm_packus_epi16(low, high);
+                    if valid >= 16 {
+                        _mm_storeu_si128(to.cast(), packed);
+                    } else {
+                        let mut bytes = [0u8; 16];
+                        _mm_storeu_si128(bytes.as_mut_ptr().cast(), packed);
+                        std::ptr::copy_nonoverlapping(bytes.as_ptr(), to, valid);
+                    }
+                }
+            }
+
+            #[inline(always)]
+            fn add(self, a: [__m256i; 2], b: [__m256i; 2]) -> [__m256i; 2] {
+                both_halves!(half => _mm256_add_epi32(a[half], b[half]))
+            }
+
+            #[inline(always)]
+            fn mul(self, a: [__m256i; 2], b: [__m256i; 2]) -> [__m256i; 2] {
+                both_halves!(half => _mm256_mullo_epi32(a[half], b[half]))
+            }
+
+            #[inline(always)]
+            fn splat_f32(self, x: f32) -> [__m256; 2] {
+                both_halves!(_half => _mm256_set1_ps(x))
+            }
+
+            #[inline(always)]
+            unsafe fn load_f32(self, from: *const f32, valid: usize) -> [__m256; 2] {
+                both_halves!(half => _mm256_maskload_ps(from.wrapping_add(8 * half), mask(valid, half)))
+            }
+
+            #[inline(always)]
+            unsafe fn store_f32(self, x: [__m256; 2], to: *mut f32, valid: usize) {
+                both_halves!(half => _mm256_maskstore_ps(to.wrapping_add(8 * half), mask(valid, half), x[half]));
+            }
+
+            #[inline(always)]
+            fn to_f32(self, x: [__m256i; 2]) -> [__m256; 2] {
+                both_halves!(half => _mm256_cvtepi32_ps(x[half]))
+            }
+
+            #[inline(always)]
+            fn mul_add(self, a: [__m256; 2], b: [__m256; 2], c: [__m256; 2]) -> [__m256; 2] {
+                both_halves!(half => _mm256_fmadd_ps(a[half], b[half], c[half]))
+            }
+
+            #[inline(always)]
+            fn max_f32(self, a: [__m256; 2], b: [__m256; 2]) -> [__m256; 2] {
+                both_halves!(half => _mm256_max_ps(a[half], b[half]))
+            }
+
+            #[inline(always)]
+            fn min_f32(self, a: [__m256; 2], b: [__m256; 2]) -> [__m256; 2] {
+                both_halves!(half => _mm256_min_ps(a[half], b[half]))
+            }
+
+            #[inline(always)]
+            fn round(self, x: [__m256; 2]) -> [__m256i; 2] {
+                both_halves!(half => _mm256_cvtps_epi32(x[half]))
+            }
+        }
+    };
+}
+
+vector! {
+    AvxVnni, with_avx_vnni,
+    type Activations = __m256i;
+    type Weights = [__m256i; 2];
+
+    #[inline(always)]
+    unsafe fn activations(self, from: *const u8) -> __m256i {
+        // SAFETY: the caller's four bytes.
+        unsafe { _mm256_set1_epi32(from.cast::<i32>().read_unaligned()) }
+    }
+
+    #[inline(always)]
+    unsafe fn weights(self, from: *const i8) -> [__m256i; 2] {
+        both_halves!(half => _mm256_loadu_si256(from.add(32 * half).cast()))
+    }
+
+    #[inline(always)]
+    fn dot(self, sum: [__m256i; 2], a: __m256i, w: [__m256i; 2]) -> [__m256i; 2] {
+        both_halves!(half => _mm256_dpbusd_avx_epi32(sum[half], a, w[half]))
+    }
+}
+
+vector! {
+    Avx2, with_avx2,
+    // Products of bytes do not fit `vpmaddubsw`'s saturating sums, so even and odd bytes are widened to i16 apart:
+    // `vpmaddwd` is exact on them.
+    type Activations = [__m256i; 2];
+    type Weights = [[__m256i; 2]; 2];
+
+    #[inline(always)]
+    unsafe fn activations(self, from: *const u8) -> [__m256i; 2] {
+        // SAFETY: the caller's four bytes.
+        unsafe {
+            let bytes = _mm256_set1_epi32(from.cast::<i32>().read_unaligned());
+            [_mm256_and_si256(bytes, _mm256_set1_epi16(0xff)), _mm256_srli_epi16::<8>(bytes)]
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn weights(self, from: *const i8) -> [[__m256i; 2]; 2] {
+        both_halves!(half => {
+            let bytes = _mm256_loadu_si256(from.add(32 * half).cast());
+            [_mm256_srai_epi16::<8>(_mm256_slli_epi16::<8>(bytes)), _mm256_srai_epi16::<8>(bytes)]
+        })
+    }
+
+    #[inline(always)]
+    fn dot(self, sum: [__m256i; 2], a: [__m256i; 2], w: [[__m256i; 2]; 2]) -> [__m256i; 2] {
+        both_halves!(half => {
+            let even = _mm256_add_epi32(sum[half], _mm256_madd_epi16(a[0], w[half][0]));
+            _mm256_add_epi32(even, _mm256_madd_epi16(a[1], w[half][1]))
+        })
+    }
+}

@@ -1,0 +1,154 @@
+//! AVX-512 with VNNI: 16 lanes, `vpdpbusd` on 512 bits.
+
+use std::arch::x86_64::*;
+
+use super::vector::{Task, Vector};
+use crate::kernel::Isa;
+
+/// Proof that the machine has AVX-512 F, BW, VL, DQ and VNNI.
+#[derive(Clone, Copy)]
+pub(crate) struct Avx512Vnni(());
+
+impl Avx512Vnni {
+    pub fn new() -> Option<Self> {
+        Isa::Avx512Vnni.is_available().then_some(Self(()))
+    }
+}
+
+#[inline(never)]
+#[target_feature(enable = "avx2,fma,avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
+fn with_features(vector: Avx512Vnni, work: impl Task) {
+    work.run(vector);
+}
+
+/// The mask of the first `valid` lanes.
+#[inline(always)]
+fn first(valid: usize) -> __mmask16 {
+    if valid >= 16 { !0 } else { (1 << valid) - 1 }
+}
+
+// SAFETY, throughout: a value of the type exists only where the machine has the instructions; masked loads and stores
+// touch only the lanes of the mask.
+impl Vector for Avx512Vnni {
+    // 24 accumulators leave room for 4 weights, the activations and the epilogue's constants in 32 registers.
+    const ACCUMULATORS: usize = 24;
+    const ROWS: usize = 12;
+    const STRIPS: usize = 4;
+    type I32 = __m512i;
+    type F32 = __m512;
+    type Activations = __m512i;
+    type Weights = __m512i;
+
+    fn run(self, work: impl Task) {
+        // SAFETY: as above.
+        unsafe { with_features(self, work) }
+    }
+
+    #[inline(always)]
+    unsafe fn activations(self, from: *const u8) -> __m512i {
+        // SAFETY: as above; the caller's four bytes.
+        unsafe { _mm512_set1_epi32(from.cast::<i32>().read_unaligned()) }
+    }
+
+    #[inline(always)]
+    unsafe fn weights(self, from: *const i8) -> __m512i {
+        // SAFETY: as above; the caller's 64 bytes.
+        unsafe { _mm512_loadu_si512(from.cast()) }
+    }
+
+    #[inline(always)]
+    fn dot(self, sum: __m512i, a: __m512i, w: __m512i) -> __m512i {
+        // SAFETY: as above.
+        unsafe { _mm512_dpbusd_epi32(sum, a, w) }
+    }
+
+    #[inline(always)]
+    fn splat(self, x: i32) -> __m512i {
+        // SAFETY: as above.
+        unsafe { _mm512_set1_epi32(x) }
+    }
+
+    #[inline(always)]
+    unsafe fn load(self, from: *const i32, valid: usize) -> __m512i {
+        // SAFETY: as above.
+        unsafe { _mm512_maskz_loadu_epi32(first(valid), from) }
+    }
+
+    #[inline(always)]
+    unsafe fn store(self, x: __m512i, to: *mut i32, valid: usize) {
+        // SAFETY: as above.
+        unsafe { _mm512_mask_storeu_epi32(to, first(valid), x) }
+    }
+
+    #[inline(always)]
+    unsafe fn load_bytes(self, from: *const u8, valid: usize) -> __m512i {
+        // SAFETY: as above.
+        unsafe { _mm512_cvtepu8_epi32(_mm_maskz_loadu_epi8(first(valid), from.cast())) }
+    }
+
+    #[inline(always)]
+    unsafe fn store_bytes(self, x: __m512i, to: *mut u8, valid: usize) {
+        // SAFETY: as above.
+        unsafe { _mm_mask_storeu_epi8(to.cast(), first(valid), _mm512_cvtepi32_epi8(x)) }
+    }
+
+    #[inline(always)]
+    fn add(self, a: __m512i, b: __m512i) -> __m512i {
+        // SAFETY: as above.
+        unsafe { _mm512_add_epi32(a, b) }
+    }
+
+    #[inline(always)]
+    fn mul(self, a: __m512i, b: __m512i) -> __m512i {
+        // SAFETY: as above.
+        unsafe { _mm512_mullo_epi32(a, b) }
+    }
+
+    #[inline(always)]
+    fn splat_f32(self, x: f32) -> __m512 {
+        // SAFETY: as above.
+        unsafe { _mm512_set1_ps(x) }
+    }
+
+    #[inline(always)]
+    unsafe fn load_f32(self, from: *const f32, valid: usize) -> __m512 {
+        // SAFETY: as above.
+        unsafe { _mm512_maskz_loadu_ps(first(valid), from) }
+    }
+
+    #[inline(always)]
+    unsafe fn store_f32(self, x: __m512, to: *mut f32, valid: usize) {
+        // SAFETY: as above.
+        unsafe { _mm512_mask_storeu_ps(to, first(valid), x) }
+    }
+
+    #[inline(always)]
+    fn to_f32(self, x: __m512i) -> __m512 {
+        // SAFETY: as above.
+        unsafe { _mm512_cvtepi32_ps(x) }
+    }
+
+    #[inline(always)]
+    fn mul_add(self, a: __m512, b: __m512, c: __m512) -> __m512 {
+        // SAFETY: as above.
+        unsafe { _mm512_fmadd_ps(a, b, c) }
+    }
+
+    #[inline(always)]
+    fn max_f32(self, a: __m512, b: __m512) -> __m512 {
+        // SAFETY: as above.
+        unsafe { _mm512_max_ps(a, b) }
+    }
+
+    #[inline(always)]
+    fn min_f32(self, a: __m512, b: __m512) -> __m512 {
+        // SAFETY: as above.
+        unsafe { _mm512_min_ps(a, b) }
+    }
+
+    #[inline(always)]
+    fn round(self, x: __m512) -> __m512i {
+        // SAFETY: as above.
+        unsafe { _mm512_cvtps_epi32(x) }
+    }
+}

@@ -1,0 +1,118 @@
+//! Matrix products of u8 activations and packed i8 weights.
+#![allow(unsafe_code)]
+
+#[cfg(target_arch = "x86_64")]
+mod avx2;
+#[cfg(target_arch = "x86_64")]
+mod avx512;
+pub(crate) mod drive;
+mod dynamic;
+pub(crate) mod finish;
+pub(crate) mod panels;
+mod scalar;
+pub(crate) mod tile;
+mod vector;
+
+use drive::{Lines, Path, product};
+use finish::{ActivationScale, Finish};
+use panels::Panels;
+use tile::Operands;
+
+use super::sink::Sink;
+use super::{Isa, Output, Parallel};
+use crate::{Error, Result};
+
+/// An i8 weight `[n, k]`, packed for one instruction set.
+///
+/// The product with activations `x` `[m, k]` is `sum_k (x[m][k] - zero_x) * (w[n][k] - zero_w[n])`, exact in i32 for any
+/// operands, and goes through an epilogue: see [`Output`].
+///
+/// ```
+/// use jitquant::kernel::{Isa, Output, PackedGemm, Serial};
+///
+/// let weight = PackedGemm::new(Isa::current(), &[1, 2, 3, -4, 5, -6], 2, 3, &[])?;
+/// let mut sums = [0; 2];
+/// weight.run(&[10, 20, 30], 3, 1, 10, Output::I32(&mut sums), 2, &Serial)?;
+/// assert_eq!(sums, [1 * 0 + 2 * 10 + 3 * 20, -4 * 0 + 5 * 10 - 6 * 20]);
+/// # Ok::<(), jitquant::Error>(())
+/// ```
+pub struct PackedGemm {
+    path: Path,
+    panels: Panels,
+}
+
+impl PackedGemm {
+    /// Packs `weight`, row-major `[n, k]` as libtorch's linear layers have it. `zero_points` has one entry, one for each of
+    /// the `n` channels, or none (all 0). Where the machine does not have `isa`, the scalar path is taken.
+    ///
+    /// # Errors
+    /// Where lengths do not fit, a zero point is not an i8, or `k` is above 65,793, from where on a sum could overflow.
+    pub fn new(isa: Isa, weight: &[i8], n: usize, k: usize, zero_points: &[i32]) -> Result<Self> {
+        Ok(Self { path: Path::new(isa), panels: Panels::new(weight, n, 1, k, zero_points)? })
+    }
+
+    /// Output channels.
+    pub fn n(&self) -> usize {
+        self.panels.channels()
+    }
+
+    /// Products in a sum.
+    pub fn k(&self) -> usize {
+        self.panels.columns()
+    }
+
+    /// Writes the weight as it was given, row-major `[n, k]`.
+    ///
+    /// # Panics
+    /// Where `weight` is shorter than `n * k`.
+    pub fn unpack_into(&self, weight: &mut [i8]) {
+        self.panels.unpack(weight);
+    }
+
+    /// Multiplies: `a` is `[m, k]` with rows `lda` elements apart, the output `[m, n]` with rows `ldc` elements apart.
+    ///
+    /// # Errors
+    /// Where a slice is too short or a leading dimension smaller than a row; nothing is written then.
+    #[allow(clippy::too_many_arguments)]
+    pub fn run(
+        &self,
+        a: &[u8],
+        lda: usize,
+        m: usize,
+        zero_point: u8,
+        output: Output<'_>,
+        ldc: usize,
+        threads: &dyn Parallel,
+    ) -> Result<()> {
+        self.multiply(a, lda, m, zero_point, None, output, ldc, threads)
+    }
+
+    #[allow(clippy::too_many_arguments)]
+    fn multiply(
+        &self,
+        a: &[u8],
+        lda: usize,
+        m: usize,
+        zero_point: u8,
+        activation_scale: Option<ActivationScale<'_>>,
+        output: Output<'_>,
+        ldc: usize,
+        threads: &dyn Parallel,
+    ) -> Result<()> {
+        let (n, k) = (self.n(), self.k());
+        if lda < k || ldc < n {
+            return Err(Error::Invalid(format!("rows of {lda} and {ldc} elements for a product with k = {k}, n = {n}")));
+        }
+        let elements = |row: usize, step: usize| if m == 0 { 0 } else { (m - 1) * step + row };
+        if a.len() < elements(k, lda) {
+            return Err(Error::Invalid(format!("the input has {} elements, {} are needed", a.len(), elements(k, lda))));
+        }
+        let sink = Sink::new(output, elements(n, ldc), n)?;
+        let operands = Operands { panels: &self.panels, segments: &[0], slack: false, zero_point };
+        let finish = Finish { sink, activation_scale, weight_zero_points: !self.panels.zero_points().is_empty() };
+        let lines = Lines::matrix(a.as_ptr(), m, lda, ldc);
+        // SAFETY: the lengths are checked above, rows of the output are disjoint because `ldc >= n`.
+        unsafe { product(self.path, &operands, &finish, &lines, threads) };
+        Ok(())
+    }
+}

@@ -1,0 +1,150 @@
+//! The micro-kernel: a tile of a few rows and strips, accumulated in registers.
+
+use super::finish::{Finish, finish_plain, finish_spilled};
+use super::panels::{GROUP, Panels};
+use super::vector::{STRIP, Vector};
+
+/// A block of output rows that are equally spaced in the input and in the output.
+#[derive(Clone, Copy)]
+pub(crate) struct Rows {
+    /// The first row's first byte, where offset 0 of a segment is.
+    pub input: *const u8,
+    /// Bytes from one row to the next.
+    pub input_step: usize,
+    /// The element of the first row's channel 0 in the output.
+    pub output: usize,
+    /// Elements from one row to the next.
+    pub output_step: usize,
+    /// How many; at most [`Vector::ROWS`].
+    pub count: usize,
+    /// The number of the first row, where rows have scales of their own.
+    pub index: usize,
+}
+
+/// A product's operands, apart from the rows.
+#[derive(Clone, Copy)]
+pub(crate) struct Operands<'a> {
+    pub panels: &'a Panels,
+    /// Where each segment begins, in bytes from the start of a row.
+    pub segments: &'a [usize],
+    /// Bytes beyond a segment's end may be read, up to a multiple of four: their weights are zero.
+    pub slack: bool,
+    /// The activations' zero point, 0 where rows have their own.
+    pub zero_point: u8,
+}
+
+/// How many strips a tile of `rows` rows takes at once.
+#[inline(always)]
+pub(crate) fn strips<V: Vector>(rows: usize) -> usize {
+    (V::ACCUMULATORS / rows.max(1)).clamp(1, V::STRIPS)
+}
+
+/// Computes `rows` of the `count` strips from `strip` on; `count` is at most [`strips`].
+///
+/// # Safety
+/// The rows' segments are readable, and their outputs, within the sink, are written by nobody else.
+#[inline(always)]
+pub(crate) unsafe fn tile<V: Vector>(v: V, operands: &Operands<'_>, finish: &Finish<'_>, rows: Rows, strip: usize, count: usize) {
+    macro_rules! shapes {
+        ($(($rows:literal, $strips:literal))*) => {
+            match (rows.count, count) {
+                // Shapes that do not fit the registers are compiled to nothing: `strips` never asks for them.
+                $(($rows, $strips) => if const { $rows * $strips <= V::ACCUMULATORS && $rows <= V::ROWS && $strips <= V::STRIPS } {
+                    // SAFETY: by the contract.
+                    unsafe { sized::<V, $rows, $strips>(v, operands, finish, rows, strip) }
+                })*
+                _ => debug_assert!(false, "no tile of {} rows and {count} strips", rows.count),
+            }
+        };
+    }
+    shapes! {
+        (1, 1) (2, 1) (3, 1) (4, 1) (5, 1) (6, 1) (7, 1) (8, 1) (9, 1) (10, 1) (11, 1) (12, 1)
+        (1, 2) (2, 2) (3, 2) (4, 2) (5, 2) (6, 2) (7, 2) (8, 2) (9, 2) (10, 2) (11, 2) (12, 2)
+        (1, 3) (2, 3) (3, 3) (4, 3) (5, 3) (6, 3) (7, 3) (8, 3)
+        (1, 4) (2, 4) (3, 4) (4, 4) (5, 4) (6, 4)
+    }
+}
+
+#[inline(always)]
+unsafe fn sized<V: Vector, const ROWS: usize, const STRIPS: usize>(
+    v: V,
+    operands: &Operands<'_>,
+    finish: &Finish<'_>,
+    rows: Rows,
+    strip: usize,
+) {
+    // SAFETY: by the contract of `tile`.
+    unsafe {
+        let sums = accumulate::<V, ROWS, STRIPS>(v, operands, rows, strip);
+        let whole = (strip + STRIPS) * STRIP <= operands.panels.channels();
+        match finish.plain() {
+            Some(plain) if whole => finish_plain::<V, ROWS, STRIPS>(v, plain, &sums, rows, strip),
+            _ => finish_spilled::<V, ROWS, STRIPS>(v, operands, finish, &sums, rows, strip),
+        }
+    }
+}
+
+/// The exact sums of `(x - zero_x) * w`.
+#[inline(always)]
+unsafe fn accumulate<V: Vector, const ROWS: usize, const STRIPS: usize>(
+    v: V,
+    operands: &Operands<'_>,
+    rows: Rows,
+    strip: usize,
+) -> [[V::I32; STRIPS]; ROWS] {
+    let panels = operands.panels;
+    let strip_bytes = panels.strip_bytes();
+    let tail = if operands.slack { 0 } else { panels.length() % 4 };
+    let whole = panels.groups() - usize::from(tail != 0);
+    let step = rows.input_step;
+    // SAFETY: the panels hold the strips; the rows' segments are readable by the contract of `tile`.
+    unsafe {
+        let mut weights = panels.as_ptr().add(strip * strip_bytes);
+        let zero = v.splat(-i32::from(operands.zero_point));
+        let mut sums = [[v.splat(0); STRIPS]; ROWS];
+        for s in 0..STRIPS {
+            let initial = v.mul(zero, v.load(panels.sums().as_ptr().add((strip + s) * STRIP), STRIP));
+            for row in &mut sums {
+                row[s] = initial;
+            }
+        }
+        for &segment in operands.segments {
+            // Every third row has a pointer, the two after it are one and two steps away: few enough registers.
+            let mut pointers = [rows.input; 4];
+            for (i, pointer) in pointers.iter_mut().enumerate() {
+                *pointer = rows.input.wrapping_add(segment + 3 * i * step);
+            }
+            for _ in 0..whole {
+                let mut w = [v.weights(weights); STRIPS];
+                for (s, w) in w.iter_mut().enumerate().skip(1) {
+                    *w = v.weights(weights.add(s * strip_bytes));
+                }
+                for row in 0..ROWS {
+                    let x = v.activations(pointers[row / 3].wrapping_add(row % 3 * step));
+                    for s in 0..STRIPS {
+                        sums[row][s] = v.dot(sums[row][s], x, w[s]);
+                    }
+                }
+                weights = weights.add(GROUP);
+                for pointer in &mut pointers {
+                    *pointer = pointer.wrapping_add(4);
+                }
+            }
+            if tail != 0 {
+                for row in 0..ROWS {
+                    let from = pointers[row / 3].wrapping_add(row % 3 * step);
+                    let mut bytes = [0u8; 4];
+                    for (i, byte) in bytes.iter_mut().enumerate().take(tail) {
+                        *byte = *from.add(i);
+                    }
+                    let x = v.activations(bytes.as_ptr());
+                    for s in 0..STRIPS {
+                        sums[row][s] = v.dot(sums[row][s], x, v.weights(weights.add(s * strip_bytes)));
+                    }
+                }
+                weights = weights.add(GROUP);
+            }
+        }
+        sums
+    }
+}

@@ -1,0 +1,69 @@
+//! What a matrix product needs of an instruction set: one small trait, filled in by a file each.
+//!
+//! Everything above it (tiles, blocking, epilogues) is written once, and inlined into one function an instruction set
+//! that has its `#[target_feature]`.
+
+/// Channels in a strip: what a vector of the trait holds, in as many registers as it takes.
+pub(crate) const STRIP: usize = 16;
+
+/// Vectors of [`STRIP`] lanes in an instruction set. A value of an implementing type is proof that the machine has the
+/// instructions.
+///
+/// All loads and stores take any alignment. `valid` counts the lanes that exist in memory: lanes beyond it are loaded as
+/// zero and not stored.
+///
+/// # Safety
+/// The unsafe methods read or write `valid` elements, or what their comment says, at the address they are given.
+pub(crate) trait Vector: Copy + Send + Sync {
+    /// Rows times strips of a tile whose accumulators fit the registers.
+    const ACCUMULATORS: usize;
+    /// The most rows of a tile.
+    const ROWS: usize;
+    /// The most strips of a tile.
+    const STRIPS: usize;
+
+    /// Accumulators.
+    type I32: Copy;
+    type F32: Copy;
+    /// Four activations, in the form that [`dot`](Self::dot) takes.
+    type Activations: Copy;
+    /// Four weights of each channel of a strip, in the form that [`dot`](Self::dot) takes.
+    type Weights: Copy;
+
+    /// Runs `work` in a function with the instruction set enabled.
+    fn run(self, work: impl Task);
+
+    /// Four bytes.
+    unsafe fn activations(self, from: *const u8) -> Self::Activations;
+    /// `4 * STRIP` bytes: four of each channel in turn.
+    unsafe fn weights(self, from: *const i8) -> Self::Weights;
+    /// `sum + a[0] w[0] + a[1] w[1] + a[2] w[2] + a[3] w[3]` in each lane, exactly.
+    fn dot(self, sum: Self::I32, a: Self::Activations, w: Self::Weights) -> Self::I32;
+
+    fn splat(self, x: i32) -> Self::I32;
+    unsafe fn load(self, from: *const i32, valid: usize) -> Self::I32;
+    unsafe fn store(self, x: Self::I32, to: *mut i32, valid: usize);
+    /// Bytes, widened.
+    unsafe fn load_bytes(self, from: *const u8, valid: usize) -> Self::I32;
+    /// The low byte of each lane.
+    unsafe fn store_bytes(self, x: Self::I32, to: *mut u8, valid: usize);
+    fn add(self, a: Self::I32, b: Self::I32) -> Self::I32;
+    fn mul(self, a: Self::I32, b: Self::I32) -> Self::I32;
+
+    fn splat_f32(self, x: f32) -> Self::F32;
+    unsafe fn load_f32(self, from: *const f32, valid: usize) -> Self::F32;
+    unsafe fn store_f32(self, x: Self::F32, to: *mut f32, valid: usize);
+    fn to_f32(self, x: Self::I32) -> Self::F32;
+    /// `a * b + c`, rounded once.
+    fn mul_add(self, a: Self::F32, b: Self::F32, c: Self::F32) -> Self::F32;
+    fn max_f32(self, a: Self::F32, b: Self::F32) -> Self::F32;
+    fn min_f32(self, a: Self::F32, b: Self::F32) -> Self::F32;
+    /// Rounds half to even; the argument fits an i32.
+    fn round(self, x: Self::F32) -> Self::I32;
+}
+
+/// What [`Vector::run`] runs: a closure that is generic over the instruction set.
+pub(crate) trait Task {
+    /// Must be `#[inline(always)]`, and so must all that it calls.
+    fn run<V: Vector>(self, vector: V);
+}
