@@ -54,6 +54,7 @@ pub(super) fn xor_parts(table: &[u8; 256]) -> [[u8; 16]; 16] {
 
 impl Simd for Avx2 {
     const LANES: usize = 8;
+    const QUICK_LOOKUP: bool = false;
     type U8 = __m256i;
     type I16 = __m256i;
     type I32 = __m256i;

@@ -63,6 +63,7 @@ pub(crate) enum Table512 {
 
 impl<const VBMI: bool> Simd for Avx512<VBMI> {
     const LANES: usize = 16;
+    const QUICK_LOOKUP: bool = VBMI;
     type U8 = __m512i;
     type I16 = __m512i;
     type I32 = __m512i;

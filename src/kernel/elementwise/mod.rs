@@ -10,7 +10,7 @@ mod avx512;
 mod binary;
 mod cat;
 mod clamp;
-mod scalar;
+pub(crate) mod scalar;
 pub(crate) mod simd;
 
 pub use binary::{Operand, add, mul};

@@ -27,6 +27,7 @@ pub(super) fn store_prefix<T: Copy>(block: &[T], dst: &mut [T]) {
 
 impl Simd for Scalar {
     const LANES: usize = 1;
+    const QUICK_LOOKUP: bool = false;
     type U8 = [u8; 4];
     type I16 = i16;
     type I32 = i32;

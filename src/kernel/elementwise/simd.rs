@@ -13,11 +13,13 @@ use crate::kernel::Isa;
 /// Bytes are handled in blocks of [`BYTES`](Self::BYTES) = 4 * [`LANES`](Self::LANES): one `U8`, which widens to
 /// four `I32` in the order of memory. Loads take a slice; one that is shorter than the vector leaves zeros in the
 /// remaining lanes, and a store to a shorter slice drops lanes. Nothing outside the slice is touched.
-pub(crate) trait Simd: Copy {
+pub trait Simd: Copy {
     /// f32 or i32 lanes in a vector.
     const LANES: usize;
     /// Bytes in a `U8`, elements in a block.
     const BYTES: usize = 4 * Self::LANES;
+    /// Whether [`lookup`](Self::lookup) takes fewer instructions than a load for each byte.
+    const QUICK_LOOKUP: bool;
 
     /// `BYTES` bytes.
     type U8: Copy;
@@ -136,7 +138,7 @@ pub(crate) trait Simd: Copy {
 ///
 /// `run`, and what it calls with vectors, must be `#[inline(always)]` and free of closures that hold vectors: only
 /// code that is inlined into [`dispatch`]'s functions is compiled with the ISA's instructions.
-pub(crate) trait Kernel {
+pub trait Kernel {
     type Output;
     fn run<S: Simd>(self, simd: S) -> Self::Output;
 }
