@@ -1,1 +1,64 @@
-fn main() {}
+//! Builds the bridge to libtorch (feature `torch`): compiles `cpp/` and links `torch_cpu` and `c10`.
+
+fn main() {
+    println!("cargo:rerun-if-changed=build.rs");
+    #[cfg(feature = "torch")]
+    torch::build();
+}
+
+#[cfg(feature = "torch")]
+mod torch {
+    use std::path::PathBuf;
+
+    pub fn build() {
+        let libtorch = locate();
+        let include = libtorch.join("include");
+        let mut build = cxx_build::bridges(["src/ir/ffi.rs", "src/observer/operators.rs"]);
+        for file in ["cpp/graph.cpp", "cpp/module.cpp", "cpp/observers.cpp", "cpp/quantization.cpp"] {
+            build.file(file);
+        }
+        build
+            .include("cpp")
+            .flag("-isystem")
+            .flag(include.to_str().expect("LIBTORCH is UTF-8"))
+            .flag("-isystem")
+            .flag(include.join("torch/csrc/api/include").to_str().expect("LIBTORCH is UTF-8"))
+            .std("c++20")
+            .flag_if_supported("-Wno-unused-parameter")
+            .opt_level(1)
+            .debug(false)
+            .compile("jitquant_bridge");
+
+        let lib = libtorch.join("lib");
+        println!("cargo:rustc-link-search=native={}", lib.display());
+        // --no-as-needed: libtorch_cpu must be loaded even where only static initialisers need it.
+        println!("cargo:rustc-link-arg=-Wl,--no-as-needed");
+        println!("cargo:rustc-link-arg=-Wl,-rpath,{}", lib.display());
+        for library in ["torch_cpu", "c10"] {
+            println!("cargo:rustc-link-lib=dylib={library}");
+        }
+        println!("cargo:libtorch={}", libtorch.display());
+        println!("cargo:rerun-if-changed=cpp");
+        println!("cargo:rerun-if-env-changed=LIBTORCH");
+    }
+
+    /// The folder that `LIBTORCH` names, checked.
+    fn locate() -> PathBuf {
+        let folder = std::env::var_os("LIBTORCH").map(PathBuf::from).unwrap_or_else(|| {
+            panic!(
+                "the feature `torch` needs libtorch: run `make setup`, or set LIBTORCH to a folder that has \
+                 include/ and lib/libtorch_cpu.so"
+            )
+        });
+        for part in ["include/torch/csrc/jit/api/module.h", "lib/libtorch_cpu.so"] {
+            if !folder.join(part).exists() {
+                panic!(
+                    "LIBTORCH={} is not a libtorch: {part} is missing. Run `make setup`, or set LIBTORCH to a \
+                     libtorch 2.9 to 2.15",
+                    folder.display()
+                );
+            }
+        }
+        folder.canonicalize().unwrap_or(folder)
+    }
+}

@@ -1,6 +1,62 @@
 //! Post-training INT8 quantization of TorchScript models, without Python.
 #![deny(unsafe_code)]
 #![warn(missing_docs)]
+// Nodes, values and blocks are keys by their address, which nothing inside their graph changes.
+#![allow(clippy::mutable_key_type)]
 
+mod error;
+#[cfg(feature = "torch")]
+mod file;
+#[cfg(feature = "torch")]
+#[allow(unsafe_code)]
+pub mod ir;
 pub mod kernel;
+pub mod measure;
 pub mod observer;
+#[cfg(feature = "torch")]
+pub mod pass;
+#[cfg(feature = "torch")]
+mod pipeline;
+#[cfg(feature = "torch")]
+pub mod qconfig;
+
+pub use error::{Error, Result};
+#[cfg(feature = "torch")]
+pub use pipeline::{Converted, FloatLayer, Prepared, Quantizer, Report};
+
+/// Registers jitquant's operators with libtorch; later calls do nothing.
+///
+/// Loading a module through [`ir::Module::load`] does it; call it before another library loads a model that holds
+/// jitquant's operators.
+///
+/// # Errors
+/// Where libtorch refuses the registration (another library registered operators of the same names).
+#[cfg(feature = "torch")]
+pub fn init() -> Result<()> {
+    observer::keep_observer_operators();
+    Ok(())
+}
+
+/// The version of the libtorch that this library was built with, e.g. `2.13.0`.
+#[cfg(feature = "torch")]
+pub fn torch_version() -> String {
+    ir::ffi::bridge::torch_version()
+}
+
+/// Sets how many threads libtorch uses inside an operator.
+#[cfg(feature = "torch")]
+pub fn set_threads(threads: usize) {
+    ir::ffi::bridge::torch_set_threads(i32::try_from(threads).unwrap_or(i32::MAX));
+}
+
+/// How many threads libtorch uses inside an operator.
+#[cfg(feature = "torch")]
+pub fn threads() -> i32 {
+    ir::ffi::bridge::torch_threads()
+}
+
+/// Drops libtorch's warnings of this thread, which otherwise go to stderr.
+#[cfg(feature = "torch")]
+pub fn silence_torch_warnings() {
+    ir::ffi::bridge::torch_silence_warnings();
+}

@@ -1,1 +1,64 @@
-fn main() {}
+//! `jitquant`: quantize, inspect, compare and measure TorchScript models from the command line.
+
+mod bench;
+mod compare;
+mod data;
+mod feed;
+mod inspect;
+mod output;
+mod quantize;
+
+use std::io::IsTerminal;
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+/// Quantize TorchScript models to INT8, without Python.
+#[derive(Parser)]
+#[command(
+    version,
+    arg_required_else_help = true,
+    after_help = "\
+A first session:
+  jitquant inspect model.pt                                         what can be quantized, and what not and why
+  jitquant quantize model.pt --calibrate data.npz -o model.int8.pt  an INT8 model that any libtorch runs
+  jitquant compare model.pt model.int8.pt --data more.npz           how close it is, how small, how fast
+
+Exit codes: 0 done; 1 it failed, stderr says why and nothing was written; 2 the arguments make no sense."
+)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    Quantize(quantize::Arguments),
+    Inspect(inspect::Arguments),
+    Compare(compare::Arguments),
+    Bench(bench::Arguments),
+}
+
+fn main() -> ExitCode {
+    // Deprecation notices of libtorch's quantized types are of no use to who runs this program.
+    jitquant::silence_torch_warnings();
+    tracing_subscriber::fmt()
+        .with_writer(std::io::stderr)
+        .with_ansi(std::io::stderr().is_terminal())
+        .with_target(false)
+        .without_time()
+        .init();
+    let outcome = match Cli::parse().command {
+        Command::Quantize(arguments) => quantize::run(&arguments),
+        Command::Inspect(arguments) => inspect::run(&arguments),
+        Command::Compare(arguments) => compare::run(&arguments),
+        Command::Bench(arguments) => bench::run(&arguments),
+    };
+    match outcome {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(e) => {
+            eprintln!("error: {e:#}");
+            ExitCode::FAILURE
+        }
+    }
+}

@@ -1,0 +1,388 @@
+#include "module.h"
+
+#include <ATen/ATen.h>
+#include <ATen/Parallel.h>
+#include <caffe2/serialize/inline_container.h>
+#include <torch/csrc/jit/api/function_impl.h>
+#include <torch/csrc/jit/frontend/resolver.h>
+#include <torch/csrc/jit/frontend/sugared_value.h>
+#include <torch/csrc/jit/passes/quantization/helper.h>
+#include <torch/csrc/jit/serialization/export.h>
+#include <torch/csrc/jit/serialization/import.h>
+#include <torch/version.h>
+
+#include <algorithm>
+#include <cerrno>
+#include <cstdio>
+#include <cstring>
+#include <sstream>
+
+#include "jitquant/src/ir/ffi.rs.h"
+
+namespace jitquant {
+
+namespace jit = torch::jit;
+
+template <class T> static std::unique_ptr<T> own(T value) { return std::make_unique<T>(std::move(value)); }
+
+// Lets TorchScript source name operators of any namespace as TorchScript prints them: `ops.quantized.linear(...)`.
+struct OperatorNamespaces : jit::SugaredValue {
+  std::string kind() const override { return "operator namespaces"; }
+  std::shared_ptr<jit::SugaredValue> attr(const jit::SourceRange &, jit::GraphFunction &,
+                                          const std::string &field) override {
+    return std::make_shared<jit::BuiltinModule>(field);
+  }
+};
+
+struct OperatorResolver : jit::Resolver {
+  std::shared_ptr<jit::SugaredValue> resolveValue(const std::string &name, jit::GraphFunction &,
+                                                  const jit::SourceRange &) override {
+    if (name == "torch")
+      return std::make_shared<jit::BuiltinModule>("aten");
+    if (name == "ops")
+      return std::make_shared<OperatorNamespaces>();
+    return nullptr;
+  }
+  c10::TypePtr resolveType(const std::string &, const jit::SourceRange &) override { return nullptr; }
+};
+
+std::unique_ptr<Module> module_new(rust::Str name) { return std::make_unique<Module>(c10::QualifiedName(text(name))); }
+
+std::unique_ptr<Module> module_load_file(rust::Str path) { return own(jit::load(text(path), c10::kCPU)); }
+
+std::unique_ptr<Module> module_load_bytes(rust::Slice<const uint8_t> bytes) {
+  std::istringstream in(std::string(reinterpret_cast<const char *>(bytes.data()), bytes.size()));
+  return own(jit::load(in, c10::kCPU));
+}
+
+rust::Vec<ExtraFile> module_extra_files(rust::Str path) {
+  caffe2::serialize::PyTorchStreamReader reader(text(path));
+  rust::Vec<ExtraFile> files;
+  const std::string folder = "extra/";
+  for (const std::string &record : reader.getAllRecords()) {
+    if (record.rfind(folder, 0) != 0)
+      continue;
+    auto [data, size] = reader.getRecord(record);
+    ExtraFile file{record.substr(folder.size()), {}};
+    const auto *begin = static_cast<const uint8_t *>(data.get());
+    std::copy(begin, begin + size, std::back_inserter(file.content));
+    files.push_back(std::move(file));
+  }
+  return files;
+}
+
+void module_save_file(const Module &module, rust::Str path, rust::Slice<const ExtraFile> extra) {
+  jit::ExtraFilesMap files;
+  for (const ExtraFile &file : extra)
+    files[std::string(file.name)] = std::string(file.content.begin(), file.content.end());
+  std::unique_ptr<FILE, int (*)(FILE *)> out(std::fopen(text(path).c_str(), "wb"), std::fclose);
+  TORCH_CHECK(out, std::strerror(errno));
+  // libtorch's writer throws from its destructor where a write fails: it is told that all went well.
+  int failure = 0;
+  auto write = [&](const void *data, size_t size) {
+    if (failure == 0 && std::fwrite(data, 1, size, out.get()) != size)
+      failure = errno;
+    return size;
+  };
+  jit::ExportModule(module, write, files);
+  if (std::fclose(out.release()) != 0 && failure == 0)
+    failure = errno;
+  TORCH_CHECK(failure == 0, std::strerror(failure));
+}
+
+rust::Vec<uint8_t> module_save_bytes(const Module &module) {
+  std::ostringstream out;
+  module.save(out);
+  const std::string bytes = out.str();
+  rust::Vec<uint8_t> copy;
+  copy.reserve(bytes.size());
+  std::copy(bytes.begin(), bytes.end(), std::back_inserter(copy));
+  return copy;
+}
+
+std::unique_ptr<Module> module_handle(const Module &module) { return own(Module(module)); }
+std::unique_ptr<Module> module_clone(const Module &module) { return own(module.clone()); }
+std::unique_ptr<Module> module_deepcopy(const Module &module) { return own(module.deepcopy()); }
+
+std::unique_ptr<Module> module_of_new_class_like(const Module &module) {
+  return own(Module(*module.type()->name(), module._ivalue()->compilation_unit(), /*shouldMangle=*/true));
+}
+
+std::unique_ptr<Module> module_of_class(const Module &module) {
+  return own(Module(module._ivalue()->compilation_unit(), module.type()));
+}
+
+std::unique_ptr<CopyMemo> copy_memo_new() { return std::make_unique<CopyMemo>(); }
+
+static void register_like(const Module &source, const std::string &name, const Module &target, IValue value) {
+  auto cls = source.type();
+  auto slot = cls->getAttributeSlot(name);
+  edit(target)->register_attribute(name, cls->getAttribute(slot), std::move(value), cls->is_parameter(slot),
+                                   cls->is_buffer(slot));
+}
+
+void module_copy_attribute(const Module &source, rust::Str name, const Module &target) {
+  register_like(source, text(name), target, source.attr(text(name)));
+}
+
+void module_deepcopy_attribute(const Module &source, rust::Str name, const Module &target, CopyMemo &memo) {
+  register_like(source, text(name), target, source.attr(text(name)).deepcopy(memo));
+}
+
+void module_set_submodule(const Module &module, rust::Str name, const Type &type, const Module &submodule) {
+  module.type()->addOrCheckAttribute(text(name), type.ptr);
+  module._ivalue()->setAttr(text(name), submodule._ivalue());
+}
+
+void module_copy_constant(const Module &source, rust::Str name, const Module &target) {
+  target.type()->addConstant(text(name), source.type()->getConstant(text(name)));
+}
+
+void module_copy_method(const Module &source, rust::Str method, const Module &target, const Graph &graph) {
+  const auto &function = source.get_method(text(method)).function();
+  auto to_target = [&](c10::TypePtr type) -> c10::TypePtr { return *type == *source.type() ? target.type() : type; };
+  auto schema = function.getSchema().cloneWithRemappedTypes(to_target);
+  auto copied = target._ivalue()->compilation_unit()->create_function(
+      c10::QualifiedName(*target.type()->name(), text(method)), edit(graph)->shared_from_this());
+  target.type()->addMethod(copied);
+  copied->setSchema(std::move(schema));
+}
+
+size_t module_address(const Module &module) { return reinterpret_cast<size_t>(module._ivalue().get()); }
+
+static void fit_slots(c10::ivalue::Object &object) {
+  // setSlot makes room; getSlot does not look how much there is.
+  size_t wanted = object.type()->numAttributes();
+  if (object.slots().size() < wanted)
+    object.setSlot(wanted - 1, IValue());
+  for (const IValue &slot : object.slots())
+    if (slot.isModule())
+      fit_slots(slot.toObjectRef());
+}
+void module_fit_slots(const Module &module) { fit_slots(*module._ivalue()); }
+
+std::unique_ptr<Type> module_type(const Module &module) { return own(Type{module.type()}); }
+
+rust::Vec<rust::String> module_method_names(const Module &module) {
+  rust::Vec<rust::String> names;
+  for (torch::jit::Function *method : module.type()->methods())
+    names.push_back(method->name());
+  return names;
+}
+
+std::shared_ptr<Graph> module_method_graph(const Module &module, rust::Str method) {
+  return module.get_method(text(method)).graph();
+}
+
+Schema module_method_schema(const Module &module, rust::Str method) {
+  return describe(module.get_method(text(method)).function().getSchema());
+}
+
+void module_define(const Module &module, rust::Str source) {
+  edit(module)->define(text(source), std::make_shared<OperatorResolver>());
+}
+
+void module_clone_method(const Module &module, rust::Str from, rust::Str to) {
+  jit::cloneMethod(*edit(module), text(from), text(to));
+}
+
+void module_remove_method(const Module &module, rust::Str method) { module.type()->unsafeRemoveMethod(text(method)); }
+
+void module_create_method(const Module &module, rust::Str name, const Graph &graph) {
+  auto cls = module.type();
+  auto function = module._ivalue()->compilation_unit()->create_function(c10::QualifiedName(*cls->name(), text(name)),
+                                                                        edit(graph)->copy());
+  cls->addMethod(function);
+}
+
+rust::Vec<AttributeInfo> module_attributes(const Module &module) {
+  rust::Vec<AttributeInfo> attributes;
+  auto cls = module.type();
+  for (size_t slot = 0; slot < cls->numAttributes(); ++slot) {
+    auto type = cls->getAttribute(slot);
+    attributes.push_back(AttributeInfo{cls->getAttributeName(slot), type->annotation_str(), cls->is_parameter(slot),
+                                       cls->is_buffer(slot), type->is_module()});
+  }
+  return attributes;
+}
+
+rust::Vec<rust::String> module_constants(const Module &module) {
+  rust::Vec<rust::String> names;
+  auto cls = module.type();
+  for (size_t slot = 0; slot < cls->numConstants(); ++slot)
+    names.push_back(cls->getConstantName(slot));
+  return names;
+}
+
+bool module_has_attribute(const Module &module, rust::Str name) { return module.hasattr(text(name)); }
+std::unique_ptr<IValue> module_attribute(const Module &module, rust::Str name) { return own(module.attr(text(name))); }
+void module_set_attribute(const Module &module, rust::Str name, const IValue &value) {
+  edit(module)->setattr(text(name), value);
+}
+void module_register_attribute(const Module &module, rust::Str name, const Type &type, const IValue &value,
+                               bool is_parameter, bool is_buffer) {
+  // None: declared now, given a value when the model runs.
+  TORCH_CHECK(value.isNone() || value.type()->isSubtypeOf(*type.ptr), "attribute '", text(name), "' is declared as ",
+              type.ptr->repr_str(), " but its value is ", value.type()->repr_str());
+  edit(module)->register_attribute(text(name), type.ptr, value, is_parameter, is_buffer);
+}
+void module_register_submodule(const Module &module, rust::Str name, const Module &submodule) {
+  edit(module)->register_module(text(name), submodule);
+}
+void module_remove_attribute(const Module &module, rust::Str name) {
+  auto cls = module.type();
+  auto slot = cls->findAttributeSlot(text(name));
+  TORCH_CHECK(slot.has_value(), "the module has no attribute '", text(name), "'");
+  module._ivalue()->unsafeRemoveAttr(text(name));
+  cls->unsafeRemoveAttribute(text(name));
+}
+
+void module_train(const Module &module, bool on) { edit(module)->train(on); }
+bool module_is_training(const Module &module) {
+  IValue training = module.attr("training", true);
+  return training.isBool() && training.toBool();
+}
+
+std::unique_ptr<IValue> module_run(const Module &module, rust::Str method, std::unique_ptr<IValues> args,
+                                   bool gradients) {
+  c10::AutoGradMode mode(gradients);
+  return own(module.get_method(text(method))(std::move(*args)));
+}
+
+std::unique_ptr<Module> module_freeze(const Module &module, rust::Slice<const rust::String> preserved,
+                                      bool optimize_numerics) {
+  std::vector<std::string> names;
+  for (const rust::String &name : preserved)
+    names.emplace_back(name);
+  return own(jit::freeze(module, names, optimize_numerics));
+}
+
+std::unique_ptr<IValue> ivalue_none() { return own(IValue()); }
+std::unique_ptr<IValue> ivalue_from_tensor(const Tensor &tensor) { return own(IValue(tensor)); }
+std::unique_ptr<IValue> ivalue_from_int(int64_t value) { return own(IValue(value)); }
+std::unique_ptr<IValue> ivalue_from_double(double value) { return own(IValue(value)); }
+std::unique_ptr<IValue> ivalue_from_bool(bool value) { return own(IValue(value)); }
+std::unique_ptr<IValue> ivalue_from_string(rust::Str value) { return own(IValue(text(value))); }
+std::unique_ptr<IValue> ivalue_from_device(rust::Str value) { return own(IValue(c10::Device(text(value)))); }
+std::unique_ptr<IValue> ivalue_from_module(const Module &module) { return own(IValue(module._ivalue())); }
+std::unique_ptr<IValue> ivalue_tuple(std::unique_ptr<IValues> items) {
+  return own(IValue(c10::ivalue::Tuple::create(std::move(*items))));
+}
+
+std::unique_ptr<IValue> ivalue_list(const Type &element, std::unique_ptr<IValues> items) {
+  c10::impl::GenericList list(element.ptr);
+  for (IValue &item : *items) {
+    TORCH_CHECK(item.type()->isSubtypeOf(*element.ptr), "a list of ", element.ptr->repr_str(), " cannot hold a ",
+                item.type()->repr_str());
+    list.push_back(std::move(item));
+  }
+  return own(IValue(std::move(list)));
+}
+
+std::unique_ptr<IValue> ivalue_dict(const Type &key, const Type &value, std::unique_ptr<IValues> keys,
+                                    std::unique_ptr<IValues> values) {
+  TORCH_CHECK(keys->size() == values->size(), keys->size(), " keys and ", values->size(), " values");
+  c10::impl::GenericDict dict(key.ptr, value.ptr);
+  for (size_t i = 0; i < keys->size(); ++i) {
+    TORCH_CHECK((*keys)[i].type()->isSubtypeOf(*key.ptr) && (*values)[i].type()->isSubtypeOf(*value.ptr),
+                "a dictionary from ", key.ptr->repr_str(), " to ", value.ptr->repr_str(), " cannot hold ",
+                (*keys)[i].type()->repr_str(), " and ", (*values)[i].type()->repr_str());
+    dict.insert((*keys)[i], (*values)[i]);
+  }
+  return own(IValue(std::move(dict)));
+}
+
+std::unique_ptr<IValue> ivalue_copy(const IValue &value) { return own(IValue(value)); }
+rust::String ivalue_tag(const IValue &value) { return value.isModule() ? "Module" : value.tagKind(); }
+std::unique_ptr<Type> ivalue_type(const IValue &value) { return own(Type{value.type()}); }
+std::unique_ptr<Tensor> ivalue_to_tensor(const IValue &value) { return own(Tensor(value.toTensor())); }
+int64_t ivalue_to_int(const IValue &value) { return value.toInt(); }
+double ivalue_to_double(const IValue &value) { return value.toDouble(); }
+bool ivalue_to_bool(const IValue &value) { return value.toBool(); }
+rust::String ivalue_to_string(const IValue &value) {
+  if (!value.isDevice())
+    return rust::String(value.toStringRef());
+  return value.toDevice().str();
+}
+std::unique_ptr<Module> ivalue_to_module(const IValue &value) { return own(value.toModule()); }
+
+std::unique_ptr<IValues> ivalue_items(const IValue &value) {
+  if (value.isTuple())
+    return own(value.toTupleRef().elements().vec());
+  if (value.isList())
+    return own(value.toListRef().vec());
+  TORCH_CHECK(value.isGenericDict(), "a ", value.tagKind(), " holds no items");
+  IValues items;
+  for (const auto &entry : value.toGenericDict()) {
+    items.push_back(entry.key());
+    items.push_back(entry.value());
+  }
+  return own(std::move(items));
+}
+
+std::unique_ptr<IValues> ivalues_new() { return std::make_unique<IValues>(); }
+void ivalues_push(IValues &items, const IValue &value) { items.push_back(value); }
+size_t ivalues_len(const IValues &items) { return items.size(); }
+std::unique_ptr<IValue> ivalues_get(const IValues &items, size_t index) { return own(IValue(items.at(index))); }
+
+std::unique_ptr<Tensor> tensor_from_bytes(int32_t dtype, rust::Slice<const int64_t> shape,
+                                          rust::Slice<const uint8_t> bytes) {
+  auto tensor = at::empty(at::IntArrayRef(shape.data(), shape.size()), static_cast<at::ScalarType>(dtype));
+  TORCH_CHECK(tensor.nbytes() == bytes.size(), "a tensor of ", tensor.nbytes(), " bytes made from ", bytes.size());
+  if (!bytes.empty())
+    std::memcpy(tensor.mutable_data_ptr(), bytes.data(), bytes.size());
+  return own(std::move(tensor));
+}
+
+std::unique_ptr<Tensor> tensor_handle(const Tensor &tensor) { return own(Tensor(tensor)); }
+std::unique_ptr<Tensor> tensor_from_address(size_t address) {
+  return own(Tensor(*reinterpret_cast<Tensor *>(address)));
+}
+size_t tensor_address(const Tensor &tensor) { return reinterpret_cast<size_t>(&tensor); }
+bool tensor_defined(const Tensor &tensor) { return tensor.defined(); }
+int32_t tensor_dtype(const Tensor &tensor) { return static_cast<int32_t>(tensor.scalar_type()); }
+rust::Vec<int64_t> tensor_shape(const Tensor &tensor) {
+  rust::Vec<int64_t> shape;
+  if (!tensor.is_nested())
+    for (int64_t size : tensor.sizes())
+      shape.push_back(size);
+  return shape;
+}
+size_t tensor_bytes_len(const Tensor &tensor) {
+  return tensor.defined() && tensor.layout() == at::kStrided && !tensor.is_nested() ? tensor.nbytes() : 0;
+}
+
+rust::Vec<uint8_t> tensor_to_bytes(const Tensor &tensor) {
+  TORCH_CHECK(tensor.layout() == c10::kStrided && !tensor.is_nested(), "a sparse or nested tensor has no plain elements");
+  auto plain = tensor.is_quantized() ? tensor.int_repr() : tensor;
+  plain = plain.detach().cpu().contiguous();
+  rust::Vec<uint8_t> bytes;
+  bytes.reserve(plain.nbytes());
+  const auto *begin = static_cast<const uint8_t *>(plain.const_data_ptr());
+  std::copy(begin, begin + plain.nbytes(), std::back_inserter(bytes));
+  return bytes;
+}
+
+std::unique_ptr<Tensor> tensor_to_f32(const Tensor &tensor) {
+  auto plain = tensor.is_quantized() ? tensor.dequantize() : tensor;
+  return own(plain.detach().to(c10::kCPU, c10::kFloat).contiguous());
+}
+
+bool tensor_is_quantized(const Tensor &tensor) { return tensor.is_quantized(); }
+bool tensor_is_cpu(const Tensor &tensor) { return tensor.is_cpu(); }
+bool tensor_equal(const Tensor &tensor, const Tensor &other) { return tensor.equal(other); }
+std::unique_ptr<Tensor> tensor_copy(const Tensor &tensor) { return own(tensor.detach().clone()); }
+
+rust::String torch_version() { return TORCH_VERSION; }
+void torch_set_threads(int32_t threads) { at::set_num_threads(std::max(threads, 1)); }
+int32_t torch_threads() { return at::get_num_threads(); }
+
+struct SilentWarnings : c10::WarningHandler {
+  void process(const c10::Warning &) override {}
+};
+void torch_silence_warnings() {
+  static SilentWarnings silent;
+  c10::WarningUtils::set_warning_handler(&silent);
+}
+
+} // namespace jitquant

@@ -1,0 +1,173 @@
+// The operators `jitquant::observe_*`: they hand tensors' memory to the arithmetic in src/observer.
+#include <ATen/ATen.h>
+#include <torch/library.h>
+
+#include "observers.h"
+#include "rust/cxx.h"
+
+#include "jitquant/src/observer/operators.rs.h"
+
+namespace jitquant {
+
+namespace {
+
+using at::Tensor;
+
+// Runs Rust code; its errors become libtorch's.
+template <class Call> auto in_rust(Call &&call) {
+  try {
+    return call();
+  } catch (const rust::Error &e) {
+    TORCH_CHECK_VALUE(false, e.what());
+  }
+}
+
+bool is_observable(const Tensor &x) { return x.is_floating_point() && x.numel() > 0; }
+
+// The values in one run of memory; in which order does not matter.
+Tensor dense(const Tensor &x) {
+  Tensor values = x.detach().to(c10::kCPU, c10::kFloat);
+  return values.is_non_overlapping_and_dense() ? values : values.contiguous();
+}
+
+rust::Slice<const float> read(const Tensor &x) { return {x.const_data_ptr<float>(), static_cast<size_t>(x.numel())}; }
+
+rust::Slice<float> write(const Tensor &x, const char *buffer) {
+  TORCH_CHECK(x.scalar_type() == c10::kFloat && x.is_contiguous() && x.is_cpu(), "an observer's ", buffer,
+              " should be a contiguous f32 tensor on the CPU");
+  return {x.mutable_data_ptr<float>(), static_cast<size_t>(x.numel())};
+}
+
+float &scalar(const Tensor &x, const char *buffer) {
+  auto values = write(x, buffer);
+  TORCH_CHECK(values.size() == 1, "an observer's ", buffer, " should hold one value, it holds ", values.size());
+  return values[0];
+}
+
+rust::Str str(const std::string &text) { return rust::Str(text); }
+
+void observe_min_max(const Tensor &x, const Tensor &min, const Tensor &max, const std::string &name) {
+  if (!is_observable(x))
+    return;
+  Tensor values = dense(x);
+  in_rust([&] { observe_range(read(values), scalar(min, "min_val"), scalar(max, "max_val"), str(name)); });
+}
+
+void observe_moving_average(const Tensor &x, const Tensor &min, const Tensor &max, double averaging_constant,
+                            const std::string &name) {
+  if (!is_observable(x))
+    return;
+  Tensor values = dense(x);
+  in_rust([&] {
+    observe_average(read(values), scalar(min, "min_val"), scalar(max, "max_val"), averaging_constant, str(name));
+  });
+}
+
+// Gives each channel a state where there is none yet.
+void make_room(const Tensor &x, const Tensor &min, const Tensor &max, int64_t axis, const std::string &name) {
+  TORCH_CHECK(axis >= -x.dim() && axis < x.dim(), name, ": has ", x.dim(), " dimensions, no channel axis ", axis);
+  if (min.numel() == 0 && max.numel() == 0) {
+    min.resize_({x.size(axis)}).fill_(std::numeric_limits<float>::infinity());
+    max.resize_({x.size(axis)}).fill_(-std::numeric_limits<float>::infinity());
+  }
+  TORCH_CHECK(min.numel() == x.size(axis) && max.numel() == x.size(axis), name, ": has ", x.size(axis),
+              " channels along axis ", axis, ", but ", min.numel(), " were observed before");
+}
+
+void observe_min_max_per_channel(const Tensor &x, const Tensor &min, const Tensor &max, int64_t axis,
+                                 const std::string &name) {
+  if (!is_observable(x))
+    return;
+  make_room(x, min, max, axis, name);
+  Tensor values = x.detach().to(c10::kCPU, c10::kFloat).contiguous();
+  auto sizes = values.sizes();
+  in_rust([&] {
+    observe_range_per_channel(read(values), {sizes.data(), sizes.size()}, axis, write(min, "min_val"),
+                              write(max, "max_val"), str(name));
+  });
+}
+
+void observe_moving_average_per_channel(const Tensor &x, const Tensor &min, const Tensor &max, int64_t axis,
+                                        double averaging_constant, const std::string &name) {
+  if (!is_observable(x))
+    return;
+  make_room(x, min, max, axis, name);
+  Tensor values = x.detach().to(c10::kCPU, c10::kFloat).contiguous();
+  auto sizes = values.sizes();
+  in_rust([&] {
+    observe_average_per_channel(read(values), {sizes.data(), sizes.size()}, axis, averaging_constant,
+                                write(min, "min_val"), write(max, "max_val"), str(name));
+  });
+}
+
+void observe_histogram(const Tensor &x, const Tensor &histogram, const Tensor &min, const Tensor &max,
+                       const std::string &name) {
+  if (!is_observable(x))
+    return;
+  Tensor values = dense(x);
+  in_rust([&] {
+    observe_counts(read(values), write(histogram, "histogram"), scalar(min, "min_val"), scalar(max, "max_val"),
+                   str(name));
+  });
+}
+
+std::tuple<Tensor, Tensor> histogram_range(const Tensor &histogram, const Tensor &min, const Tensor &max) {
+  Tensor counts = histogram.clone(), low = min.clone(), high = max.clone();
+  in_rust([&] { best_range(write(counts, "histogram"), scalar(low, "min_val"), scalar(high, "max_val")); });
+  return {low, high};
+}
+
+std::tuple<Tensor, Tensor> qparams(const Tensor &min, const Tensor &max, int64_t dtype, int64_t qscheme,
+                                   int64_t quant_min, int64_t quant_max, bool reduce_range, double eps,
+                                   const std::string &name) {
+  Tensor low = min.contiguous().reshape(-1), high = max.contiguous().reshape(-1);
+  Tensor scale = at::empty_like(low), zero_point = at::empty(low.sizes(), c10::kInt);
+  rust::Slice<int32_t> zero_points{zero_point.mutable_data_ptr<int32_t>(), static_cast<size_t>(low.numel())};
+  in_rust([&] {
+    range_to_qparams(read(low), read(high), QuantRange{dtype, qscheme, quant_min, quant_max, reduce_range, eps},
+                     write(scale, "scale"), zero_points, str(name));
+  });
+  return {scale, zero_point};
+}
+
+// On meta tensors there is nothing to observe.
+using Text = const std::string &;
+template <class... Args> void skip(const Tensor &, const Tensor &, const Tensor &, Args...) {}
+
+} // namespace
+
+// Keeps this file's registrations in whatever links the library.
+void keep_observer_operators() {}
+
+TORCH_LIBRARY_FRAGMENT(jitquant, m) {
+  m.def("observe_min_max(Tensor x, Tensor(a!) min_val, Tensor(b!) max_val, str name='') -> ()");
+  m.def("observe_moving_average(Tensor x, Tensor(a!) min_val, Tensor(b!) max_val, float averaging_constant=0.01, "
+        "str name='') -> ()");
+  m.def("observe_min_max_per_channel(Tensor x, Tensor(a!) min_val, Tensor(b!) max_val, int axis=0, str name='') -> ()");
+  m.def("observe_moving_average_per_channel(Tensor x, Tensor(a!) min_val, Tensor(b!) max_val, int axis=0, "
+        "float averaging_constant=0.01, str name='') -> ()");
+  m.def("observe_histogram(Tensor x, Tensor(a!) histogram, Tensor(b!) min_val, Tensor(c!) max_val, str name='') -> ()");
+  m.def("histogram_range(Tensor histogram, Tensor min_val, Tensor max_val) -> (Tensor, Tensor)");
+  m.def("qparams(Tensor min_val, Tensor max_val, int dtype, int qscheme, int quant_min=0, int quant_max=0, "
+        "bool reduce_range=False, float eps=1.1920928955078125e-07, str name='') -> (Tensor, Tensor)");
+}
+
+TORCH_LIBRARY_IMPL(jitquant, CPU, m) {
+  m.impl("observe_min_max", observe_min_max);
+  m.impl("observe_moving_average", observe_moving_average);
+  m.impl("observe_min_max_per_channel", observe_min_max_per_channel);
+  m.impl("observe_moving_average_per_channel", observe_moving_average_per_channel);
+  m.impl("observe_histogram", observe_histogram);
+  m.impl("histogram_range", histogram_range);
+  m.impl("qparams", qparams);
+}
+
+TORCH_LIBRARY_IMPL(jitquant, Meta, m) {
+  m.impl("observe_min_max", skip<Text>);
+  m.impl("observe_moving_average", skip<double, Text>);
+  m.impl("observe_min_max_per_channel", skip<int64_t, Text>);
+  m.impl("observe_moving_average_per_channel", skip<int64_t, double, Text>);
+  m.impl("observe_histogram", skip<const Tensor &, Text>);
+}
+
+} // namespace jitquant

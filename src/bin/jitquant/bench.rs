@@ -1,0 +1,117 @@
+//! `jitquant bench`.
+
+use std::num::NonZeroUsize;
+use std::path::PathBuf;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result};
+use jitquant::ir::IValue;
+use jitquant::measure::quantile;
+use serde::Serialize;
+
+use crate::data::{DATA_HELP, ImageOptions};
+use crate::feed::{Feed, load};
+use crate::output;
+
+/// Measure how fast models run: median, 95th percentile, throughput, ratio to the first model.
+///
+/// The models take turns on the same batch, so that what else the machine does hits all of them alike.
+#[derive(clap::Args)]
+#[command(after_long_help = DATA_HELP)]
+pub struct Arguments {
+    /// The models; the first one is what the others are compared with.
+    #[arg(required = true, value_name = "MODEL")]
+    models: Vec<PathBuf>,
+    /// The samples to run on; the first batch of them is used.
+    #[arg(long, required = true, num_args = 1..)]
+    data: Vec<PathBuf>,
+    /// Samples that are run at once.
+    #[arg(long, default_value = "1", value_name = "N")]
+    batch: NonZeroUsize,
+    /// Threads that libtorch uses; by default as many as it chooses.
+    #[arg(long, value_name = "N")]
+    threads: Option<NonZeroUsize>,
+    /// How long to measure, in seconds, all models together.
+    #[arg(long, default_value = "5", value_name = "SECONDS")]
+    seconds: f64,
+    /// Print the figures as JSON.
+    #[arg(long)]
+    json: bool,
+    #[command(flatten)]
+    images: ImageOptions,
+}
+
+#[derive(Serialize)]
+struct Row {
+    model: PathBuf,
+    runs: usize,
+    median_seconds: f64,
+    p95_seconds: f64,
+    samples_per_second: f64,
+    /// Median time of the first model over this one's.
+    speed_up: f64,
+}
+
+pub fn run(arguments: &Arguments) -> Result<()> {
+    if let Some(threads) = arguments.threads {
+        jitquant::set_threads(threads.get());
+    }
+    let models = arguments.models.iter().map(|path| load(path)).collect::<Result<Vec<_>>>()?;
+    let feed = Feed::open(&models[0], &arguments.data, &arguments.images, None)?;
+    let (samples, inputs): (usize, Vec<IValue>) =
+        feed.batches(arguments.batch).next().context("there is no sample")??;
+    let mut times = vec![Vec::new(); models.len()];
+    // The executor optimizes a model in its first runs: they are not counted.
+    for round in 0..3 {
+        for (model, path) in models.iter().zip(&arguments.models) {
+            feed.run(model, &inputs).with_context(|| format!("{} (warm-up {round})", path.display()))?;
+        }
+    }
+    let limit = Duration::from_secs_f64(arguments.seconds.max(0.0));
+    let bar = indicatif::ProgressBar::new(limit.as_millis() as u64)
+        .with_style(indicatif::ProgressStyle::with_template("measuring {bar:32} {percent} %")?);
+    let start = Instant::now();
+    while start.elapsed() < limit || times[0].len() < 5 {
+        for (model, times) in models.iter().zip(&mut times) {
+            let begin = Instant::now();
+            feed.run(model, &inputs)?;
+            times.push(begin.elapsed().as_secs_f64());
+        }
+        bar.set_position((start.elapsed().as_millis() as u64).min(limit.as_millis() as u64));
+    }
+    bar.finish_and_clear();
+    let first = quantile(&times[0], 0.5);
+    let rows: Vec<Row> = arguments
+        .models
+        .iter()
+        .zip(&times)
+        .map(|(model, times)| {
+            let median = quantile(times, 0.5);
+            Row {
+                model: model.clone(),
+                runs: times.len(),
+                median_seconds: median,
+                p95_seconds: quantile(times, 0.95),
+                samples_per_second: samples as f64 / median,
+                speed_up: first / median,
+            }
+        })
+        .collect();
+    if arguments.json {
+        return output::json(&rows);
+    }
+    let mut table = output::table(&["model", "runs", "median", "p95", "samples/s", "speed-up"]);
+    for row in &rows {
+        table.add_row([
+            row.model.display().to_string(),
+            row.runs.to_string(),
+            output::seconds(row.median_seconds),
+            output::seconds(row.p95_seconds),
+            format!("{:.0}", row.samples_per_second),
+            format!("{:.2}x", row.speed_up),
+        ]);
+    }
+    output::align_numbers(&mut table);
+    println!("{table}\n{samples} samples at once, {} threads", jitquant::threads());
+    Ok(())
+}

@@ -1,0 +1,138 @@
+//! From data on disk to a model's inputs, and its outputs back.
+
+use std::num::NonZeroUsize;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result, bail};
+use jitquant::ir::{DType, IValue, Module, Tensor};
+
+use crate::data::{Array, ArrayData, Dataset, ImageOptions};
+
+/// The method that the command line runs.
+pub const METHOD: &str = "forward";
+
+/// Data, its labels, and the order of the model's arguments.
+pub struct Feed {
+    dataset: Dataset,
+    /// Class labels, where asked for; one a sample.
+    pub labels: Option<Vec<i64>>,
+}
+
+impl Feed {
+    /// Opens DATA for `model`.
+    pub fn open(model: &Module, paths: &[PathBuf], images: &ImageOptions, labels: Option<&str>) -> Result<Self> {
+        let mut dataset = Dataset::open(paths, images)?;
+        let labels = labels.map(|name| dataset.take_labels(name)).transpose()?;
+        if !has_dtype(model, DType::F64) {
+            dataset.convert_float64();
+        }
+        let schema = model.schema(METHOD)?;
+        let arguments: Vec<&str> = schema.arguments.iter().skip(1).map(|argument| argument.name.as_str()).collect();
+        let required = schema.arguments.iter().skip(1).filter(|argument| !argument.has_default).count();
+        dataset.bind(&arguments, required)?;
+        for note in dataset.notes() {
+            eprintln!("note: {note}");
+        }
+        Ok(Self { dataset, labels })
+    }
+
+    /// How many samples there are.
+    pub fn len(&self) -> usize {
+        self.dataset.len()
+    }
+
+    /// The samples, `size` at a time: how many, and the model's inputs.
+    pub fn batches(&self, size: NonZeroUsize) -> impl Iterator<Item = Result<(usize, Vec<IValue>)>> {
+        self.dataset.batches(size).map(|batch| {
+            let arrays = batch?;
+            let samples = arrays.first().and_then(|array| array.shape.first()).copied().unwrap_or(0);
+            Ok((samples, arrays.iter().map(to_input).collect::<Result<_>>()?))
+        })
+    }
+
+    /// Runs `model` on a batch; a refusal says what it was given.
+    pub fn run(&self, model: &Module, inputs: &[IValue]) -> Result<IValue> {
+        model.call(METHOD, inputs).with_context(|| self.refusal(0, inputs))
+    }
+
+    /// What to say where a model refuses the batch that begins with sample `first`.
+    pub fn refusal(&self, first: usize, inputs: &[IValue]) -> String {
+        format!("the model fails on the samples from {first} on, given {}", describe(&self.dataset, inputs))
+    }
+}
+
+/// The inputs in words: name, type and shape of each.
+fn describe(dataset: &Dataset, inputs: &[IValue]) -> String {
+    let of = |(info, value): (&crate::data::InputInfo, &IValue)| match value.as_tensor() {
+        Some(tensor) => format!("{}: {} {:?}", info.name, info.element_type, tensor.shape()),
+        None => info.name.clone(),
+    };
+    dataset.inputs().zip(inputs).map(of).collect::<Vec<_>>().join(", ")
+}
+
+fn to_input(array: &Array) -> Result<IValue> {
+    let shape: Vec<i64> = array.shape.iter().map(|&size| size as i64).collect();
+    let tensor = match &array.data {
+        ArrayData::F32(values) => Tensor::from_slice(values, &shape),
+        ArrayData::F64(values) => Tensor::from_slice(values, &shape),
+        ArrayData::I64(values) => Tensor::from_slice(values, &shape),
+        ArrayData::I32(values) => Tensor::from_slice(values, &shape),
+        ArrayData::I16(values) => Tensor::from_slice(values, &shape),
+        ArrayData::I8(values) => Tensor::from_slice(values, &shape),
+        ArrayData::U8(values) => Tensor::from_slice(values, &shape),
+        ArrayData::Bool(values) => {
+            let bytes: Vec<u8> = values.iter().map(|&value| u8::from(value)).collect();
+            Tensor::from_bytes(DType::Bool, &shape, &bytes)
+        }
+    };
+    Ok(IValue::Tensor(tensor?))
+}
+
+/// Whether some parameter or buffer has elements of that type.
+fn has_dtype(model: &Module, dtype: DType) -> bool {
+    let attributes = |module: Module| {
+        let tensors = module.attributes().into_iter().filter(|attribute| attribute.is_parameter || attribute.is_buffer);
+        tensors.filter_map(|attribute| module.attribute(&attribute.name).ok()).collect::<Vec<_>>()
+    };
+    let values = model.modules().into_iter().flat_map(|(_, module)| attributes(module));
+    values.into_iter().any(|value| value.as_tensor().is_some_and(|t| t.is_defined() && t.dtype() == Some(dtype)))
+}
+
+/// A model's outputs for a batch as plain numbers.
+pub struct Outputs {
+    /// All floating-point outputs, one after the other for each sample.
+    pub values: Vec<f32>,
+    /// The first output, where it has one row of scores for each sample.
+    pub scores: Option<Vec<f32>>,
+}
+
+/// Reads the floating-point tensors in `output`.
+pub fn outputs(output: &IValue, samples: usize) -> Result<Outputs> {
+    let tensors = output.tensors();
+    let Some(first) = tensors.first() else { bail!("the model returns no tensor but {}", output.kind()) };
+    let is_scores = first.shape().len() == 2 && first.shape()[0] == samples as i64 && first.shape()[1] > 1;
+    let scores = if is_scores { Some(first.to_f32_vec()?) } else { None };
+    let mut parts = Vec::new();
+    for tensor in tensors {
+        let values = tensor.to_f32_vec()?;
+        // What does not divide into samples is compared as a whole.
+        let width = if values.len().is_multiple_of(samples) { values.len() / samples } else { 0 };
+        parts.push((values, width));
+    }
+    let mut values = Vec::new();
+    for sample in 0..samples {
+        for (part, width) in &parts {
+            values.extend_from_slice(&part[sample * width..(sample + 1) * width]);
+        }
+    }
+    Ok(Outputs { values, scores })
+}
+
+/// Loads a model for running.
+pub fn load(path: &Path) -> Result<Module> {
+    let model = Module::load(path)?;
+    if model.is_training() {
+        model.train(false)?;
+    }
+    Ok(model)
+}

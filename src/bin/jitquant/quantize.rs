@@ -1,0 +1,243 @@
+//! `jitquant quantize`.
+
+use std::num::NonZeroUsize;
+use std::path::PathBuf;
+use std::time::Instant;
+
+use anyhow::{Context, Result, bail, ensure};
+use clap::ValueEnum;
+use jitquant::ir::Module;
+use jitquant::observer::{ObserverConfig, ObserverKind};
+use jitquant::pass::QuantType;
+use jitquant::qconfig::QConfigSpec;
+use jitquant::{Converted, Prepared, Quantizer, Report};
+use serde::Serialize;
+
+use crate::data::{DATA_HELP, ImageOptions};
+use crate::feed::Feed;
+use crate::output;
+
+/// Make an INT8 model that any libtorch runs.
+///
+/// Static quantization (the default) runs the model on sample data to find the range of every tensor, then rounds
+/// weights and activations to eight bits. Dynamic quantization needs no data: it rounds the weights of linear layers
+/// and takes each activation's range as it comes.
+#[derive(clap::Args)]
+#[command(
+    after_long_help = DATA_HELP,
+    after_help = "\
+Examples:
+  jitquant quantize resnet.pt -o resnet.int8.pt --calibrate photos/ --resize 256 --crop 224 \\
+      --mean 0.485,0.456,0.406 --std 0.229,0.224,0.225
+  jitquant quantize bert.pt -o bert.int8.pt --mode dynamic
+  jitquant quantize net.pt -o net.int8.pt --calibrate data.npz --skip head --observer min-max
+
+--config takes a TOML file with observers by submodule and class; see docs/configuration.md."
+)]
+pub struct Arguments {
+    /// The float model, a TorchScript file.
+    model: PathBuf,
+    /// Where to write the INT8 model.
+    #[arg(short, long, value_name = "OUT.pt")]
+    output: PathBuf,
+    /// When activations' ranges are found.
+    #[arg(long, value_enum, default_value_t = Mode::Static)]
+    mode: Mode,
+    /// Samples to calibrate with, some hundred that are like those of later use; may be given several times.
+    #[arg(long, value_name = "DATA", num_args = 1..)]
+    calibrate: Vec<PathBuf>,
+    /// An array in DATA that is not an input of the model (class labels, say); it is left out.
+    #[arg(long, value_name = "NAME")]
+    labels: Option<String>,
+    /// Which observer for which part of the model, a TOML file.
+    #[arg(long, value_name = "q.toml")]
+    config: Option<PathBuf>,
+    /// The observer of activations, where --config says nothing else.
+    #[arg(long, value_enum)]
+    observer: Option<Observer>,
+    /// Use 7 bits of activations, for stock libtorch on CPUs without VNNI, whose 16-bit sums saturate.
+    #[arg(long)]
+    reduce_range: bool,
+    /// Leave the submodule at this path, and all below it, in float; may be given several times.
+    #[arg(long, value_name = "PATH")]
+    skip: Vec<String>,
+    /// Keep this method or attribute beside `forward`; may be given several times.
+    #[arg(long, value_name = "NAME")]
+    preserve: Vec<String>,
+    /// Samples that are run at once in calibration.
+    #[arg(long, default_value = "32", value_name = "N")]
+    batch_size: NonZeroUsize,
+    /// Use at most so many samples for calibration.
+    #[arg(long, value_name = "N")]
+    samples: Option<NonZeroUsize>,
+    /// Print the outcome as JSON.
+    #[arg(long)]
+    json: bool,
+    #[command(flatten)]
+    images: ImageOptions,
+}
+
+#[derive(Clone, Copy, ValueEnum)]
+enum Mode {
+    /// Ranges are found now, with --calibrate.
+    Static,
+    /// Ranges are found when the model runs.
+    Dynamic,
+}
+
+#[derive(Clone, Copy, ValueEnum)]
+enum Observer {
+    /// A histogram: the range with the least quantization error.
+    Histogram,
+    /// Smallest and largest value.
+    MinMax,
+    /// Moving averages of each batch's smallest and largest value.
+    MovingAverageMinMax,
+}
+
+impl Observer {
+    fn kind(self) -> ObserverKind {
+        match self {
+            Self::Histogram => ObserverKind::Histogram,
+            Self::MinMax => ObserverKind::MinMax,
+            Self::MovingAverageMinMax => ObserverKind::MovingAverageMinMax,
+        }
+    }
+}
+
+/// What came of it.
+#[derive(Serialize)]
+struct Outcome {
+    model: PathBuf,
+    output: PathBuf,
+    bytes_before: u64,
+    bytes_after: u64,
+    calibration_samples: usize,
+    seconds: f64,
+    #[serde(flatten)]
+    report: Report,
+}
+
+pub fn run(arguments: &Arguments) -> Result<()> {
+    let start = Instant::now();
+    let module = Module::load(&arguments.model)?;
+    let extra = Module::extra_files(&arguments.model)?;
+    let quantizer = arguments.quantizer()?;
+    let needs_data = matches!(arguments.mode, Mode::Static);
+    ensure!(
+        !needs_data || !arguments.calibrate.is_empty(),
+        "static quantization needs samples: --calibrate DATA (or --mode dynamic, which needs none)"
+    );
+    if !needs_data && !arguments.calibrate.is_empty() {
+        eprintln!("note: dynamic quantization needs no samples; --calibrate is not used");
+    }
+    let mut prepared =
+        quantizer.prepare(&module).with_context(|| format!("{} cannot be quantized", arguments.model.display()))?;
+    let samples = if needs_data { arguments.run_calibration(&module, &mut prepared)? } else { 0 };
+    let Converted { module: converted, report } =
+        prepared.convert().with_context(|| format!("{} cannot be quantized", arguments.model.display()))?;
+    converted.save_with(&arguments.output, &extra)?;
+    let size = |path: &PathBuf| std::fs::metadata(path).map(|m| m.len()).with_context(|| path.display().to_string());
+    let outcome = Outcome {
+        model: arguments.model.clone(),
+        output: arguments.output.clone(),
+        bytes_before: size(&arguments.model)?,
+        bytes_after: size(&arguments.output)?,
+        calibration_samples: samples,
+        seconds: start.elapsed().as_secs_f64(),
+        report,
+    };
+    if arguments.json {
+        return output::json(&outcome);
+    }
+    outcome.print();
+    Ok(())
+}
+
+impl Arguments {
+    fn quantizer(&self) -> Result<Quantizer> {
+        let quant_type = match self.mode {
+            Mode::Static => QuantType::Static,
+            Mode::Dynamic => QuantType::Dynamic,
+        };
+        let mut spec = match &self.config {
+            Some(path) => QConfigSpec::load(path)?,
+            None => QConfigSpec::default(),
+        };
+        if quant_type == QuantType::Dynamic && (self.observer.is_some() || self.reduce_range) {
+            bail!("--observer and --reduce-range are for static quantization: dynamic ranges are found at run time");
+        }
+        if self.observer.is_some() || self.reduce_range {
+            let kind = self.observer.map_or(ObserverKind::Histogram, Observer::kind);
+            let chosen = ObserverConfig { reduce_range: self.reduce_range, ..ObserverConfig::new(kind) };
+            spec.default.activation.get_or_insert(chosen);
+        }
+        let quantizer = Quantizer::new(quant_type).qconfig(spec);
+        let quantizer = self.skip.iter().fold(quantizer, |quantizer, path| quantizer.skip(path));
+        Ok(self.preserve.iter().fold(quantizer, |quantizer, name| quantizer.preserve(name)))
+    }
+
+    fn run_calibration(&self, module: &Module, prepared: &mut Prepared) -> Result<usize> {
+        let feed = Feed::open(module, &self.calibrate, &self.images, self.labels.as_deref())?;
+        let limit = self.samples.map_or(feed.len(), |limit| limit.get().min(feed.len()));
+        let bar = output::progress(limit, "calibrating");
+        let mut done = 0;
+        for batch in feed.batches(self.batch_size) {
+            if done >= limit {
+                break;
+            }
+            let (samples, inputs) = batch?;
+            prepared.calibrate(&inputs).with_context(|| feed.refusal(done, &inputs))?;
+            done += samples;
+            bar.set_position(done.min(limit) as u64);
+        }
+        bar.finish_and_clear();
+        Ok(done)
+    }
+}
+
+impl Outcome {
+    fn print(&self) {
+        let report = &self.report;
+        let mut table = output::table(&["", ""]);
+        table.add_row(["layers in INT8".to_owned(), report.quantized_layers.to_string()]);
+        table.add_row(["layers left in float".to_owned(), report.float.len().to_string()]);
+        let ratio = self.bytes_after as f64 / self.bytes_before as f64;
+        table.add_row([
+            "file size".to_owned(),
+            format!("{} -> {} ({ratio:.2}x)", output::bytes(self.bytes_before), output::bytes(self.bytes_after)),
+        ]);
+        if self.calibration_samples > 0 {
+            table.add_row(["calibrated with".to_owned(), format!("{} samples", self.calibration_samples)]);
+        }
+        table.add_row(["time".to_owned(), output::seconds(self.seconds)]);
+        println!("{table}");
+        if !report.float.is_empty() {
+            println!("{}", float_table(report));
+        }
+        println!("wrote {}", self.output.display());
+    }
+}
+
+/// The layers left in float, those alike in one row.
+fn float_table(report: &Report) -> comfy_table::Table {
+    let mut groups: Vec<((&str, &str), Vec<String>)> = Vec::new();
+    for layer in &report.float {
+        let key = (layer.operator.as_str(), layer.reason.as_str());
+        let place = if layer.path.is_empty() { layer.source.clone() } else { layer.path.clone() };
+        match groups.iter_mut().find(|(known, _)| *known == key) {
+            Some((_, places)) => places.push(place),
+            None => groups.push((key, vec![place])),
+        }
+    }
+    let mut table = output::table(&["left in float", "count", "where", "why"]);
+    for ((operator, reason), mut places) in groups {
+        let count = places.len();
+        places.retain(|place| !place.is_empty());
+        places.dedup();
+        let shown = places.iter().take(4).cloned().collect::<Vec<_>>().join(", ");
+        let more = if places.len() > 4 { ", …" } else { "" };
+        table.add_row([operator.to_owned(), count.to_string(), format!("{shown}{more}"), reason.to_owned()]);
+    }
+    table
+}

@@ -1,0 +1,79 @@
+//! The one error type of the library.
+
+#[cfg(feature = "torch")]
+use std::path::Path;
+use std::path::PathBuf;
+
+/// What went wrong, where, and (where it helps) what would be accepted.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    /// libtorch refused a call; the message is libtorch's, without its C++ backtrace.
+    #[error("{0}")]
+    Torch(String),
+    /// A file could not be read or written.
+    #[error("{}: {source}", path.display())]
+    Io {
+        /// The file.
+        path: PathBuf,
+        /// The cause that the system gives.
+        source: std::io::Error,
+    },
+    /// A file is not what it should be.
+    #[error("{}: {message}", path.display())]
+    File {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it and what would be accepted.
+        message: String,
+    },
+    /// An argument, a configuration or a graph does not fit what was asked.
+    #[error("{0}")]
+    Invalid(String),
+    /// An error with a note on what was being done.
+    #[error("{context}: {source}")]
+    Context {
+        /// What was being done.
+        context: String,
+        /// Why it failed.
+        source: Box<Error>,
+    },
+}
+
+/// The result of a fallible call of this library.
+pub type Result<T, E = Error> = std::result::Result<T, E>;
+
+#[cfg(feature = "torch")]
+impl Error {
+    pub(crate) fn invalid(message: impl Into<String>) -> Self {
+        Self::Invalid(message.into())
+    }
+
+    pub(crate) fn io(path: &Path, source: std::io::Error) -> Self {
+        Self::Io { path: path.to_owned(), source }
+    }
+
+    pub(crate) fn file(path: &Path, message: impl Into<String>) -> Self {
+        Self::File { path: path.to_owned(), message: message.into() }
+    }
+}
+
+/// Adds what was being done to an error.
+#[cfg(feature = "torch")]
+pub(crate) trait Context<T> {
+    fn context(self, context: impl FnOnce() -> String) -> Result<T>;
+}
+
+#[cfg(feature = "torch")]
+impl<T, E: Into<Error>> Context<T> for std::result::Result<T, E> {
+    fn context(self, context: impl FnOnce() -> String) -> Result<T> {
+        self.map_err(|e| Error::Context { context: context(), source: Box::new(e.into()) })
+    }
+}
+
+#[cfg(feature = "torch")]
+impl From<cxx::Exception> for Error {
+    fn from(exception: cxx::Exception) -> Self {
+        Self::Torch(exception.what().trim().to_owned())
+    }
+}

@@ -1,0 +1,529 @@
+//! Modules: a TorchScript class instance with its methods, attributes and submodules.
+
+use std::cell::Cell;
+use std::io::Read;
+use std::path::Path;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use cxx::UniquePtr;
+
+use super::ffi::bridge as ffi;
+use super::graph::{Code, Graph};
+use super::ivalue::{IValue, raw_items};
+use super::node::Schema;
+use super::types::Type;
+use crate::error::{Context, Error, Result};
+
+pub use super::ffi::bridge::{AttributeInfo, ExtraFile};
+
+/// A TorchScript module.
+///
+/// It is a handle, as in libtorch: a clone of it is the same module. [`Module::deep_clone`] makes another one.
+///
+/// ```
+/// use jitquant::ir::{IValue, Module, Tensor};
+/// let module = Module::new("Scale")?;
+/// module.define("def forward(self, x: Tensor) -> Tensor:\n    return x * 2.0\n")?;
+/// let x = Tensor::from_slice(&[1.0f32, 2.0], &[2])?;
+/// let y = module.forward(&[x])?;
+/// assert_eq!(y.as_tensor().unwrap().to_vec::<f32>()?, [2.0, 4.0]);
+/// # Ok::<(), jitquant::Error>(())
+/// ```
+///
+/// Modules stay in the thread that made them: graphs and classes are shared by all handles and are not safe to change
+/// from two threads. Other threads load a module of their own from [`Module::save_bytes`].
+pub struct Module {
+    raw: UniquePtr<ffi::Module>,
+    /// The value of [`CLASS_CHANGES`] for which the module is known to have a slot for each attribute of its class.
+    fitted: Cell<u64>,
+}
+
+/// How often a class was given an attribute. Other modules of that class then lack the attribute's slot, and libtorch
+/// reads slots without looking at how many there are.
+static CLASS_CHANGES: AtomicU64 = AtomicU64::new(1);
+
+impl Clone for Module {
+    fn clone(&self) -> Self {
+        Self::from_raw(ffi::module_handle(&self.raw))
+    }
+}
+
+impl PartialEq for Module {
+    /// Whether both are handles on the same module.
+    fn eq(&self, other: &Self) -> bool {
+        self.id() == other.id()
+    }
+}
+
+impl std::fmt::Debug for Module {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Module({})", self.class_name())
+    }
+}
+
+/// What the file at `path` is, where libtorch could not load it.
+fn why_not_loaded(path: &Path, refusal: &str) -> String {
+    let mut head = [0u8; 4];
+    let is_zip = std::fs::File::open(path).and_then(|mut f| f.read_exact(&mut head)).is_ok() && head == *b"PK\x03\x04";
+    let wanted = "a TorchScript file is what torch.jit.save(torch.jit.script(model), path), or .trace, writes";
+    if !is_zip {
+        format!("not a TorchScript file ({wanted})")
+    } else if refusal.contains("central directory") || refusal.contains("failed reading") || refusal.contains("corrupt")
+    {
+        format!("the file is truncated or damaged: {}", first_line(refusal))
+    } else if refusal.contains("constants.pkl") || refusal.contains("file not found") {
+        format!(
+            "a zip archive but not a TorchScript file; a state_dict or a pickled model has no code in it ({wanted})"
+        )
+    } else {
+        refusal.to_owned()
+    }
+}
+
+fn first_line(text: &str) -> &str {
+    text.lines().next().unwrap_or_default()
+}
+
+impl Module {
+    pub(crate) fn from_raw(raw: UniquePtr<ffi::Module>) -> Self {
+        Self { raw, fitted: Cell::new(0) }
+    }
+
+    /// libtorch's module, with a slot for each attribute of its class, and its submodules likewise.
+    pub(crate) fn raw(&self) -> &ffi::Module {
+        let changes = CLASS_CHANGES.load(Ordering::Relaxed);
+        if self.fitted.replace(changes) != changes {
+            ffi::module_fit_slots(&self.raw);
+        }
+        &self.raw
+    }
+
+    /// A module with nothing in it, of a class of its own called `name`.
+    ///
+    /// # Errors
+    /// Where `name` is not a qualified name.
+    pub fn new(name: &str) -> Result<Self> {
+        Ok(Self::from_raw(ffi::module_new(&format!("__torch__.{name}"))?))
+    }
+
+    /// Loads a TorchScript file; tensors go to the CPU wherever they were saved from.
+    ///
+    /// # Errors
+    /// Where the file cannot be read or is not TorchScript; the message says which.
+    pub fn load(path: impl AsRef<Path>) -> Result<Self> {
+        crate::init()?;
+        let path = path.as_ref();
+        let text = path.to_str().ok_or_else(|| Error::file(path, "the path is not UTF-8"))?;
+        let metadata = std::fs::metadata(path).map_err(|e| Error::io(path, e))?;
+        if !metadata.is_file() {
+            return Err(Error::file(path, "not a file; a TorchScript file (.pt) is expected"));
+        }
+        ffi::module_load_file(text)
+            .map(Self::from_raw)
+            .map_err(|refusal| Error::file(path, why_not_loaded(path, refusal.what())))
+    }
+
+    /// Loads the content of a TorchScript file.
+    ///
+    /// # Errors
+    /// Where the bytes are not a TorchScript archive.
+    pub fn load_bytes(bytes: &[u8]) -> Result<Self> {
+        crate::init()?;
+        Ok(Self::from_raw(ffi::module_load_bytes(bytes).context(|| "not the content of a TorchScript file".into())?))
+    }
+
+    /// The files that a TorchScript archive carries beside the code (`_extra_files` in Python).
+    ///
+    /// # Errors
+    /// Where the file is no such archive.
+    pub fn extra_files(path: impl AsRef<Path>) -> Result<Vec<ExtraFile>> {
+        let path = path.as_ref();
+        let text = path.to_str().ok_or_else(|| Error::file(path, "the path is not UTF-8"))?;
+        ffi::module_extra_files(text).map_err(|e| Error::file(path, first_line(e.what())))
+    }
+
+    /// Saves it: written beside `path` first and then renamed, so that a failed save leaves the old file as it was.
+    ///
+    /// # Errors
+    /// Where the folder cannot be written, or the disk is full.
+    pub fn save(&self, path: impl AsRef<Path>) -> Result<()> {
+        self.save_with(path, &[])
+    }
+
+    /// Saves it with files of the caller's beside the code; see [`Module::save`].
+    ///
+    /// # Errors
+    /// Where the folder cannot be written, or the disk is full.
+    pub fn save_with(&self, path: impl AsRef<Path>, extra: &[ExtraFile]) -> Result<()> {
+        crate::file::write_atomically(path.as_ref(), |temporary| {
+            let text = temporary.to_str().ok_or_else(|| Error::file(temporary, "the path is not UTF-8"))?;
+            ffi::module_save_file(self.raw(), text, extra)
+                .map_err(|e| Error::file(path.as_ref(), format!("could not be written: {}", first_line(e.what()))))
+        })
+    }
+
+    /// The content of a TorchScript file that holds it.
+    ///
+    /// # Errors
+    /// Where it holds something that cannot be saved.
+    pub fn save_bytes(&self) -> Result<Vec<u8>> {
+        Ok(ffi::module_save_bytes(self.raw())?)
+    }
+
+    /// A module with classes, attributes and code of its own. Submodules that shared a class or an instance still do;
+    /// the tensors' data is shared.
+    ///
+    /// # Errors
+    /// Where libtorch refuses to clone it.
+    pub fn deep_clone(&self) -> Result<Self> {
+        Ok(Self::from_raw(ffi::module_clone(self.raw())?))
+    }
+
+    /// A module of the same class with copies of all attributes, tensors included.
+    ///
+    /// # Errors
+    /// Where an attribute cannot be copied.
+    pub fn copy_instance(&self) -> Result<Self> {
+        Ok(Self::from_raw(ffi::module_deepcopy(self.raw())?))
+    }
+
+    /// Tells one module from another while both live.
+    pub fn id(&self) -> usize {
+        ffi::module_address(self.raw())
+    }
+
+    /// Its class.
+    pub fn type_of(&self) -> Type {
+        Type(ffi::module_type(self.raw()))
+    }
+
+    /// The qualified name of its class as libtorch keeps it, e.g.
+    /// `__torch__.torch.nn.modules.conv.___torch_mangle_3.Conv2d`.
+    pub fn class_name(&self) -> String {
+        self.type_of().class_name().unwrap_or_default()
+    }
+
+    /// The names of its methods.
+    pub fn method_names(&self) -> Vec<String> {
+        ffi::module_method_names(self.raw())
+    }
+
+    /// Whether it has a method `name`.
+    pub fn has_method(&self, name: &str) -> bool {
+        self.method_names().iter().any(|method| method == name)
+    }
+
+    fn method(&self, name: &str) -> Result<()> {
+        match self.has_method(name) {
+            true => Ok(()),
+            false => Err(Error::invalid(format!(
+                "module {} has no method '{name}'; it has {}",
+                self.class_name(),
+                self.method_names().join(", ")
+            ))),
+        }
+    }
+
+    /// What keeps the code of its methods alive.
+    fn code(&self) -> Code {
+        Code { module: Some(self.clone()), ..Code::of_type(&self.type_of()) }
+    }
+
+    /// The graph of method `name`: the code that every module of the class runs.
+    ///
+    /// # Errors
+    /// Where it has no such method; the message lists those it has.
+    pub fn graph(&self, name: &str) -> Result<Graph> {
+        self.method(name)?;
+        Ok(Graph::lease(ffi::module_method_graph(self.raw(), name)?, self.code()))
+    }
+
+    /// The schema of method `name`, `self` included.
+    ///
+    /// # Errors
+    /// Where it has no such method.
+    pub fn schema(&self, name: &str) -> Result<Schema> {
+        self.method(name)?;
+        Ok(ffi::module_method_schema(self.raw(), name)?)
+    }
+
+    /// Compiles methods from TorchScript source. `torch.…` names operators of `aten`, `ops.namespace.…` of any other
+    /// namespace.
+    ///
+    /// # Errors
+    /// What the compiler says, with the place in the source.
+    pub fn define(&self, source: &str) -> Result<()> {
+        // The compiler wants a line feed after the last statement.
+        Ok(ffi::module_define(self.raw(), &format!("{source}\n"))?)
+    }
+
+    /// Gives it a method `name` that runs a copy of `graph`, whose first argument is the module.
+    ///
+    /// # Errors
+    /// Where a method of that name exists, or the graph calls functions of another module.
+    pub fn create_method(&self, name: &str, graph: &Graph) -> Result<()> {
+        graph.ensure_portable_to(&self.code())?;
+        Ok(ffi::module_create_method(self.raw(), name, graph.raw())?)
+    }
+
+    /// Copies method `from` to `to`, and the methods of submodules that it calls likewise.
+    ///
+    /// # Errors
+    /// Where `from` does not exist or `to` does.
+    pub fn clone_method(&self, from: &str, to: &str) -> Result<()> {
+        self.method(from)?;
+        Ok(ffi::module_clone_method(self.raw(), from, to)?)
+    }
+
+    /// Takes a method away from its class.
+    ///
+    /// # Errors
+    /// Where it has no such method.
+    pub fn remove_method(&self, name: &str) -> Result<()> {
+        self.method(name)?;
+        Ok(ffi::module_remove_method(self.raw(), name)?)
+    }
+
+    /// What its class declares, in order: parameters, buffers, submodules and plain attributes.
+    pub fn attributes(&self) -> Vec<AttributeInfo> {
+        ffi::module_attributes(self.raw())
+    }
+
+    /// The names of its constants.
+    pub fn constants(&self) -> Vec<String> {
+        ffi::module_constants(self.raw())
+    }
+
+    /// Whether it has an attribute or a constant `name`.
+    pub fn has_attribute(&self, name: &str) -> bool {
+        ffi::module_has_attribute(self.raw(), name)
+    }
+
+    /// The value of attribute or constant `name`.
+    ///
+    /// # Errors
+    /// Where it has none of that name.
+    pub fn attribute(&self, name: &str) -> Result<IValue> {
+        if !self.has_attribute(name) {
+            return Err(Error::invalid(format!("module {} has no attribute '{name}'", self.class_name())));
+        }
+        IValue::from_raw(ffi::module_attribute(self.raw(), name)?)
+    }
+
+    /// Sets attribute `name`.
+    ///
+    /// # Errors
+    /// Where it has none of that name, or it is declared of another type.
+    pub fn set_attribute(&self, name: &str, value: &IValue) -> Result<()> {
+        Ok(ffi::module_set_attribute(self.raw(), name, &*value.to_raw()?)?)
+    }
+
+    /// Gives its class an attribute `name` of type `ty`, and it the value; `None` where the model's code sets it later.
+    ///
+    /// # Errors
+    /// Where the value is not of that type, or an attribute of that name and another type exists.
+    pub fn register_attribute(&self, name: &str, ty: &Type, value: &IValue) -> Result<()> {
+        self.register(name, ty, value, false, false)
+    }
+
+    /// Gives it a buffer: a tensor that is part of its state and not trained.
+    ///
+    /// # Errors
+    /// Where an attribute of that name and another type exists.
+    pub fn register_buffer(&self, name: &str, value: impl Into<IValue>) -> Result<()> {
+        self.register(name, &Type::parse("Tensor")?, &value.into(), false, true)
+    }
+
+    /// Gives it a parameter: a tensor that is trained.
+    ///
+    /// # Errors
+    /// Where an attribute of that name and another type exists.
+    pub fn register_parameter(&self, name: &str, value: impl Into<IValue>) -> Result<()> {
+        self.register(name, &Type::parse("Tensor")?, &value.into(), true, false)
+    }
+
+    fn register(&self, name: &str, ty: &Type, value: &IValue, is_parameter: bool, is_buffer: bool) -> Result<()> {
+        let value = value.to_raw()?;
+        ffi::module_register_attribute(self.raw(), name, &ty.0, &value, is_parameter, is_buffer)?;
+        CLASS_CHANGES.fetch_add(1, Ordering::Relaxed);
+        Ok(())
+    }
+
+    /// Gives it a submodule.
+    ///
+    /// # Errors
+    /// Where an attribute of that name and another type exists.
+    pub fn register_submodule(&self, name: &str, submodule: &Module) -> Result<()> {
+        ffi::module_register_submodule(self.raw(), name, submodule.raw())?;
+        CLASS_CHANGES.fetch_add(1, Ordering::Relaxed);
+        Ok(())
+    }
+
+    /// Takes attribute `name` away from it and from its class.
+    ///
+    /// Other modules of the same class keep a slot too many: use it on a module whose class nobody shares.
+    ///
+    /// # Errors
+    /// Where it has none of that name.
+    pub fn remove_attribute(&self, name: &str) -> Result<()> {
+        Ok(ffi::module_remove_attribute(self.raw(), name)?)
+    }
+
+    /// Its direct submodules and their names.
+    pub fn children(&self) -> Vec<(String, Module)> {
+        let modules = self.attributes().into_iter().filter(|attribute| attribute.is_module);
+        modules
+            .filter_map(|attribute| match self.attribute(&attribute.name) {
+                Ok(IValue::Module(module)) => Some((attribute.name, module)),
+                _ => None,
+            })
+            .collect()
+    }
+
+    /// Itself (path `""`) and all modules below it with their paths (`features.0.conv`), each before its children.
+    /// A module that stands in two places is listed twice.
+    pub fn modules(&self) -> Vec<(String, Module)> {
+        let mut all = vec![(String::new(), self.clone())];
+        for (name, child) in self.children() {
+            for (path, module) in child.modules() {
+                all.push((join_path(&name, &path), module));
+            }
+        }
+        all
+    }
+
+    /// The submodule at `path`, e.g. `features.0.conv`; `""` is the module itself.
+    ///
+    /// # Errors
+    /// Where there is none; the message says up to where the path leads and what is there.
+    pub fn submodule(&self, path: &str) -> Result<Module> {
+        let mut module = self.clone();
+        for name in path.split('.').filter(|name| !name.is_empty()) {
+            let children = module.children();
+            module = match children.iter().find(|(child, _)| child == name) {
+                Some((_, child)) => child.clone(),
+                None => {
+                    let names: Vec<_> = children.iter().map(|(child, _)| child.as_str()).collect();
+                    return Err(Error::invalid(format!(
+                        "there is no submodule '{path}': {} has no '{name}', only [{}]",
+                        module.class_name(),
+                        names.join(", ")
+                    )));
+                }
+            };
+        }
+        Ok(module)
+    }
+
+    /// Switches it and its submodules to training (`true`) or evaluation; modules without a `training` attribute stay as
+    /// they are.
+    ///
+    /// # Errors
+    /// Where a `training` attribute is not of type `bool`; nothing has changed then.
+    pub fn train(&self, on: bool) -> Result<()> {
+        for (path, module) in self.modules() {
+            let declared = module.attributes().into_iter().find(|attribute| attribute.name == "training");
+            if let Some(other) = declared.filter(|attribute| attribute.type_name != "bool") {
+                let what = other.type_name;
+                return Err(Error::invalid(format!("attribute 'training' of module '{path}' is of type {what}")));
+            }
+        }
+        Ok(ffi::module_train(self.raw(), on)?)
+    }
+
+    /// Whether it is in training mode; a module that has no `training` attribute counts as being so, as in libtorch.
+    pub fn is_training(&self) -> bool {
+        ffi::module_is_training(self.raw())
+    }
+
+    /// Runs `forward` on `inputs` (tensors, tch tensors or [`IValue`]s), without recording gradients.
+    ///
+    /// # Errors
+    /// What libtorch says, with the place in the model's source.
+    pub fn forward<'a, T>(&self, inputs: &'a [T]) -> Result<IValue>
+    where
+        IValue: From<&'a T>,
+    {
+        self.call("forward", inputs)
+    }
+
+    /// Runs a method on `inputs` (tensors, tch tensors or [`IValue`]s), without recording gradients.
+    ///
+    /// # Errors
+    /// Where it has no such method, and what libtorch says, with the place in the model's source.
+    pub fn call<'a, T>(&self, method: &str, inputs: &'a [T]) -> Result<IValue>
+    where
+        IValue: From<&'a T>,
+    {
+        self.method(method)?;
+        let inputs: Vec<IValue> = inputs.iter().map(IValue::from).collect();
+        IValue::from_raw(ffi::module_run(self.raw(), method, raw_items(&inputs)?, false)?)
+    }
+
+    /// Runs a method and records gradients.
+    ///
+    /// # Errors
+    /// Where it has no such method, and what libtorch says, with the place in the model's source.
+    pub fn call_with_gradients<'a, T>(&self, method: &str, inputs: &'a [T]) -> Result<IValue>
+    where
+        IValue: From<&'a T>,
+    {
+        self.method(method)?;
+        let inputs: Vec<IValue> = inputs.iter().map(IValue::from).collect();
+        IValue::from_raw(ffi::module_run(self.raw(), method, raw_items(&inputs)?, true)?)
+    }
+
+    /// A frozen copy: methods inlined, attributes folded into constants, except those named in `preserved` (attributes
+    /// and methods beside `forward`).
+    ///
+    /// # Errors
+    /// Where it is in training mode or libtorch cannot freeze it.
+    pub fn freeze(&self, preserved: &[String], optimize_numerics: bool) -> Result<Module> {
+        Ok(Self::from_raw(ffi::module_freeze(self.raw(), preserved, optimize_numerics)?))
+    }
+
+    /// Makes sure that no handle on a graph of it or of its submodules lives, before libtorch rewrites them.
+    pub(crate) fn ensure_graphs_unborrowed(&self) -> Result<()> {
+        for (path, module) in self.modules() {
+            for method in module.method_names() {
+                if Graph::is_leased(&*ffi::module_method_graph(module.raw(), &method)?) {
+                    let place = join_path(&path, &method);
+                    return Err(Error::invalid(format!("a handle on the graph of '{place}' is still held")));
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
+/// `a.b`, or `a` or `b` alone where the other one is empty.
+pub fn join_path(parent: &str, name: &str) -> String {
+    match (parent, name) {
+        ("", name) => name.to_owned(),
+        (parent, "") => parent.to_owned(),
+        (parent, name) => format!("{parent}.{name}"),
+    }
+}
+
+#[cfg(feature = "tch")]
+impl TryFrom<&tch::CModule> for Module {
+    type Error = Error;
+
+    /// A copy of tch's module, through the bytes of a TorchScript file: tch keeps its pointer private.
+    fn try_from(module: &tch::CModule) -> Result<Self> {
+        let folder = tempfile::tempdir().map_err(|e| Error::io(&std::env::temp_dir(), e))?;
+        let path = folder.path().join("module.pt");
+        module.save(&path).map_err(|e| Error::file(&path, e.to_string()))?;
+        Self::load(&path)
+    }
+}
+
+#[cfg(feature = "tch")]
+impl TryFrom<&Module> for tch::CModule {
+    type Error = Error;
+
+    /// A copy for tch, through the bytes of a TorchScript file.
+    fn try_from(module: &Module) -> Result<Self> {
+        tch::CModule::load_data(&mut module.save_bytes()?.as_slice()).map_err(|e| Error::Torch(e.to_string()))
+    }
+}

@@ -1,0 +1,206 @@
+//! Tensors as the bridge passes them: handles on `at::Tensor`.
+
+use cxx::UniquePtr;
+
+use super::ffi::bridge as ffi;
+use crate::error::{Error, Result};
+
+/// The element type of a [`Tensor`]; the numbers are libtorch's `ScalarType`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[allow(missing_docs)]
+#[repr(i32)]
+pub enum DType {
+    U8 = 0,
+    I8 = 1,
+    I16 = 2,
+    I32 = 3,
+    I64 = 4,
+    F16 = 5,
+    F32 = 6,
+    F64 = 7,
+    Bool = 11,
+    QI8 = 12,
+    QU8 = 13,
+    QI32 = 14,
+    BF16 = 15,
+}
+
+impl DType {
+    const ALL: [DType; 13] = {
+        use DType::*;
+        [U8, I8, I16, I32, I64, F16, F32, F64, Bool, QI8, QU8, QI32, BF16]
+    };
+
+    /// The type with libtorch's number `code`, where it is one of those above.
+    pub fn from_code(code: i32) -> Option<Self> {
+        Self::ALL.into_iter().find(|dtype| *dtype as i32 == code)
+    }
+
+    /// Bytes that one element takes.
+    pub fn size(self) -> usize {
+        use DType::*;
+        match self {
+            U8 | I8 | Bool | QI8 | QU8 => 1,
+            I16 | F16 | BF16 => 2,
+            I32 | F32 | QI32 => 4,
+            I64 | F64 => 8,
+        }
+    }
+}
+
+/// A Rust type that tensors hold.
+pub trait Element: Copy + 'static {
+    /// The tensor's element type.
+    const DTYPE: DType;
+    /// The native-endian bytes of `values`.
+    fn to_bytes(values: &[Self]) -> Vec<u8>;
+    /// The values in native-endian `bytes`.
+    fn from_bytes(bytes: &[u8]) -> Vec<Self>;
+}
+
+macro_rules! element {
+    ($($type:ty => $dtype:ident),*) => {$(
+        impl Element for $type {
+            const DTYPE: DType = DType::$dtype;
+            fn to_bytes(values: &[Self]) -> Vec<u8> {
+                values.iter().flat_map(|v| v.to_ne_bytes()).collect()
+            }
+            fn from_bytes(bytes: &[u8]) -> Vec<Self> {
+                let (chunks, _) = bytes.as_chunks::<{ size_of::<$type>() }>();
+                chunks.iter().map(|c| <$type>::from_ne_bytes(*c)).collect()
+            }
+        }
+    )*};
+}
+element!(u8 => U8, i8 => I8, i16 => I16, i32 => I32, i64 => I64, f32 => F32, f64 => F64);
+
+/// A handle on an `at::Tensor`; clones share the data.
+pub struct Tensor(pub(crate) UniquePtr<ffi::Tensor>);
+
+// SAFETY: at::Tensor is a reference-counted handle with an atomic count; libtorch passes tensors between threads.
+unsafe impl Send for Tensor {}
+
+impl Clone for Tensor {
+    fn clone(&self) -> Self {
+        Self(ffi::tensor_handle(&self.0))
+    }
+}
+
+impl std::fmt::Debug for Tensor {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self.is_defined() {
+            true => write!(f, "Tensor({:?}, {:?})", self.dtype(), self.shape()),
+            false => write!(f, "Tensor(undefined)"),
+        }
+    }
+}
+
+impl Tensor {
+    /// A contiguous tensor of `shape` with a copy of `values` in row-major order.
+    ///
+    /// # Errors
+    /// Where `shape` does not hold exactly `values.len()` elements.
+    pub fn from_slice<T: Element>(values: &[T], shape: &[i64]) -> Result<Self> {
+        Self::from_bytes(T::DTYPE, shape, &T::to_bytes(values))
+    }
+
+    /// A contiguous tensor of `shape` with a copy of `bytes`, the elements in row-major order and native-endian.
+    ///
+    /// # Errors
+    /// Where the number of bytes does not fit the shape, or `dtype` is a quantized one.
+    pub fn from_bytes(dtype: DType, shape: &[i64], bytes: &[u8]) -> Result<Self> {
+        if matches!(dtype, DType::QI8 | DType::QU8 | DType::QI32) {
+            return Err(Error::invalid(format!("a {dtype:?} tensor is not made from plain bytes")));
+        }
+        Ok(Self(ffi::tensor_from_bytes(dtype as i32, shape, bytes)?))
+    }
+
+    /// Whether there is a tensor behind the handle (libtorch has undefined ones).
+    pub fn is_defined(&self) -> bool {
+        ffi::tensor_defined(&self.0)
+    }
+
+    /// The element type, `None` for the rarer ones that [`DType`] does not name.
+    pub fn dtype(&self) -> Option<DType> {
+        DType::from_code(ffi::tensor_dtype(&self.0))
+    }
+
+    /// The size of each dimension; empty for a nested tensor, which has none.
+    pub fn shape(&self) -> Vec<i64> {
+        ffi::tensor_shape(&self.0)
+    }
+
+    /// Bytes that the elements take; 0 where they do not lie in memory one by one (sparse and nested tensors).
+    pub fn nbytes(&self) -> usize {
+        ffi::tensor_bytes_len(&self.0)
+    }
+
+    /// Whether the elements are quantized (`quint8`, `qint8`, `qint32`).
+    pub fn is_quantized(&self) -> bool {
+        ffi::tensor_is_quantized(&self.0)
+    }
+
+    /// Whether the data is in the CPU's memory.
+    pub fn is_cpu(&self) -> bool {
+        ffi::tensor_is_cpu(&self.0)
+    }
+
+    /// The elements in row-major order; of a quantized tensor its integers.
+    ///
+    /// # Errors
+    /// Where the elements are of another type than `T`.
+    pub fn to_vec<T: Element>(&self) -> Result<Vec<T>> {
+        let plain = match self.dtype() {
+            Some(DType::QU8) => Some(DType::U8),
+            Some(DType::QI8) => Some(DType::I8),
+            Some(DType::QI32) => Some(DType::I32),
+            other => other,
+        };
+        if plain != Some(T::DTYPE) {
+            return Err(Error::invalid(format!("{self:?} does not hold {:?}", T::DTYPE)));
+        }
+        Ok(T::from_bytes(&ffi::tensor_to_bytes(&self.0)?))
+    }
+
+    /// The elements as f32 in row-major order, dequantized or converted where they are of another type.
+    ///
+    /// # Errors
+    /// Where libtorch cannot convert them.
+    pub fn to_f32_vec(&self) -> Result<Vec<f32>> {
+        Self(ffi::tensor_to_f32(&self.0)?).to_vec()
+    }
+
+    /// Whether both have the same shape and the same elements.
+    ///
+    /// # Errors
+    /// Where libtorch cannot compare them.
+    pub fn equal(&self, other: &Tensor) -> Result<bool> {
+        Ok(ffi::tensor_equal(&self.0, &other.0)?)
+    }
+
+    /// A tensor with data of its own.
+    ///
+    /// # Errors
+    /// Where memory is short.
+    pub fn deep_clone(&self) -> Result<Self> {
+        Ok(Self(ffi::tensor_copy(&self.0)?))
+    }
+}
+
+#[cfg(feature = "tch")]
+impl From<&tch::Tensor> for Tensor {
+    /// Shares the data.
+    fn from(tensor: &tch::Tensor) -> Self {
+        // SAFETY: tch's pointer is an at::Tensor* that lives while `tensor` is borrowed; the handle is copied here.
+        Self(unsafe { ffi::tensor_from_address(tensor.as_ptr() as usize) })
+    }
+}
+
+#[cfg(feature = "tch")]
+impl From<&Tensor> for tch::Tensor {
+    /// Shares the data.
+    fn from(tensor: &Tensor) -> Self {
+        // SAFETY: the address is that of a live at::Tensor, which clone_from_ptr copies.
+        unsafe { tch::Tensor::clone_from_ptr(ffi::tensor_address(&tensor.0) as *mut _) }
+    }
+}

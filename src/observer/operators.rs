@@ -1,0 +1,178 @@
+//! What the operators `jitquant::observe_*` (cpp/observers.cpp) call: the arithmetic of this folder over the memory of
+//! a TorchScript observer's buffers.
+
+use std::panic::{AssertUnwindSafe, catch_unwind};
+
+use super::{
+    ChannelLayout, Dtype, Histogram, NotFinite, QParams, QParamsError, QRange, Scheme, observe_min_max,
+    observe_min_max_per_channel, observe_moving_average, observe_moving_average_per_channel, qparams,
+};
+
+#[cxx::bridge(namespace = "jitquant")]
+mod bridge {
+    /// How a range maps to integers, as a TorchScript observer's attributes say it.
+    struct QuantRange {
+        /// libtorch's `ScalarType`: 13 is quint8, 12 qint8.
+        dtype: i64,
+        /// libtorch's `QScheme`.
+        qscheme: i64,
+        /// Smallest integer; with `quant_max`, both 0: all of the type's.
+        quant_min: i64,
+        quant_max: i64,
+        reduce_range: bool,
+        eps: f64,
+    }
+
+    extern "Rust" {
+        fn observe_range(x: &[f32], min: &mut f32, max: &mut f32, name: &str) -> Result<()>;
+        fn observe_average(x: &[f32], min: &mut f32, max: &mut f32, constant: f64, name: &str) -> Result<()>;
+        fn observe_range_per_channel(
+            x: &[f32],
+            sizes: &[i64],
+            axis: i64,
+            min: &mut [f32],
+            max: &mut [f32],
+            name: &str,
+        ) -> Result<()>;
+        fn observe_average_per_channel(
+            x: &[f32],
+            sizes: &[i64],
+            axis: i64,
+            constant: f64,
+            min: &mut [f32],
+            max: &mut [f32],
+            name: &str,
+        ) -> Result<()>;
+        fn observe_counts(x: &[f32], counts: &mut [f32], min: &mut f32, max: &mut f32, name: &str) -> Result<()>;
+        fn best_range(counts: &mut [f32], min: &mut f32, max: &mut f32) -> Result<()>;
+        fn range_to_qparams(
+            min: &[f32],
+            max: &[f32],
+            range: QuantRange,
+            scale: &mut [f32],
+            zero_point: &mut [i32],
+            name: &str,
+        ) -> Result<()>;
+    }
+
+    unsafe extern "C++" {
+        include!("observers.h");
+        fn keep_observer_operators();
+    }
+}
+
+pub(crate) use bridge::keep_observer_operators;
+
+/// A panic becomes an error: nothing may unwind into C++.
+fn guarded<E: std::fmt::Display>(name: &str, call: impl FnOnce() -> Result<(), E>) -> Result<(), String> {
+    let name = if name.is_empty() { "an observed tensor" } else { name };
+    match catch_unwind(AssertUnwindSafe(call)) {
+        Ok(result) => result.map_err(|e| format!("{name}: {e}")),
+        Err(panic) => {
+            let text = panic.downcast_ref::<String>().map(String::as_str).or(panic.downcast_ref::<&str>().copied());
+            Err(format!("{name}: internal error: {}", text.unwrap_or("panic")))
+        }
+    }
+}
+
+fn layout(sizes: &[i64], axis: i64) -> Result<ChannelLayout, String> {
+    ChannelLayout::of(sizes, axis).ok_or_else(|| format!("a tensor of sizes {sizes:?} has no channel axis {axis}"))
+}
+
+fn text(refusal: NotFinite) -> String {
+    refusal.to_string()
+}
+
+fn observe_range(x: &[f32], min: &mut f32, max: &mut f32, name: &str) -> Result<(), String> {
+    guarded(name, || observe_min_max(x, min, max))
+}
+
+fn observe_average(x: &[f32], min: &mut f32, max: &mut f32, constant: f64, name: &str) -> Result<(), String> {
+    guarded(name, || observe_moving_average(x, constant as f32, min, max))
+}
+
+fn observe_range_per_channel(
+    x: &[f32],
+    sizes: &[i64],
+    axis: i64,
+    min: &mut [f32],
+    max: &mut [f32],
+    name: &str,
+) -> Result<(), String> {
+    guarded(name, || observe_min_max_per_channel(x, layout(sizes, axis)?, min, max).map_err(text))
+}
+
+fn observe_average_per_channel(
+    x: &[f32],
+    sizes: &[i64],
+    axis: i64,
+    constant: f64,
+    min: &mut [f32],
+    max: &mut [f32],
+    name: &str,
+) -> Result<(), String> {
+    guarded(name, || {
+        observe_moving_average_per_channel(x, layout(sizes, axis)?, constant as f32, min, max).map_err(text)
+    })
+}
+
+fn observe_counts(x: &[f32], counts: &mut [f32], min: &mut f32, max: &mut f32, name: &str) -> Result<(), String> {
+    guarded(name, || Histogram::new(counts, min, max).observe(x))
+}
+
+fn best_range(counts: &mut [f32], min: &mut f32, max: &mut f32) -> Result<(), String> {
+    guarded("a histogram", || {
+        if let Some((low, high)) = Histogram::new(counts, min, max).best_range() {
+            (*min, *max) = (low, high);
+        }
+        Ok::<(), String>(())
+    })
+}
+
+fn range_to_qparams(
+    min: &[f32],
+    max: &[f32],
+    range: bridge::QuantRange,
+    scale: &mut [f32],
+    zero_point: &mut [i32],
+    name: &str,
+) -> Result<(), String> {
+    guarded(name, || {
+        let range = read_range(&range)?;
+        for channel in 0..min.len() {
+            let q = match qparams(min[channel], max[channel], &range) {
+                Err(QParamsError::Unobserved) => QParams::UNOBSERVED,
+                other => other.map_err(|e| e.to_string())?,
+            };
+            (scale[channel], zero_point[channel]) = (q.scale, q.zero_point);
+        }
+        Ok::<(), String>(())
+    })
+}
+
+fn read_range(range: &bridge::QuantRange) -> Result<QRange, String> {
+    let dtype = match range.dtype {
+        13 => Dtype::U8,
+        12 => Dtype::I8,
+        other => return Err(format!("dtype {other}: quint8 (13) and qint8 (12) are supported")),
+    };
+    let scheme = match range.qscheme {
+        0 => Scheme::PerTensorAffine,
+        1 => Scheme::PerChannelAffine,
+        2 => Scheme::PerTensorSymmetric,
+        3 => Scheme::PerChannelSymmetric,
+        other => return Err(format!("qscheme {other}: 0 to 3 are supported")),
+    };
+    let bound = |value: i64| i32::try_from(value).map_err(|_| format!("{value} is no 8-bit value"));
+    let bounds = match (range.quant_min, range.quant_max) {
+        (0, 0) => None,
+        (min, max) => Some((bound(min)?, bound(max)?)),
+    };
+    Ok(QRange {
+        quant_min: bounds.map(|(min, _)| min),
+        quant_max: bounds.map(|(_, max)| max),
+        reduce_range: range.reduce_range,
+        eps: range.eps as f32,
+        ..QRange::new(dtype, scheme)
+    })
+}

@@ -1,0 +1,137 @@
+//! What a graph by itself says about observing its values.
+
+use crate::ir::{Block, Module, Node, Type, Value};
+use crate::pass::QuantType;
+use crate::pass::op_table::{Kernel, Operator, PassThrough, Propagation, ReluFusion};
+use crate::qconfig::QConfig;
+
+/// libtorch's number of `float16`: a dynamic observer with this `dtype` converts weights and watches no activations.
+const HALF: i64 = crate::ir::DType::F16 as i64;
+
+/// Decides which values are observed, and by which of a part's two observers.
+pub(super) struct Wanted {
+    pub quant_type: QuantType,
+}
+
+impl Wanted {
+    /// The observer that watches `value` in code configured with `qconfig`; `None` where it stays unobserved.
+    pub fn observer<'q>(&self, value: Value<'_>, qconfig: &'q QConfig) -> Option<&'q Module> {
+        if !value.type_of().is_tensor() {
+            return None;
+        }
+        let uses: Vec<_> = value.uses().into_iter().filter_map(Operator::of_use).collect();
+        if uses.iter().any(|(row, argument)| row.bias == Some(*argument) || row.unobserved.contains(argument)) {
+            return None;
+        }
+        let is_weight = uses.iter().any(|(row, argument)| row.weight == Some(*argument));
+        let observer = if is_weight { &qconfig.weight } else { &qconfig.activation };
+        match self.quant_type {
+            QuantType::Static if has_quantized_result(value.node()) => return Some(observer),
+            QuantType::Dynamic if !is_weight && is_half(observer) => return None,
+            _ => {}
+        }
+        self.has_quantized_use(value).then_some(observer)
+    }
+
+    fn has_quantized_use(&self, value: Value<'_>) -> bool {
+        let mut uses = value.uses().into_iter().filter_map(Operator::of_use);
+        uses.any(|(row, argument)| row.observes(argument, self.quant_type))
+    }
+
+    /// Whether the outputs of `node` are observed given what is known of its inputs: an operator that is quantized
+    /// where its inputs are is observed if they are, or if something quantized takes its output.
+    pub fn applies(&self, node: Node<'_>, is_observed: impl Fn(Value<'_>) -> bool) -> bool {
+        if node.outputs().into_iter().any(|output| self.has_quantized_use(output)) {
+            return true;
+        }
+        let argument = |index| node.input(index).is_some_and(&is_observed);
+        match Operator::of(node).and_then(|row| row.propagation) {
+            Some(Propagation::FirstArgument) => argument(0),
+            Some(Propagation::BothArguments) => argument(0) && argument(1),
+            None => true,
+        }
+    }
+}
+
+fn has_quantized_result(node: Node<'_>) -> bool {
+    Operator::of(node)
+        .is_some_and(|row| matches!(row.kernel, Kernel::Static | Kernel::StaticAndDynamic) || row.propagation.is_some())
+}
+
+fn is_half(observer: &Module) -> bool {
+    observer.attribute("dtype").ok().and_then(|dtype| dtype.as_int()) == Some(HALF)
+}
+
+/// A number, or a constant tensor without dimensions.
+fn is_scalar(value: Value<'_>) -> bool {
+    let constant = value.constant();
+    matches!(value.type_of().kind().as_str(), "IntType" | "FloatType" | "ComplexType" | "NumberType")
+        || constant.is_some_and(|constant| constant.as_tensor().is_some_and(|tensor| tensor.shape().is_empty()))
+}
+
+/// The values that have to be observed for `output` to count as observed too; empty where it needs its own observer.
+pub(super) fn passes_from<'g>(output: Value<'g>) -> Vec<Value<'g>> {
+    let node = output.node();
+    let Some(row) = Operator::of(node) else { return Vec::new() };
+    let first = || Operator::argument(node, 0).into_iter().collect();
+    if row.propagation == Some(Propagation::BothArguments) && node.input(1).is_some_and(is_scalar) {
+        return first();
+    }
+    let is_tensor = |value: &Value<'_>| value.type_of().is_tensor();
+    match row.pass_through {
+        PassThrough::No => Vec::new(),
+        PassThrough::Shape | PassThrough::Value => first(),
+        PassThrough::FirstOutput if output.offset() == 0 => first(),
+        PassThrough::FirstOutput => Vec::new(),
+        PassThrough::Unpack if is_tensor(&output) => first(),
+        PassThrough::Unpack => Vec::new(),
+        PassThrough::List if output.type_of().contained().iter().all(Type::is_tensor) => node.inputs(),
+        PassThrough::List => Vec::new(),
+        PassThrough::Tuple => node.inputs().into_iter().filter(is_tensor).collect(),
+        PassThrough::Append => node.inputs(),
+        PassThrough::Branches if node.outputs().len() == 1 => {
+            node.blocks().into_iter().filter(|block| !always_raises(*block)).flat_map(Block::outputs).collect()
+        }
+        PassThrough::Branches => Vec::new(),
+    }
+}
+
+/// Whether running `block` always ends in an exception, so that its results do not matter.
+pub(super) fn always_raises(block: Block<'_>) -> bool {
+    block.nodes().any(|node| match node.kind() {
+        "prim::RaiseException" => true,
+        "prim::If" => node.blocks().into_iter().all(always_raises),
+        _ => false,
+    })
+}
+
+/// The relu's output, where `relu` is one that fuses with what computes its input, and that input: it is observed
+/// after the relu only.
+pub(super) fn observed_after_relu<'g>(relu: Node<'g>) -> Option<(Value<'g>, Value<'g>)> {
+    if Operator::of(relu)?.relu != ReluFusion::Relu {
+        return None;
+    }
+    let input = Operator::argument(relu, 0)?;
+    let first = input.node();
+    let ReluFusion::Before { unit_argument } = Operator::of(first)?.relu else { return None };
+    let is_alone = input.uses().len() == 1 && first.owning_block() == relu.owning_block();
+    let has_unit = || {
+        unit_argument.is_none_or(|index| {
+            first.input(index).and_then(Value::constant).and_then(|constant| constant.as_int()) == Some(1)
+        })
+    };
+    let is_operator = relu.kind().starts_with("aten::");
+    let fits = is_alone && calls_forward(first) && calls_forward(relu) && (is_operator || has_unit());
+    fits.then_some((input, relu.output(0)?))
+}
+
+/// Whether a method call is one of `forward` (or `forward1`, … as modules used several times have them) with one
+/// argument; other operators always fit.
+fn calls_forward(node: Node<'_>) -> bool {
+    if node.kind() != "prim::CallMethod" {
+        return true;
+    }
+    let name = node.name_attribute().unwrap_or_default();
+    let number = name.strip_prefix("forward");
+    node.inputs().len() == 2 && number.is_some_and(|number| number.chars().all(|c| c.is_ascii_digit()))
+}

@@ -1,0 +1,163 @@
+//! What a model computes, layer by layer: for reports on what is quantized and what is not.
+
+use std::collections::BTreeMap;
+
+use crate::error::Result;
+use crate::ir::{Graph, Module, Node, Value, join_path};
+
+/// Operators with weights, or with as much arithmetic, that quantization is for, and their names in reports.
+const LAYERS: &[(&str, &str)] = &[
+    ("aten::conv1d", "conv1d"),
+    ("aten::conv2d", "conv2d"),
+    ("aten::conv3d", "conv3d"),
+    ("aten::conv_transpose1d", "conv_transpose1d"),
+    ("aten::conv_transpose2d", "conv_transpose2d"),
+    ("aten::conv_transpose3d", "conv_transpose3d"),
+    ("aten::_convolution", "convolution"),
+    ("aten::convolution", "convolution"),
+    ("aten::linear", "linear"),
+    ("aten::addmm", "linear"),
+    ("aten::matmul", "matmul"),
+    ("aten::bmm", "matmul"),
+    ("aten::scaled_dot_product_attention", "attention"),
+    ("aten::lstm", "lstm"),
+    ("aten::gru", "gru"),
+    ("aten::lstm_cell", "lstm_cell"),
+    ("aten::gru_cell", "gru_cell"),
+    ("aten::embedding", "embedding"),
+    ("aten::embedding_bag", "embedding_bag"),
+];
+
+/// A layer of a model.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Layer {
+    /// The path of the module whose code has it, e.g. `features.0.conv`.
+    pub path: String,
+    /// What it does, e.g. `conv2d`.
+    pub operator: &'static str,
+    /// Its place in the TorchScript source, e.g. `resnet.py:231`; empty where that is not recorded.
+    pub source: String,
+}
+
+/// The report's name of an operator, where it is a layer.
+pub fn layer_operator(node: Node<'_>) -> Option<&'static str> {
+    let kind = node.kind();
+    if kind == "prim::CallFunction" {
+        let name = node.input(0)?.function_name()?;
+        return LAYERS.iter().map(|(_, operator)| *operator).find(|operator| *operator == name);
+    }
+    let operator = LAYERS.iter().find(|(known, _)| *known == kind).map(|(_, operator)| *operator)?;
+    // matmul is a linear layer where its second operand is a weight, possibly transposed.
+    let is_weight = |value: Value<'_>| matches!(value.node().kind(), "prim::GetAttr" | "prim::Constant" | "aten::t");
+    if operator == "matmul" && node.input(1).is_some_and(is_weight) {
+        return Some("linear");
+    }
+    Some(operator)
+}
+
+/// Where a node came from, in a few characters.
+pub fn source_of(node: Node<'_>) -> String {
+    match node.source_range() {
+        Ok(range) if !range.file.is_empty() => {
+            let file = range.file.rsplit('/').next().unwrap_or(&range.file);
+            format!("{file}:{}", range.line)
+        }
+        _ => String::new(),
+    }
+}
+
+/// The layers that `method` runs, in order, those of called submodules included.
+///
+/// # Errors
+/// Where a graph cannot be read.
+pub fn layers(module: &Module, method: &str) -> Result<Vec<Layer>> {
+    let mut found = Vec::new();
+    collect(module, "", method, &mut found)?;
+    Ok(found)
+}
+
+fn collect(module: &Module, path: &str, method: &str, found: &mut Vec<Layer>) -> Result<()> {
+    let graph = module.graph(method)?;
+    for node in graph.all_nodes() {
+        if let Some(operator) = layer_operator(node) {
+            found.push(Layer { path: path.to_owned(), operator, source: source_of(node) });
+        } else if node.kind() == "prim::CallFunction" {
+            collect_function(&node.called_graph()?, path, found)?;
+        } else if node.kind() == "prim::CallMethod" {
+            let target = node.input(0).and_then(|object| attribute_path(&graph, object));
+            let (Some(target), Some(method)) = (target, node.name_attribute()) else { continue };
+            if let Ok(submodule) = module.submodule(&target) {
+                collect(&submodule, &join_path(path, &target), &method, found)?;
+            }
+        }
+    }
+    Ok(())
+}
+
+fn collect_function(graph: &Graph, path: &str, found: &mut Vec<Layer>) -> Result<()> {
+    for node in graph.all_nodes() {
+        if let Some(operator) = layer_operator(node) {
+            found.push(Layer { path: path.to_owned(), operator, source: source_of(node) });
+        } else if node.kind() == "prim::CallFunction" {
+            collect_function(&node.called_graph()?, path, found)?;
+        }
+    }
+    Ok(())
+}
+
+/// The path from the graph's `self` to `object` through attributes; `None` where it is found otherwise.
+fn attribute_path(graph: &Graph, object: Value<'_>) -> Option<String> {
+    if graph.inputs().first() == Some(&object) {
+        return Some(String::new());
+    }
+    let node = object.node();
+    match node.kind() {
+        "prim::GetAttr" => Some(join_path(&attribute_path(graph, node.input(0)?)?, &node.name_attribute()?)),
+        _ => None,
+    }
+}
+
+/// What is left of a quantized model's operators.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Coverage {
+    /// How many nodes of each `quantized::` operator there are.
+    pub quantized: BTreeMap<String, usize>,
+    /// The layers that are still in float.
+    pub float: Vec<Layer>,
+}
+
+impl Coverage {
+    /// What the graph of `method` runs, called methods included.
+    ///
+    /// # Errors
+    /// Where a graph cannot be read.
+    pub fn of(module: &Module, method: &str) -> Result<Self> {
+        let mut coverage = Self { float: layers(module, method)?, ..Self::default() };
+        coverage.count(module, method)?;
+        Ok(coverage)
+    }
+
+    /// How many layers are quantized.
+    pub fn quantized_layers(&self) -> usize {
+        let is_layer = |name: &str| ["conv", "linear", "lstm", "gru", "embedding"].iter().any(|l| name.starts_with(l));
+        self.quantized.iter().filter(|(name, _)| is_layer(name)).map(|(_, count)| count).sum()
+    }
+
+    fn count(&mut self, module: &Module, method: &str) -> Result<()> {
+        let graph = module.graph(method)?;
+        for node in graph.all_nodes() {
+            if let Some(name) = node.kind().strip_prefix("quantized::") {
+                if !name.contains("pack") {
+                    *self.quantized.entry(name.to_owned()).or_default() += 1;
+                }
+            } else if node.kind() == "prim::CallMethod" {
+                let target = node.input(0).and_then(|object| attribute_path(&graph, object));
+                let (Some(target), Some(method)) = (target, node.name_attribute()) else { continue };
+                if let Ok(submodule) = module.submodule(&target) {
+                    self.count(&submodule, &method)?;
+                }
+            }
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,454 @@
+//! The table of operators: how quantization treats each of them. Every pass reads it; a new operator is a new row.
+//!
+//! The columns are the fields of [`Operator`]. An operator without a row is float: its inputs are dequantized, its
+//! outputs are not observed. Rows and meaning are those of libtorch's quantization passes (its lists are in
+//! `torch/csrc/jit/passes/quantization/helper.cpp`).
+//!
+//! Arguments are counted from the first tensor-side argument: of a node its inputs, of a called function what follows
+//! the callee, of a module's method what follows the module.
+
+use std::collections::HashMap;
+use std::sync::LazyLock;
+
+use super::QuantType;
+use crate::ir::{Node, Use};
+use crate::qconfig::plain_class_name;
+
+/// How an operator appears in a graph.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Op {
+    /// A node of this kind, e.g. `aten::conv2d`.
+    Node(&'static str),
+    /// `prim::CallFunction` of a TorchScript function of this name (the last part of its qualified name).
+    Function(&'static str),
+    /// `prim::CallMethod` on a module of this class, without `__torch__.` and mangling.
+    Module(&'static str),
+}
+
+/// Whether and when an operator has a quantized kernel.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kernel {
+    /// It has none; it may still pass observation through.
+    Float,
+    /// In static quantization.
+    Static,
+    /// In static and in dynamic quantization.
+    StaticAndDynamic,
+    /// In static quantization, with a quantized weight and a float result.
+    WeightOnly,
+}
+
+/// How an operator hands on that its input was observed: its output then has the input's qparams and needs no observer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum PassThrough {
+    /// It does not.
+    No,
+    /// From argument 0 to every output. It moves or selects elements and computes nothing on them.
+    Shape,
+    /// From argument 0 to every output. It computes on elements and keeps within their range (or is clamped to it).
+    Value,
+    /// From argument 0 to output 0 only.
+    FirstOutput,
+    /// From a container to the tensors taken out of it.
+    Unpack,
+    /// From all tensors to the list that they form.
+    List,
+    /// From all tensors to the tuple that they form.
+    Tuple,
+    /// From a list and what is appended to it, to the list.
+    Append,
+    /// From the results of the branches, where it has one output.
+    Branches,
+}
+
+/// An operator that has no range of its own: it is quantized where its inputs are.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Propagation {
+    /// Where its first argument (a list of tensors) is.
+    FirstArgument,
+    /// Where both arguments are; a scalar second argument makes it a pass-through from the first.
+    BothArguments,
+}
+
+/// Quantization parameters that follow from the operator: its results lie in a known range.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct FixedQParams {
+    /// Real value of one step.
+    pub scale: f32,
+    /// The `quint8` that stands for 0.
+    pub zero_point: i64,
+}
+
+impl FixedQParams {
+    /// For results in [0, 1).
+    pub const UNIT: Self = Self { scale: 1.0 / 256.0, zero_point: 0 };
+    /// For results in [-1, 1).
+    pub const SIGNED_UNIT: Self = Self { scale: 2.0 / 256.0, zero_point: 128 };
+}
+
+/// The part of an operator in a fusion with a relu after it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ReluFusion {
+    /// None.
+    No,
+    /// Its result is observed after the relu that follows.
+    Before {
+        /// This argument has to be the constant 1 where the relu is a called function or module.
+        unit_argument: Option<usize>,
+    },
+    /// It is a relu.
+    Relu,
+}
+
+/// A row of the table.
+#[derive(Clone, Copy, Debug)]
+pub struct Operator {
+    /// How it appears in a graph.
+    pub op: Op,
+    /// Whether it has a quantized kernel. Inputs and output of one that has are observed.
+    pub kernel: Kernel,
+    /// Where only one argument is observed, which; else every tensor that is not the bias or in `unobserved` is.
+    pub only_observed: Option<usize>,
+    /// The argument watched by the weight observer.
+    pub weight: Option<usize>,
+    /// The argument that stays in float: its scale follows from input and weight.
+    pub bias: Option<usize>,
+    /// Other tensor arguments that are never observed (offsets, per-sample weights).
+    pub unobserved: &'static [usize],
+    /// How it hands on observation.
+    pub pass_through: PassThrough,
+    /// Whether it is quantized where its inputs are.
+    pub propagation: Option<Propagation>,
+    /// Its results' quantization parameters, where they are known beforehand.
+    pub fixed_qparams: Option<FixedQParams>,
+    /// Its part in a fusion with relu.
+    pub relu: ReluFusion,
+    /// Whether arguments 1 and 2 are scalar bounds.
+    pub is_clamp: bool,
+    /// Whether it only asks for a tensor's shape, so that it needs no dequantized input.
+    pub is_tensor_info: bool,
+}
+
+impl Operator {
+    const fn new(op: Op) -> Self {
+        Self {
+            op,
+            kernel: Kernel::Float,
+            only_observed: None,
+            weight: None,
+            bias: None,
+            unobserved: &[],
+            pass_through: PassThrough::No,
+            propagation: None,
+            fixed_qparams: None,
+            relu: ReluFusion::No,
+            is_clamp: false,
+            is_tensor_info: false,
+        }
+    }
+
+    const fn kernel(mut self, kernel: Kernel) -> Self {
+        self.kernel = kernel;
+        self
+    }
+
+    const fn only(mut self, argument: usize) -> Self {
+        self.only_observed = Some(argument);
+        self
+    }
+
+    const fn weight(mut self, argument: usize) -> Self {
+        self.weight = Some(argument);
+        self
+    }
+
+    const fn bias(mut self, argument: usize) -> Self {
+        self.bias = Some(argument);
+        self
+    }
+
+    const fn unobserved(mut self, arguments: &'static [usize]) -> Self {
+        self.unobserved = arguments;
+        self
+    }
+
+    const fn passes(mut self, pass_through: PassThrough) -> Self {
+        self.pass_through = pass_through;
+        self
+    }
+
+    const fn propagates(mut self, propagation: Propagation) -> Self {
+        self.propagation = Some(propagation);
+        self
+    }
+
+    const fn fixed(mut self, qparams: FixedQParams) -> Self {
+        self.fixed_qparams = Some(qparams);
+        self.passes(PassThrough::Value)
+    }
+
+    const fn before_relu(mut self, unit_argument: Option<usize>) -> Self {
+        self.relu = ReluFusion::Before { unit_argument };
+        self
+    }
+
+    const fn relu(mut self) -> Self {
+        self.relu = ReluFusion::Relu;
+        self
+    }
+
+    const fn clamp(mut self) -> Self {
+        self.is_clamp = true;
+        self.passes(PassThrough::Value)
+    }
+
+    const fn tensor_info(mut self) -> Self {
+        self.is_tensor_info = true;
+        self
+    }
+}
+
+const fn node(kind: &'static str) -> Operator {
+    Operator::new(Op::Node(kind))
+}
+
+const fn function(name: &'static str) -> Operator {
+    Operator::new(Op::Function(name))
+}
+
+const fn module(class: &'static str) -> Operator {
+    Operator::new(Op::Module(class))
+}
+
+use FixedQParams as Fixed;
+use Kernel::{Static, StaticAndDynamic, WeightOnly};
+use PassThrough::{Append, Branches, FirstOutput, List, Shape, Tuple, Unpack, Value};
+use Propagation::{BothArguments, FirstArgument};
+
+/// The table.
+#[rustfmt::skip]
+pub static OPERATORS: &[Operator] = &[
+    // A quantized kernel with a weight.
+    node("aten::conv1d").kernel(Static).weight(1).bias(2),
+    node("aten::conv2d").kernel(Static).weight(1).bias(2),
+    node("aten::conv3d").kernel(Static).weight(1).bias(2),
+    node("aten::conv_transpose1d").kernel(Static).weight(1).bias(2),
+    node("aten::conv_transpose2d").kernel(Static).weight(1).bias(2),
+    node("aten::linear").kernel(StaticAndDynamic).weight(1).bias(2).before_relu(None),
+    function("linear").kernel(StaticAndDynamic).weight(1).bias(2),
+    function("conv2d").kernel(Static),
+    node("aten::embedding_bag").kernel(WeightOnly).weight(0).unobserved(&[2, 6]),
+    function("embedding_bag").kernel(WeightOnly).weight(1),
+
+    // A quantized kernel without one.
+    node("aten::batch_norm").kernel(Static),
+    function("batch_norm").kernel(Static).only(0),
+    node("aten::layer_norm").kernel(Static),
+    function("layer_norm").kernel(Static),
+    node("aten::group_norm").kernel(Static),
+    function("group_norm").kernel(Static),
+    node("aten::instance_norm").kernel(Static),
+    function("instance_norm").kernel(Static),
+    node("aten::hardswish").kernel(Static),
+    node("aten::hardswish_").kernel(Static),
+    function("hardswish").kernel(Static),
+    node("aten::elu").kernel(Static),
+    node("aten::elu_").kernel(Static),
+    function("elu").kernel(Static),
+    node("aten::celu").kernel(Static),
+    node("aten::celu_").kernel(Static),
+    function("celu").kernel(Static),
+
+    // Quantized where their inputs are.
+    node("aten::cat").propagates(FirstArgument),
+    node("aten::add").propagates(BothArguments).before_relu(Some(2)),
+    node("aten::add_").propagates(BothArguments).before_relu(Some(2)),
+    node("aten::mul").propagates(BothArguments).before_relu(None),
+    node("aten::mul_").propagates(BothArguments).before_relu(None),
+
+    // Results in a known range.
+    node("aten::sigmoid").fixed(Fixed::UNIT),
+    node("aten::sigmoid_").fixed(Fixed::UNIT),
+    node("aten::hardsigmoid").fixed(Fixed::UNIT),
+    node("aten::hardsigmoid_").fixed(Fixed::UNIT),
+    node("aten::tanh").fixed(Fixed::SIGNED_UNIT),
+    node("aten::tanh_").fixed(Fixed::SIGNED_UNIT),
+
+    // Elements are moved or selected.
+    node("aten::relu").passes(Shape).relu(),
+    node("aten::relu_").passes(Shape).relu(),
+    function("relu").passes(Shape).relu(),
+    node("aten::max_pool1d").passes(Shape),
+    node("aten::max_pool2d").passes(Shape),
+    node("aten::max_pool3d").passes(Shape),
+    function("_max_pool1d").passes(Shape),
+    function("_max_pool2d").passes(Shape),
+    function("_max_pool3d").passes(Shape),
+    node("aten::dropout").passes(Shape),
+    function("dropout").passes(Shape),
+    node("aten::flatten").passes(Shape),
+    node("aten::reshape").passes(Shape),
+    node("aten::view").passes(Shape),
+    node("aten::transpose").passes(Shape),
+    node("aten::permute").passes(Shape),
+    node("aten::contiguous").passes(Shape),
+    node("aten::squeeze").passes(Shape),
+    node("aten::squeeze_").passes(Shape),
+    node("aten::unsqueeze").passes(Shape),
+    node("aten::unsqueeze_").passes(Shape),
+    node("aten::resize_").passes(Shape),
+    node("aten::repeat").passes(Shape),
+    node("aten::repeat_interleave").passes(Shape),
+    node("aten::detach").passes(Shape),
+    node("aten::detach_").passes(Shape),
+    node("aten::max").passes(Shape),
+    node("aten::min").passes(Shape),
+    node("aten::chunk").passes(Shape),
+    node("aten::stack").passes(Shape),
+    node("aten::__getitem__").passes(Shape),
+    node("aten::sort").passes(FirstOutput),
+
+    // Elements are computed on, within their range.
+    node("aten::avg_pool1d").passes(Value),
+    node("aten::avg_pool2d").passes(Value),
+    node("aten::avg_pool3d").passes(Value),
+    function("avg_pool1d").passes(Value),
+    function("avg_pool2d").passes(Value),
+    function("avg_pool3d").passes(Value),
+    node("aten::adaptive_avg_pool1d").passes(Value),
+    node("aten::adaptive_avg_pool2d").passes(Value),
+    node("aten::adaptive_avg_pool3d").passes(Value),
+    function("adaptive_avg_pool1d").passes(Value),
+    function("adaptive_avg_pool2d").passes(Value),
+    function("adaptive_avg_pool3d").passes(Value),
+    node("aten::mean").passes(Value),
+    node("aten::upsample_nearest1d").passes(Value),
+    node("aten::upsample_nearest2d").passes(Value),
+    node("aten::upsample_nearest3d").passes(Value),
+    node("aten::upsample_linear1d").passes(Value),
+    node("aten::upsample_bilinear2d").passes(Value),
+    node("aten::upsample_trilinear3d").passes(Value),
+    node("aten::upsample_bicubic2d").passes(Value),
+    function("interpolate").passes(Value),
+    function("upsample").passes(Value),
+    function("upsample_bilinear").passes(Value),
+    function("upsample_nearest").passes(Value),
+    node("aten::leaky_relu").passes(Value),
+    node("aten::leaky_relu_").passes(Value),
+    function("leaky_relu").passes(Value),
+    node("aten::clamp").clamp(),
+    node("aten::hardtanh").clamp(),
+    node("aten::hardtanh_").clamp(),
+    function("hardtanh").passes(Value),
+
+    // Containers and branches.
+    node("prim::ListConstruct").passes(List),
+    node("prim::TupleConstruct").passes(Tuple),
+    node("prim::ListUnpack").passes(Unpack),
+    node("prim::TupleUnpack").passes(Unpack),
+    node("aten::append").passes(Append),
+    node("prim::If").passes(Branches),
+
+    // Questions about a tensor's shape.
+    node("aten::size").tensor_info(),
+    node("aten::len").tensor_info(),
+    node("aten::dim").tensor_info(),
+    node("aten::numel").tensor_info(),
+
+    // Modules that fuse with a relu after them, and the relu.
+    module("torch.nn.modules.linear.Linear").before_relu(None),
+    module("torch.nn.modules.conv.Conv1d").before_relu(None),
+    module("torch.nn.modules.conv.Conv2d").before_relu(None),
+    module("torch.nn.modules.conv.Conv3d").before_relu(None),
+    module("torch.nn.modules.batchnorm.BatchNorm2d").before_relu(None),
+    module("torch.nn.modules.batchnorm.BatchNorm3d").before_relu(None),
+    module("torch.nn.modules.activation.ReLU").relu(),
+];
+
+static ROWS: LazyLock<HashMap<Op, &'static Operator>> =
+    LazyLock::new(|| OPERATORS.iter().map(|row| (row.op, row)).collect());
+
+/// The arguments before the ones that the table counts: a called function, a called module.
+fn skipped_inputs(kind: &str) -> usize {
+    usize::from(matches!(kind, "prim::CallFunction" | "prim::CallMethod"))
+}
+
+impl Operator {
+    /// The row of `node`: of a called function that of the function, of a called method that of the module's class.
+    pub fn of(node: Node<'_>) -> Option<&'static Self> {
+        match node.kind() {
+            "prim::CallFunction" => Self::named(Op::Function, &node.input(0)?.function_name()?),
+            "prim::CallMethod" => Self::named(Op::Module, &plain_class_name(&node.input(0)?.type_of().class_name()?)),
+            kind => Self::named(Op::Node, kind),
+        }
+    }
+
+    fn named(op: fn(&'static str) -> Op, name: &str) -> Option<&'static Self> {
+        // The table's names live for ever, the asked one does not: find the table's own spelling of it.
+        static NAMES: LazyLock<HashMap<&'static str, &'static str>> = LazyLock::new(|| {
+            let name = |row: &Operator| match row.op {
+                Op::Node(name) | Op::Function(name) | Op::Module(name) => name,
+            };
+            OPERATORS.iter().map(|row| (name(row), name(row))).collect()
+        });
+        ROWS.get(&op(NAMES.get(name)?)).copied()
+    }
+
+    /// Argument `index` of `node` as the table counts.
+    pub fn argument<'g>(node: Node<'g>, index: usize) -> Option<crate::ir::Value<'g>> {
+        node.input(index + skipped_inputs(node.kind()))
+    }
+
+    /// The row of the operator that uses a value, and the argument that the value is.
+    pub fn of_use(place: Use<'_>) -> Option<(&'static Self, usize)> {
+        let argument = place.offset.checked_sub(skipped_inputs(place.user.kind()))?;
+        Some((Self::of(place.user)?, argument))
+    }
+
+    /// Whether it has a quantized kernel that `quant_type` uses.
+    pub fn is_quantized(&self, quant_type: QuantType) -> bool {
+        match quant_type {
+            QuantType::Static => self.kernel != Kernel::Float,
+            QuantType::Dynamic => self.kernel == Kernel::StaticAndDynamic,
+        }
+    }
+
+    /// Whether a value that is its argument `argument` is observed for its sake.
+    pub fn observes(&self, argument: usize, quant_type: QuantType) -> bool {
+        self.is_quantized(quant_type) && self.only_observed.is_none_or(|only| only == argument)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_operator_has_one_row() {
+        assert_eq!(ROWS.len(), OPERATORS.len());
+    }
+
+    #[test]
+    fn rows_do_not_contradict_themselves() {
+        for row in OPERATORS {
+            let roles = usize::from(row.kernel != Kernel::Float)
+                + usize::from(row.pass_through != PassThrough::No)
+                + usize::from(row.propagation.is_some())
+                + usize::from(row.is_tensor_info)
+                + usize::from(matches!(row.op, Op::Module(_)));
+            assert_eq!(roles, 1, "{row:?} has one role");
+            assert!(row.weight.is_none() || row.kernel != Kernel::Float, "{row:?}: a weight belongs to a kernel");
+            assert!(row.bias.is_none() || row.bias > row.weight, "{row:?}: the bias follows the weight");
+        }
+    }
+
+    #[test]
+    fn a_node_finds_its_row() {
+        let text =
+            "graph(%x : Tensor):\n  %y : Tensor = aten::sigmoid(%x)\n  %z : Tensor = aten::sin(%y)\n  return (%z)";
+        let graph = crate::ir::Graph::parse(text).unwrap();
+        let rows: Vec<_> = graph.nodes().map(Operator::of).collect();
+        assert_eq!(rows[0].unwrap().fixed_qparams, Some(FixedQParams::UNIT));
+        assert!(rows[1].is_none());
+    }
+}

@@ -1,0 +1,393 @@
+//! From a float module to an INT8 one: prepare, calibrate, convert.
+
+use std::collections::BTreeMap;
+
+use crate::error::{Context, Error, Result};
+use crate::ir::ffi::bridge as ffi;
+use crate::ir::{DType, IValue, Module};
+use crate::pass::{Coverage, Layer, QuantType, insert_observers, layers};
+use crate::qconfig::{Part, QConfigDict, QConfigSpec, unknown_path};
+
+/// Quantizes modules: which way, with which observers, and which parts.
+///
+/// ```
+/// use jitquant::{Quantizer, ir::{Module, Tensor}};
+/// # let linear = Module::new("torch.nn.modules.linear.Linear")?;
+/// # linear.register_parameter("weight", Tensor::from_slice(&[0.5f32, -0.25, 0.125, 1.0], &[2, 2])?)?;
+/// # linear.register_parameter("bias", Tensor::from_slice(&[0.1f32, 0.2], &[2])?)?;
+/// # linear.define("def forward(self, x: Tensor) -> Tensor:\n    return torch.linear(x, self.weight, self.bias)\n")?;
+/// # let module = Module::new("Net")?;
+/// # module.register_submodule("fc", &linear)?;
+/// # module.define("def forward(self, x: Tensor) -> Tensor:\n    return self.fc.forward(x)\n")?;
+/// let mut prepared = Quantizer::static_ptq().prepare(&module)?;       // or Module::load("model.pt")?
+/// let batch = Tensor::from_slice(&[0.0f32, 1.0, 2.0, 3.0], &[2, 2])?; // or a tch::Tensor
+/// prepared.calibrate(&[batch.clone()])?;
+/// let converted = prepared.convert()?;
+/// assert_eq!(converted.report.quantized_layers, 1);
+/// let y = converted.module.forward(&[batch])?;                        // converted.module.save("model.int8.pt")?
+/// # Ok::<(), jitquant::Error>(())
+/// ```
+#[derive(Clone, Debug, Default)]
+pub struct Quantizer {
+    quant_type: QuantType,
+    spec: QConfigSpec,
+    skip: Vec<String>,
+    preserve: Vec<String>,
+}
+
+impl Quantizer {
+    /// Quantizes activations with ranges found by calibration: for convolutional networks, and wherever speed counts.
+    pub fn static_ptq() -> Self {
+        Self::default()
+    }
+
+    /// Quantizes activations with the range of each input as it comes: needs no data; for linear layers of
+    /// transformers, whose ranges differ much from input to input.
+    pub fn dynamic() -> Self {
+        Self { quant_type: QuantType::Dynamic, ..Self::default() }
+    }
+
+    /// The way that `quant_type` says.
+    pub fn new(quant_type: QuantType) -> Self {
+        Self { quant_type, ..Self::default() }
+    }
+
+    /// Takes these observers for these parts of the model.
+    pub fn qconfig(mut self, spec: QConfigSpec) -> Self {
+        self.spec = spec;
+        self
+    }
+
+    /// Leaves the submodule at `path`, and all below it, in float.
+    pub fn skip(mut self, path: impl Into<String>) -> Self {
+        self.skip.push(path.into());
+        self
+    }
+
+    /// Keeps a method or an attribute beside `forward` in the converted module, which is frozen otherwise.
+    pub fn preserve(mut self, name: impl Into<String>) -> Self {
+        self.preserve.push(name.into());
+        self
+    }
+
+    fn resolved(&self, module: &Module) -> Result<QConfigDict> {
+        let mut spec = self.spec.clone();
+        for path in &self.skip {
+            if module.submodule(path).is_err() || path.is_empty() {
+                return Err(Error::invalid(format!("skip '{path}': {}", unknown_path(path, &module.modules()))));
+            }
+            spec.modules.insert(path.clone(), Part::FLOAT);
+        }
+        spec.resolve(module, self.quant_type)
+    }
+
+    /// The layers of `module`, each with why it would stay in float, or `None` where it would be quantized.
+    ///
+    /// # Errors
+    /// Where the module as a whole cannot be quantized, or the configuration does not fit it.
+    pub fn verdicts(&self, module: &Module) -> Result<Vec<(Layer, Option<String>)>> {
+        crate::init()?;
+        refuse_unfit(module)?;
+        let qconfigs = self.resolved(module)?;
+        Ok(self.plan(module, &qconfigs)?.into_iter().map(|planned| (planned.layer, planned.reason)).collect())
+    }
+
+    fn plan(&self, module: &Module, qconfigs: &QConfigDict) -> Result<Vec<PlannedLayer>> {
+        let decide = |layer: Layer| {
+            let reason = match decided_for(qconfigs, &layer.path) {
+                None => Some("left in float by the configuration".to_owned()),
+                Some(_) => why_never_quantized(layer.operator, self.quant_type).map(str::to_owned),
+            };
+            PlannedLayer { layer, reason }
+        };
+        Ok(layers(module, METHOD)?.into_iter().map(decide).collect())
+    }
+
+    /// Puts observers into a copy of `module`: batch norms are folded into the convolutions before them, and each
+    /// tensor that will be quantized is watched. `module` stays as it is.
+    ///
+    /// # Errors
+    /// Where the module is quantized already, has CUDA devices in its code, has no layer to quantize, the
+    /// configuration does not fit it, or a pass refuses it.
+    pub fn prepare(&self, module: &Module) -> Result<Prepared> {
+        crate::init()?;
+        refuse_unfit(module)?;
+        let copy = module.deep_clone().context(|| "cloning the module".into())?;
+        if copy.is_training() {
+            copy.train(false)?;
+        }
+        let qconfigs = self.resolved(&copy)?;
+        let layers = self.plan(&copy, &qconfigs)?;
+        if layers.iter().all(|planned| planned.reason.is_some()) {
+            return Err(Error::invalid(match layers.first().and_then(|planned| planned.reason.as_ref()) {
+                None => format!("'{METHOD}' has no layer that could be quantized (convolution, linear, …)"),
+                Some(reason) => format!("no layer would be quantized; the first one: {reason}"),
+            }));
+        }
+        let folded = match self.quant_type {
+            QuantType::Static => {
+                copy.ensure_graphs_unborrowed()?;
+                let folded = ffi::libtorch_fold_conv_batch_norm(copy.raw());
+                Module::from_raw(folded.context(|| "folding batch norms into convolutions".into())?)
+            }
+            QuantType::Dynamic => copy,
+        };
+        let observed = insert_observers(&folded, METHOD, &qconfigs, true, self.quant_type)
+            .context(|| "inserting observers".into())?;
+        Ok(Prepared {
+            module: observed,
+            quant_type: self.quant_type,
+            preserve: self.preserve.clone(),
+            layers,
+            batches: 0,
+        })
+    }
+
+    /// Goes on with an observed module that [`Prepared::module`] gave and that was saved and loaded since.
+    ///
+    /// # Errors
+    /// Where there are no observers in it.
+    pub fn resume(&self, observed: &Module) -> Result<Prepared> {
+        crate::init()?;
+        let has_observers = observed.modules().iter().any(|(path, _)| is_observer(path));
+        if !has_observers {
+            return Err(Error::invalid("the module has no observers: it was not made by Quantizer::prepare"));
+        }
+        let layers = layers(observed, METHOD)?.into_iter().map(|layer| PlannedLayer { layer, reason: None }).collect();
+        let preserve = self.preserve.clone();
+        Ok(Prepared { module: observed.clone(), quant_type: self.quant_type, preserve, layers, batches: 0 })
+    }
+}
+
+/// Why a layer that was meant to be quantized is not.
+const UNFUSED: &str = "libtorch's fusion did not recognize what surrounds it";
+
+/// The method that is quantized.
+const METHOD: &str = "forward";
+
+#[derive(Clone, Debug)]
+struct PlannedLayer {
+    layer: Layer,
+    /// Why it stays in float.
+    reason: Option<String>,
+}
+
+/// A module with observers.
+#[derive(Debug)]
+pub struct Prepared {
+    module: Module,
+    quant_type: QuantType,
+    preserve: Vec<String>,
+    layers: Vec<PlannedLayer>,
+    batches: usize,
+}
+
+impl Prepared {
+    /// The module with its observers; it can be saved, loaded, and calibrated further through [`Quantizer::resume`].
+    pub fn module(&self) -> &Module {
+        &self.module
+    }
+
+    /// The layers that will be quantized.
+    pub fn layers(&self) -> impl Iterator<Item = &Layer> {
+        self.layers.iter().filter(|planned| planned.reason.is_none()).map(|planned| &planned.layer)
+    }
+
+    /// Runs the model on a batch (tensors, tch tensors or [`IValue`]s) and lets the observers watch. The more the data
+    /// is like that of later use the better; some hundred samples are enough for most models.
+    ///
+    /// # Errors
+    /// Where the model refuses the inputs, or a tensor on the way holds NaN or infinity; the message names it.
+    pub fn calibrate<'a, T>(&mut self, inputs: &'a [T]) -> Result<IValue>
+    where
+        IValue: From<&'a T>,
+    {
+        let output = self.module.call(METHOD, inputs)?;
+        self.batches += 1;
+        Ok(output)
+    }
+
+    /// Makes the INT8 module. The prepared one stays as it is.
+    ///
+    /// # Errors
+    /// Where static quantization saw no data, or a pass refuses the module.
+    pub fn convert(&self) -> Result<Converted> {
+        if self.quant_type == QuantType::Static && self.batches == 0 && !self.was_calibrated() {
+            return Err(Error::invalid("static quantization needs data: call calibrate before convert"));
+        }
+        let dynamic = self.quant_type == QuantType::Dynamic;
+        self.module.ensure_graphs_unborrowed()?;
+        let quantized = ffi::libtorch_insert_quant_dequant(self.module.raw(), METHOD, dynamic)
+            .context(|| "inserting quantize and dequantize".into())?;
+        let finalized = ffi::libtorch_finalize(&quantized, dynamic, &self.preserve)
+            .context(|| "fusing and prepacking quantized operators".into())?;
+        let module = Module::from_raw(finalized);
+        let report = self.report(&module)?;
+        if report.quantized_layers == 0 {
+            return Err(Error::invalid(format!(
+                "no layer could be quantized: {}",
+                report.float.first().map_or("nothing is left to say why", |layer| layer.reason.as_str())
+            )));
+        }
+        Ok(Converted { module, report })
+    }
+
+    fn was_calibrated(&self) -> bool {
+        let observers = self.module.modules().into_iter().filter(|(path, _)| is_observer(path));
+        observers.into_iter().any(|(_, observer)| match observer.attribute("min_val") {
+            Ok(IValue::Tensor(min)) => {
+                min.to_vec::<f32>().is_ok_and(|values| values.iter().any(|value| value.is_finite()))
+            }
+            _ => false,
+        })
+    }
+
+    fn report(&self, converted: &Module) -> Result<Report> {
+        let coverage = Coverage::of(converted, METHOD)?;
+        let float_layer = |layer: &Layer, reason: &str| FloatLayer {
+            path: layer.path.clone(),
+            operator: layer.operator.to_owned(),
+            source: layer.source.clone(),
+            reason: reason.to_owned(),
+        };
+        let mut float: Vec<FloatLayer> = self
+            .layers
+            .iter()
+            .filter_map(|planned| planned.reason.as_ref().map(|reason| float_layer(&planned.layer, reason)))
+            .collect();
+        // What is in float beyond what was meant to be: a layer of the converted graph has no path any more.
+        let mut meant: BTreeMap<&str, usize> = BTreeMap::new();
+        float.iter().for_each(|layer| *meant.entry(layer.operator.as_str()).or_default() += 1);
+        let mut unmeant = Vec::new();
+        for layer in &coverage.float {
+            match meant.get_mut(layer.operator) {
+                Some(count) if *count > 0 => *count -= 1,
+                _ => unmeant.push(float_layer(layer, UNFUSED)),
+            }
+        }
+        float.extend(unmeant);
+        Ok(Report { quantized_layers: coverage.quantized_layers(), quantized_operators: coverage.quantized, float })
+    }
+}
+
+/// Why an operator is never quantized in that way, where it is not.
+fn why_never_quantized(operator: &str, quant_type: QuantType) -> Option<&'static str> {
+    match (operator, quant_type) {
+        ("matmul" | "attention", _) => Some("a product of two activations has no INT8 form in libtorch"),
+        ("embedding" | "embedding_bag", _) => Some("embeddings are quantized by weight-only modes, not here yet"),
+        ("lstm" | "gru" | "lstm_cell" | "gru_cell", _) => Some("recurrent layers are not quantized yet"),
+        (name, QuantType::Dynamic) if name.contains("conv") => {
+            Some("convolutions have no dynamic INT8 form in libtorch")
+        }
+        _ => None,
+    }
+}
+
+/// An INT8 module and what became of its layers.
+#[derive(Debug)]
+pub struct Converted {
+    /// The module, frozen; it uses libtorch's `quantized::` operators and runs without jitquant.
+    pub module: Module,
+    /// What was quantized and what was not.
+    pub report: Report,
+}
+
+/// What became of a model's layers.
+#[derive(Clone, Debug, Default, PartialEq, Eq, serde::Serialize)]
+pub struct Report {
+    /// How many layers are quantized.
+    pub quantized_layers: usize,
+    /// How many nodes of each `quantized::` operator there are.
+    pub quantized_operators: BTreeMap<String, usize>,
+    /// The layers that stay in float.
+    pub float: Vec<FloatLayer>,
+}
+
+/// A layer that stays in float.
+#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize)]
+pub struct FloatLayer {
+    /// The path of its module, where it is known.
+    pub path: String,
+    /// What it does, e.g. `conv2d`.
+    pub operator: String,
+    /// Its place in the TorchScript source.
+    pub source: String,
+    /// Why.
+    pub reason: String,
+}
+
+fn is_observer(path: &str) -> bool {
+    path.rsplit('.').next().is_some_and(|name| name.starts_with("_observer_"))
+}
+
+/// The entry that decides for `path`: its own or that of the nearest module above.
+fn decided_for<'a>(qconfigs: &'a QConfigDict, path: &str) -> Option<&'a crate::qconfig::QConfig> {
+    let mut path = path;
+    loop {
+        if let Some(decision) = qconfigs.get(path) {
+            return decision.as_ref();
+        }
+        path = match (path.rsplit_once('.'), path.is_empty()) {
+            (_, true) => return None,
+            (Some((above, _)), _) => above,
+            (None, _) => "",
+        };
+    }
+}
+
+/// Refuses what cannot be quantized at all, in words.
+fn refuse_unfit(module: &Module) -> Result<()> {
+    if !module.has_method(METHOD) {
+        let methods = module.method_names().join(", ");
+        return Err(Error::invalid(format!("the model has no method '{METHOD}'; it has {methods}")));
+    }
+    for (path, part) in module.modules() {
+        let place = if path.is_empty() { "the model".to_owned() } else { format!("module '{path}'") };
+        for attribute in part.attributes() {
+            if attribute.type_name.contains("torch.classes.quantized") || attribute.type_name.contains("PackedParams") {
+                return Err(Error::invalid(format!(
+                    "the model is quantized already: {place} holds packed INT8 weights ('{}'). Quantize the float model",
+                    attribute.name
+                )));
+            }
+            if !(attribute.is_parameter || attribute.is_buffer) {
+                continue;
+            }
+            if let Ok(IValue::Tensor(tensor)) = part.attribute(&attribute.name)
+                && tensor.is_defined()
+            {
+                if tensor.is_quantized() {
+                    let name = &attribute.name;
+                    return Err(Error::invalid(format!("the model is quantized already: '{name}' of {place} is INT8")));
+                }
+                if matches!(tensor.dtype(), Some(DType::F16 | DType::BF16)) && attribute.is_parameter {
+                    let (name, dtype) = (&attribute.name, tensor.dtype());
+                    return Err(Error::invalid(format!(
+                        "'{name}' of {place} is {dtype:?}; quantization starts from float32: save the model after .float()"
+                    )));
+                }
+            }
+        }
+        for method in part.method_names() {
+            let graph = part.graph(&method)?;
+            for node in graph.all_nodes() {
+                if node.kind().starts_with("quantized::") {
+                    return Err(Error::invalid(format!(
+                        "the model is quantized already: '{method}' of {place} calls {}. Quantize the float model",
+                        node.kind()
+                    )));
+                }
+                if let Some(IValue::Device(device)) = node.output(0).and_then(|value| value.constant())
+                    && device.starts_with("cuda")
+                {
+                    let source = crate::pass::source_of(node);
+                    return Err(Error::invalid(format!(
+                        "the model's code names the device {device} ('{method}' of {place}, {source}); INT8 runs on the \
+                         CPU: trace or script the model on the CPU and save it again"
+                    )));
+                }
+            }
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,239 @@
+//! Which observer for which part of a model: as modules for the passes ([`QConfigDict`]), and as a user writes it down
+//! ([`QConfigSpec`], in Rust or in TOML).
+//!
+//! ```
+//! use jitquant::qconfig::QConfigSpec;
+//! let spec: QConfigSpec = r#"
+//!     [default]
+//!     activation = { observer = "histogram", dtype = "u8" }
+//!     weight = { observer = "per-channel-min-max", dtype = "i8" }
+//!
+//!     [modules]
+//!     fc = "float"                                          # leave this part in float
+//!     layer1.activation = { observer = "min-max" }          # the weight's observer is inherited
+//!
+//!     [classes]
+//!     "torch.nn.modules.linear.Linear" = "float"
+//! "#.parse()?;
+//! assert_eq!(spec.modules.len(), 2);
+//! # Ok::<(), jitquant::Error>(())
+//! ```
+
+use std::collections::BTreeMap;
+use std::path::Path;
+
+use serde::{Deserialize, Serialize};
+
+use crate::error::{Error, Result};
+use crate::ir::{Module, join_path};
+use crate::observer::{ObserverConfig, ObserverKind};
+use crate::pass::QuantType;
+
+/// The observers of one part of a model: templates, copied for each tensor that is observed.
+#[derive(Clone, Debug)]
+pub struct QConfig {
+    /// Watches activations.
+    pub activation: Module,
+    /// Watches weights.
+    pub weight: Module,
+}
+
+/// Observers by submodule path (`""` is the whole model); a path without an entry inherits from the nearest one above,
+/// `None` leaves the part in float.
+pub type QConfigDict = BTreeMap<String, Option<QConfig>>;
+
+/// The observers of a part of a model; what is not given is inherited.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Observers {
+    /// Watches activations.
+    pub activation: Option<ObserverConfig>,
+    /// Watches weights.
+    pub weight: Option<ObserverConfig>,
+}
+
+/// What a part of a model becomes.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(untagged)]
+pub enum Part {
+    /// `"float"`: it stays in float.
+    Float(FloatMarker),
+    /// It is quantized, with these observers.
+    Quantized(Observers),
+}
+
+/// The word `float`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum FloatMarker {
+    /// Leave it in float.
+    Float,
+}
+
+impl Part {
+    /// A part that stays in float.
+    pub const FLOAT: Self = Self::Float(FloatMarker::Float);
+}
+
+/// Which observers for which part of a model, as a user writes it down. `docs/configuration.md` has an example of
+/// every option.
+///
+/// The nearest entry decides: a submodule's own path, then its class, then what the module above it has.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct QConfigSpec {
+    /// What holds for the whole model; the observers not given here are those of [`Observers::defaults`].
+    pub default: Observers,
+    /// By submodule path, e.g. `features.0.conv`.
+    pub modules: BTreeMap<String, Part>,
+    /// By class, e.g. `torch.nn.modules.linear.Linear`, or its last part, `Linear`.
+    pub classes: BTreeMap<String, Part>,
+}
+
+impl Observers {
+    /// The observers that a quantization of type `quant_type` takes where nothing else is said.
+    ///
+    /// Static: a histogram for activations (u8, affine) and a range a channel for weights (i8, symmetric), all eight
+    /// bits in use. Dynamic: the activation's range is taken when the model runs; weights as in static.
+    pub fn defaults(quant_type: QuantType) -> (ObserverConfig, ObserverConfig) {
+        let activation = match quant_type {
+            QuantType::Static => ObserverKind::Histogram,
+            QuantType::Dynamic => ObserverKind::Placeholder,
+        };
+        (ObserverConfig::new(activation), ObserverConfig::weight(ObserverKind::PerChannelMinMax))
+    }
+
+    fn or(&self, above: &Self) -> Self {
+        Self {
+            activation: self.activation.clone().or_else(|| above.activation.clone()),
+            weight: self.weight.clone().or_else(|| above.weight.clone()),
+        }
+    }
+}
+
+/// A class name without `__torch__.` and without the mangling of types that share a name:
+/// `__torch__.torch.nn.modules.conv.___torch_mangle_3.Conv2d` is `torch.nn.modules.conv.Conv2d`.
+pub fn plain_class_name(qualified: &str) -> String {
+    let parts = qualified.split('.').filter(|part| *part != "__torch__" && !part.starts_with("___torch_mangle_"));
+    parts.collect::<Vec<_>>().join(".")
+}
+
+impl std::str::FromStr for QConfigSpec {
+    type Err = Error;
+
+    /// Reads TOML.
+    fn from_str(text: &str) -> Result<Self> {
+        toml::from_str(text).map_err(|e| Error::invalid(e.to_string()))
+    }
+}
+
+impl QConfigSpec {
+    /// Reads a TOML file.
+    ///
+    /// # Errors
+    /// Where it cannot be read, is not TOML, or has a key or a value that is not known; the message shows the line.
+    pub fn load(path: impl AsRef<Path>) -> Result<Self> {
+        let path = path.as_ref();
+        let text = std::fs::read_to_string(path).map_err(|e| Error::io(path, e))?;
+        text.parse().map_err(|e: Error| Error::file(path, e.to_string()))
+    }
+
+    /// The entry that decides for the submodule at `path` of class `class`, if it has one of its own.
+    fn own_part(&self, path: &str, class: &str) -> Option<&Part> {
+        let short = class.rsplit('.').next().unwrap_or(class);
+        self.modules.get(path).or_else(|| self.classes.get(class)).or_else(|| self.classes.get(short))
+    }
+
+    /// The observers for each submodule of `module` that decides for itself, and for the whole.
+    ///
+    /// # Errors
+    /// Where a path or a class does not occur in the model (the message lists what does), or an observer's options
+    /// contradict each other.
+    pub fn resolve(&self, module: &Module, quant_type: QuantType) -> Result<QConfigDict> {
+        let modules = module.modules();
+        let classes: Vec<String> = modules.iter().map(|(_, m)| plain_class_name(&m.class_name())).collect();
+        for path in self.modules.keys() {
+            if !modules.iter().any(|(known, _)| known == path) {
+                return Err(Error::invalid(format!("modules.\"{path}\": {}", unknown_path(path, &modules))));
+            }
+        }
+        for class in self.classes.keys() {
+            if !classes.iter().any(|known| known == class || known.rsplit('.').next() == Some(class)) {
+                let mut known = classes.clone();
+                known.sort();
+                known.dedup();
+                return Err(Error::invalid(format!(
+                    "classes.\"{class}\": the model has no module of that class; it has {}",
+                    known.join(", ")
+                )));
+            }
+        }
+        let (activation, weight) = Observers::defaults(quant_type);
+        let above = self.default.or(&Observers { activation: Some(activation), weight: Some(weight) });
+        let mut dict = QConfigDict::new();
+        self.resolve_below(module, "", &Part::Quantized(above), quant_type, &mut dict)?;
+        Ok(dict)
+    }
+
+    fn resolve_below(
+        &self,
+        module: &Module,
+        path: &str,
+        above: &Part,
+        quant_type: QuantType,
+        dict: &mut QConfigDict,
+    ) -> Result<()> {
+        let own = self.own_part(path, &plain_class_name(&module.class_name()));
+        let part = match (own, above) {
+            (None, above) => above.clone(),
+            (Some(Part::Quantized(own)), Part::Quantized(above)) => Part::Quantized(own.or(above)),
+            (Some(Part::Quantized(own)), Part::Float(_)) => {
+                let (activation, weight) = Observers::defaults(quant_type);
+                let default = self.default.or(&Observers { activation: Some(activation), weight: Some(weight) });
+                Part::Quantized(own.or(&default))
+            }
+            (Some(float), _) => float.clone(),
+        };
+        if own.is_some() || path.is_empty() {
+            dict.insert(path.to_owned(), part.qconfig(path, quant_type)?);
+        }
+        for (name, child) in module.children() {
+            self.resolve_below(&child, &join_path(path, &name), &part, quant_type, dict)?;
+        }
+        Ok(())
+    }
+}
+
+impl Part {
+    fn qconfig(&self, path: &str, quant_type: QuantType) -> Result<Option<QConfig>> {
+        let Self::Quantized(observers) = self else { return Ok(None) };
+        let (activation, weight) = Observers::defaults(quant_type);
+        let activation = observers.activation.as_ref().unwrap_or(&activation);
+        let weight = observers.weight.as_ref().unwrap_or(&weight);
+        let place = if path.is_empty() { "the model" } else { path };
+        let wants_placeholder = quant_type == QuantType::Dynamic;
+        if (activation.kind == ObserverKind::Placeholder) != wants_placeholder {
+            let mode = if wants_placeholder { "dynamic" } else { "static" };
+            return Err(Error::invalid(format!(
+                "{place}: {mode} quantization does not go with the activation observer '{}'",
+                activation.kind.name()
+            )));
+        }
+        if weight.kind == ObserverKind::Placeholder {
+            return Err(Error::invalid(format!("{place}: a weight needs an observer that looks at it")));
+        }
+        Ok(Some(QConfig { activation: activation.module()?, weight: weight.module()? }))
+    }
+}
+
+/// What to say of a path that does not occur, with the paths that come nearest.
+pub(crate) fn unknown_path(path: &str, modules: &[(String, Module)]) -> String {
+    let mut paths: Vec<&str> = modules.iter().map(|(known, _)| known.as_str()).filter(|p| !p.is_empty()).collect();
+    let shared = |known: &str| known.chars().zip(path.chars()).take_while(|(a, b)| a == b).count();
+    paths.sort_by_key(|known| std::cmp::Reverse(shared(known)));
+    paths.truncate(6);
+    match paths.is_empty() {
+        true => "the model has no submodules".to_owned(),
+        false => format!("the model has no such submodule; near it are {}", paths.join(", ")),
+    }
+}

@@ -1,0 +1,15 @@
+//! Our `InsertObservers` against libtorch's own, on many shapes of modules.
+//!
+//! [`compare::Case::check`] says what is compared.
+
+#![cfg(feature = "torch")]
+
+mod canonical;
+mod compare;
+mod models;
+mod random_models;
+
+mod differences;
+mod files;
+mod layers;
+mod structure;
