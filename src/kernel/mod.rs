@@ -1,7 +1,10 @@
 //! INT8 arithmetic in pure Rust; knows nothing of libtorch.
 
+mod epilogue;
 mod isa;
+mod parallel;
 
+pub use epilogue::{Dequantize, Output, Requantize, Residual};
 pub use isa::Isa;
 
 mod elementwise;
@@ -19,6 +22,7 @@ pub use embedding::{
     Bags, EmbeddingBits, EmbeddingError, EmbeddingTable, Index, embedding, embedding_bag, quantize_embedding,
 };
 pub use norm::{BatchNorm, GroupNorm, LayerNorm, NormScratch, batch_norm, group_norm, layer_norm};
+pub use parallel::{Parallel, Serial};
 pub use pool::{AveragePool, Pixels, Window, adaptive_avg_pool, avg_pool, max_pool};
 pub use quantize::{
     Channels, QParams, choose_qparams, dequantize, dequantize_per_channel, dynamic_qparams, min_max, quantize,
