@@ -100,7 +100,7 @@ impl Channels {
 /// ```
 /// use jitquant::kernel::{Isa, QParams, quantize};
 /// let mut q = [0u8; 3];
-/// quantize(Isa::current(), &[-1.0, 0.25, 9.0], QParams::new(0.5, 3), &mut q);
+/// quantize(Isa::current(), &[-1.0, 0.2, 9.0], QParams::new(0.5, 3), &mut q);
 /// assert_eq!(q, [1, 3, 21]);
 /// ```
 ///

@@ -110,7 +110,7 @@ fn exp<S: Simd>(s: S, x: S::F32) -> S::F32 {
     let r = s.mul_add(n_float, s.splat(-0.693_359_4), x);
     let r = s.mul_add(n_float, s.splat(2.121_944_4e-4), r);
     let mut p = s.splat(1.987_569_1e-4);
-    for coefficient in [1.398_2e-3, 8.333_452e-3, 4.166_579_6e-2, 1.666_666_5e-1, 5.000_000_1e-1] {
+    for coefficient in [1.398_2e-3, 8.333_452e-3, 4.166_579_6e-2, 1.666_666_5e-1, 0.5] {
         p = s.mul_add(p, r, s.splat(coefficient));
     }
     let p = s.add(s.mul_add(p, s.mul(r, r), r), s.splat(1.0));
@@ -134,7 +134,7 @@ fn tanh<S: Simd>(s: S, x: S::F32) -> S::F32 {
     let far = s.if_less(x, zero, s.sub(zero, far), far);
     let square = s.mul(x, x);
     let mut p = s.splat(-5.704_988_7e-3);
-    for coefficient in [2.063_908_8e-2, -5.373_971_6e-2, 1.333_144_2e-1, -3.333_328_2e-1] {
+    for coefficient in [2.063_908_8e-2, -5.373_971_6e-2, 1.333_144_2e-1, -3.333_328e-1] {
         p = s.mul_add(p, square, s.splat(coefficient));
     }
     let near = s.mul_add(s.mul(p, square), x, x);
