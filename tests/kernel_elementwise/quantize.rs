@@ -6,7 +6,7 @@ use jitquant::kernel::{
 };
 use proptest::prelude::*;
 
-use crate::on_all_isas;
+use crate::guarded::{Plain, on_all_paths};
 
 /// Floats in the range of the qparams, exact ties, and what no range holds.
 fn float() -> impl Strategy<Value = f32> {
@@ -32,19 +32,19 @@ fn by_formula<T: Quantized>(x: f32, scale: f32, zero_point: i32, fused: bool) ->
     f64::from(steps).round_ties_even().clamp(f64::from(T::MIN), f64::from(T::MAX)) as i32
 }
 
-fn check_per_tensor<T: Quantized + PartialEq + std::fmt::Debug + Default>(x: &[f32], qparams: QParams) {
-    let q = on_all_isas(|isa| {
-        let mut out = vec![T::default(); x.len()];
-        quantize(isa, x, qparams, &mut out);
-        out
+fn check_per_tensor<T: Quantized + Plain + PartialEq + std::fmt::Debug>(x: &[f32], qparams: QParams) {
+    let q = on_all_paths(|path| {
+        let mut out = path.output::<T>(x.len());
+        quantize(path.isa, &path.input(x), qparams, &mut out);
+        out.to_vec()
     });
     for (&x, &q) in x.iter().zip(&q) {
         assert_eq!(q.to_i32(), by_formula::<T>(x, qparams.scale, qparams.zero_point, true), "{x} {qparams:?}");
         assert_eq!(q, qparams.quantize::<T>(x));
     }
-    let floats = on_all_isas(|isa| {
-        let mut out = vec![0.0; x.len()];
-        dequantize(isa, &q, qparams, &mut out);
+    let floats = on_all_paths(|path| {
+        let mut out = path.output(x.len());
+        dequantize(path.isa, &path.input(&q), qparams, &mut out);
         out.iter().map(|x: &f32| x.to_bits()).collect::<Vec<_>>()
     });
     for (&float, &q) in floats.iter().zip(&q) {
@@ -54,25 +54,27 @@ fn check_per_tensor<T: Quantized + PartialEq + std::fmt::Debug + Default>(x: &[f
     }
 }
 
-fn check_per_channel<T: Quantized + PartialEq + std::fmt::Debug + Default>(
+fn check_per_channel<T: Quantized + Plain + PartialEq + std::fmt::Debug>(
     layout: Channels,
     x: &[f32],
     scales: &[f32],
     zero_points: &[i32],
 ) {
-    let q = on_all_isas(|isa| {
-        let mut out = vec![T::default(); x.len()];
-        quantize_per_channel(isa, x, layout, scales, zero_points, &mut out);
-        out
+    let q = on_all_paths(|path| {
+        let mut out = path.output::<T>(x.len());
+        let (scales, zero_points) = (path.input(scales), path.input(zero_points));
+        quantize_per_channel(path.isa, &path.input(x), layout, &scales, &zero_points, &mut out);
+        out.to_vec()
     });
     let channel = |i: usize| i / layout.inner % layout.channels;
     for (i, (&x, &q)) in x.iter().zip(&q).enumerate() {
         let c = channel(i);
         assert_eq!(q.to_i32(), by_formula::<T>(x, scales[c], zero_points[c], false));
     }
-    let floats = on_all_isas(|isa| {
-        let mut out = vec![0.0; x.len()];
-        dequantize_per_channel(isa, &q, layout, scales, zero_points, &mut out);
+    let floats = on_all_paths(|path| {
+        let mut out = path.output(x.len());
+        let (scales, zero_points) = (path.input(scales), path.input(zero_points));
+        dequantize_per_channel(path.isa, &path.input(&q), layout, &scales, &zero_points, &mut out);
         out.iter().map(|x: &f32| x.to_bits()).collect::<Vec<_>>()
     });
     for (i, (&float, &q)) in floats.iter().zip(&q).enumerate() {
@@ -108,8 +110,8 @@ proptest! {
 
     #[test]
     fn min_max_is_the_fold_without_nan(x in prop::collection::vec(float(), 0..300)) {
-        let found = on_all_isas(|isa| {
-            let (min, max) = min_max(isa, &x);
+        let found = on_all_paths(|path| {
+            let (min, max) = min_max(path.isa, &path.input(&x));
             (min.to_bits(), max.to_bits())
         });
         let numbers = x.iter().copied().filter(|x| !x.is_nan());
@@ -126,11 +128,11 @@ proptest! {
         let x: Vec<f32> = (0..rows * columns)
             .map(|i| ((i as u32 * 7919 + seed) % 1000) as f32 * 0.01 * (1 + i / columns) as f32 - 3.0)
             .collect();
-        let (qparams, q) = on_all_isas(|isa| {
+        let (qparams, q) = on_all_paths(|path| {
             let mut qparams = vec![QParams::new(0.0, 0); rows];
-            let mut out = vec![0u8; x.len()];
-            quantize_dynamic_rows(isa, &x, &mut qparams, &mut out);
-            (qparams, out)
+            let mut out = path.output::<u8>(x.len());
+            quantize_dynamic_rows(path.isa, &path.input(&x), &mut qparams, &mut out);
+            (qparams, out.to_vec())
         });
         for ((x, q), qparams) in x.chunks(columns).zip(q.chunks(columns)).zip(qparams) {
             prop_assert_eq!(qparams, dynamic_qparams::<u8>(Isa::Scalar, x, false));

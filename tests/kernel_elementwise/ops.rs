@@ -3,7 +3,7 @@
 use jitquant::kernel::{Activation, Isa, Operand, QParams, Table, add, cat, clamp, mul, relu};
 use proptest::prelude::*;
 
-use crate::{on_all_isas, steps_apart};
+use crate::guarded::on_all_paths;
 
 fn qparams() -> impl Strategy<Value = QParams> {
     let scale = prop_oneof![1e-3f32..1.0, prop::sample::select(vec![0.5, 0.25, 1e-20, 1e20])];
@@ -32,10 +32,11 @@ fn is_rounded(q: u8, exact: f64, magnitude: f64) -> bool {
 proptest! {
     #[test]
     fn add_follows_its_formula((x, y) in pair(), qx in qparams(), qy in qparams(), qo in qparams(), fused in any::<bool>()) {
-        let out = on_all_isas(|isa| {
-            let mut out = vec![0; x.len()];
-            add(isa, Operand { data: &x, qparams: qx }, Operand { data: &y, qparams: qy }, qo, fused, &mut out);
-            out
+        let out = on_all_paths(|path| {
+            let mut out = path.output(x.len());
+            let (x, y) = (path.input(&x), path.input(&y));
+            add(path.isa, Operand { data: &x, qparams: qx }, Operand { data: &y, qparams: qy }, qo, fused, &mut out);
+            out.to_vec()
         });
         let magnitude = 255.0 * f64::from(qx.scale + qy.scale) / f64::from(qo.scale);
         for ((&x, &y), &q) in x.iter().zip(&y).zip(&out) {
@@ -47,10 +48,11 @@ proptest! {
 
     #[test]
     fn mul_follows_its_formula((x, y) in pair(), qx in qparams(), qy in qparams(), qo in qparams(), fused in any::<bool>()) {
-        let out = on_all_isas(|isa| {
-            let mut out = vec![0; x.len()];
-            mul(isa, Operand { data: &x, qparams: qx }, Operand { data: &y, qparams: qy }, qo, fused, &mut out);
-            out
+        let out = on_all_paths(|path| {
+            let mut out = path.output(x.len());
+            let (x, y) = (path.input(&x), path.input(&y));
+            mul(path.isa, Operand { data: &x, qparams: qx }, Operand { data: &y, qparams: qy }, qo, fused, &mut out);
+            out.to_vec()
         });
         let multiplier = qx.scale * qy.scale * (1.0 / qo.scale);
         let low = if fused { qo.zero_point } else { 0 };
@@ -66,16 +68,16 @@ proptest! {
     #[test]
     fn clamp_and_relu_keep_the_larger_and_the_smaller((x, _) in pair(), low in any::<u8>(), high in any::<u8>()) {
         let (low, high) = (low.min(high), low.max(high));
-        let out = on_all_isas(|isa| {
-            let mut out = vec![0; x.len()];
-            clamp(isa, &x, low, high, &mut out);
-            out
+        let out = on_all_paths(|path| {
+            let mut out = path.output(x.len());
+            clamp(path.isa, &path.input(&x), low, high, &mut out);
+            out.to_vec()
         });
         prop_assert_eq!(out, x.iter().map(|q| *q.clamp(&low, &high)).collect::<Vec<_>>());
-        let out = on_all_isas(|isa| {
-            let mut out = vec![0; x.len()];
-            relu(isa, &x, low, &mut out);
-            out
+        let out = on_all_paths(|path| {
+            let mut out = path.output(x.len());
+            relu(path.isa, &path.input(&x), low, &mut out);
+            out.to_vec()
         });
         prop_assert_eq!(out, x.iter().map(|q| *q.max(&low)).collect::<Vec<_>>());
     }
@@ -83,13 +85,13 @@ proptest! {
     #[test]
     fn tables_look_up_every_byte((x, _) in pair(), values in prop::collection::vec(any::<u8>(), 256)) {
         let table = Table::from_bytes(values.clone().try_into().unwrap());
-        let out = on_all_isas(|isa| {
-            let mut out = vec![0; x.len()];
-            table.apply(isa, &x, &mut out);
-            let mut in_place = x.clone();
-            table.apply_in_place(isa, &mut in_place);
-            assert_eq!(out, in_place);
-            out
+        let out = on_all_paths(|path| {
+            let mut out = path.output(x.len());
+            table.apply(path.isa, &path.input(&x), &mut out);
+            let mut in_place = path.input(&x);
+            table.apply_in_place(path.isa, &mut in_place);
+            assert_eq!(*out, *in_place);
+            out.to_vec()
         });
         prop_assert_eq!(out, x.iter().map(|q| values[usize::from(*q)]).collect::<Vec<_>>());
     }
@@ -109,10 +111,13 @@ proptest! {
             .map(|(data, &(_, qparams, same))| Operand { data, qparams: if same { qo } else { qparams } })
             .collect();
         let total: usize = widths.iter().map(|w| w.0).sum();
-        let out = on_all_isas(|isa| {
-            let mut out = vec![0; outer * total];
-            cat(isa, &inputs, outer, qo, fused, &mut out);
-            out
+        let out = on_all_paths(|path| {
+            let guarded: Vec<_> = inputs.iter().map(|x| path.input(x.data)).collect();
+            let inputs: Vec<_> =
+                inputs.iter().zip(&guarded).map(|(x, data)| Operand { data, qparams: x.qparams }).collect();
+            let mut out = path.output(outer * total);
+            cat(path.isa, &inputs, outer, qo, fused, &mut out);
+            out.to_vec()
         });
         let mut expected = Vec::new();
         for row in 0..outer {
@@ -129,7 +134,8 @@ proptest! {
             }
         }
         // A scale of 1e20 or 1e-20 makes 1 / scale round, so that the way back may miss by a step.
-        prop_assert!(steps_apart(&out, &expected) <= u8::from(fused));
+        let apart = out.iter().zip(&expected).map(|(a, b)| a.abs_diff(*b)).max().unwrap_or(0);
+        prop_assert!(out.len() == expected.len() && apart <= u8::from(fused));
     }
 }
 
@@ -143,11 +149,11 @@ fn add_and_mul_of_all_pairs_and_zero_points() {
         let qy = QParams::new(0.04, 255 - zero_point);
         let qo = QParams::new(0.0625, (zero_point * 7) % 256);
         for op in [add, mul] {
-            on_all_isas(|isa| {
-                let mut out = vec![0; x.len()];
+            on_all_paths(|path| {
+                let mut out = path.output(x.len());
                 let (x, y) = (Operand { data: &x, qparams: qx }, Operand { data: &y, qparams: qy });
-                op(isa, x, y, qo, zero_point % 2 == 0, &mut out);
-                out
+                op(path.isa, x, y, qo, zero_point % 2 == 0, &mut out);
+                out.to_vec()
             });
         }
     }

@@ -1,6 +1,6 @@
-"""Writes golden.json: what libtorch 2.13.0 (x86 engine, one thread) computes on inputs that golden.rs makes too.
+"""Writes golden.json: what libtorch 2.13.0 (x86 engine, one thread) computes on inputs that main.rs makes too.
 
-    python tests/elementwise/golden.py > tests/elementwise/golden.json
+    python tests/kernel_libtorch/golden.py > tests/kernel_libtorch/golden.json
 """
 
 import json
