@@ -20,7 +20,8 @@ pub struct AveragePool {
 /// The mean of each window of `x`, for the rows `rows` of the output.
 ///
 /// `clamp(round_half_even(sum of (q - zero_point) * (1 / divisor)) + zero_point)`, the sum exact, the rest in f32: the
-/// arithmetic of libtorch's quantized `avg_pool`. The divisor is the number of pixels of the window: those inside the
+/// arithmetic of libtorch's quantized `avg_pool` (of whole vectors of channels; the last `channels % 16` add the zero point
+/// before the rounding there, which moves ties by one step where it is odd). The divisor is the number of pixels of the window: those inside the
 /// input or, with `count_include_pad`, inside input and padding. `out` begins with the first of `rows`.
 ///
 /// # Panics
@@ -44,8 +45,9 @@ pub fn avg_pool(
 
 /// The mean of each of `out_shape.size` boxes that cover `x`, for the rows `rows` of the output.
 ///
-/// Box `o` of `n` along a dimension of `size` pixels is `floor(o * size / n)..ceil((o + 1) * size / n)`. The arithmetic
-/// is that of [`avg_pool`].
+/// Box `o` of `n` along a dimension of `size` pixels is `floor(o * size / n)..ceil((o + 1) * size / n)`. The zero point
+/// is added before the rounding, `clamp(round_half_even(sum of (q - zero_point) * (1 / pixels) + zero_point))`, which
+/// decides ties otherwise than in [`avg_pool`] where the zero point is odd: libtorch has this difference.
 ///
 /// # Panics
 /// If a slice is too short.
@@ -68,9 +70,13 @@ trait Boxes: Copy {
     fn pixels(self, axis: usize, o: usize, size: usize) -> (Taps, usize);
     /// The divisor of a box with so many `pixels` inside the input, `counted` with padding.
     fn divisor(self, pixels: usize, counted: usize) -> usize;
+    /// Whether the zero point is added before the mean is rounded.
+    const ZERO_POINT_FIRST: bool;
 }
 
 impl Boxes for AveragePool {
+    const ZERO_POINT_FIRST: bool = false;
+
     #[inline(always)]
     fn pixels(self, axis: usize, o: usize, size: usize) -> (Taps, usize) {
         let start = o * self.window.stride[axis];
@@ -88,6 +94,8 @@ impl Boxes for AveragePool {
 struct Adaptive([usize; 3]);
 
 impl Boxes for Adaptive {
+    const ZERO_POINT_FIRST: bool = true;
+
     #[inline(always)]
     fn pixels(self, axis: usize, o: usize, size: usize) -> (Taps, usize) {
         let n = self.0[axis];
@@ -135,7 +143,8 @@ impl<B: Boxes> Kernel for Average<'_, B> {
                     // Exact: 2^31 holds 8 million pixels, and none of them adds more than 255.
                     offset: -(pixels as i32 * zero_point),
                     multiplier: 1.0 / divisor as f32,
-                    zero_point: zero_point as i16,
+                    zero_point,
+                    zero_point_first: B::ZERO_POINT_FIRST,
                 };
                 let out = &mut self.out[out_start..out_start + x_shape.channels];
                 out_start += out_shape.stride;
@@ -163,7 +172,8 @@ struct Mean {
     strides: [usize; 3],
     offset: i32,
     multiplier: f32,
-    zero_point: i16,
+    zero_point: i32,
+    zero_point_first: bool,
 }
 
 impl Mean {
@@ -183,11 +193,12 @@ impl Mean {
                 }
             }
         }
-        let multiplier = s.splat(self.multiplier);
+        let (before, after) = if self.zero_point_first { (self.zero_point, 0) } else { (0, self.zero_point) };
+        let (multiplier, before) = (s.splat(self.multiplier), s.splat(before as f32));
         let mut t = s.to_f32x4(sum);
         for t in &mut t {
-            *t = s.mul(*t, multiplier);
+            *t = s.add(s.mul(*t, multiplier), before);
         }
-        s.narrow_u8(s.round_x4(t), s.splat_i16(self.zero_point))
+        s.narrow_u8(s.round_x4(t), s.splat_i16(after as i16))
     }
 }

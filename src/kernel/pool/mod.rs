@@ -57,8 +57,9 @@ impl Window {
             let (stride, padding) = (self.stride[axis], self.padding[axis]);
             assert!(self.kernel[axis] > 0 && stride > 0 && self.dilation[axis] > 0, "an empty window: {self:?}");
             let reach = self.dilation[axis] * (self.kernel[axis] - 1) + 1;
-            let Some(room) = (input[axis] + 2 * padding).checked_sub(reach) else { return 0 };
-            let fitting = if self.ceil_mode { room.div_ceil(stride) } else { room / stride } + 1;
+            let beyond = if self.ceil_mode { stride - 1 } else { 0 };
+            let Some(room) = (input[axis] + 2 * padding + beyond).checked_sub(reach) else { return 0 };
+            let fitting = room / stride + 1;
             // A window must not begin in the padding after the input.
             if self.ceil_mode && (fitting - 1) * stride >= input[axis] + padding { fitting - 1 } else { fitting }
         })
@@ -73,6 +74,14 @@ impl Window {
         let count = end.saturating_sub(first);
         let position = if count == 0 { 0 } else { start + first * dilation - padding };
         Taps { position, count, step: dilation }
+    }
+
+    /// The windows along `axis`, of `windows`, whose taps are all inside the input.
+    fn whole(&self, axis: usize, size: usize, windows: usize) -> Range<usize> {
+        let (stride, padding) = (self.stride[axis], self.padding[axis]);
+        let reach = self.dilation[axis] * (self.kernel[axis] - 1) + 1;
+        let end = (size + padding).checked_sub(reach).map_or(0, |room| room / stride + 1).min(windows);
+        padding.div_ceil(stride).min(end)..end
     }
 }
 
