@@ -22,7 +22,7 @@ pub struct AveragePool {
 /// `clamp(round_half_even(sum of (q - zero_point) * (1 / divisor)) + zero_point)`, the sum exact, the rest in f32: the
 /// arithmetic of libtorch's quantized `avg_pool` (of whole vectors of channels; the last `channels % 16` add the zero point
 /// before the rounding there, which moves ties by one step where it is odd). The divisor is the number of pixels of the window: those inside the
-/// input or, with `count_include_pad`, inside input and padding. `out` begins with the first of `rows`.
+/// input or, with `count_include_pad`, inside input and padding; a window with none gives the zero point. `out` begins with the first of `rows`.
 ///
 /// # Panics
 /// If `out_shape` is not what the window makes of `x_shape`, a slice is too short, or the window is dilated.
@@ -142,7 +142,8 @@ impl<B: Boxes> Kernel for Average<'_, B> {
                     strides: [x_shape.line(0, 1, 0), x_shape.line(0, 0, 1), x_shape.stride],
                     // Exact: 2^31 holds 8 million pixels, and none of them adds more than 255.
                     offset: -(pixels as i32 * zero_point),
-                    multiplier: 1.0 / divisor as f32,
+                    // A box with no pixels has the sum 0.
+                    multiplier: 1.0 / divisor.max(1) as f32,
                     zero_point,
                     zero_point_first: B::ZERO_POINT_FIRST,
                 };
