@@ -3,7 +3,7 @@
 
 mod guarded;
 
-use guarded::{Path, on_all_paths};
+use guarded::{Path, cases, on_all_paths};
 use jitquant::kernel::{
     BatchNorm, Channels, GroupNorm, Isa, LayerNorm, NormScratch, QParams, batch_norm, group_norm, layer_norm, softmax,
 };
@@ -69,7 +69,7 @@ macro_rules! scratch {
 const EPS: f64 = 1e-5;
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(if cfg!(miri) { 4 } else { 256 }))]
+    #![proptest_config(cases())]
 
     #[test]
     fn layer_norm_standardizes_rows(

@@ -3,7 +3,7 @@
 
 mod guarded;
 
-use guarded::on_all_paths;
+use guarded::{cases, on_all_paths};
 use jitquant::kernel::{AveragePool, Isa, Pixels, Upsampling, Window, adaptive_avg_pool, avg_pool, max_pool, upsample};
 use proptest::prelude::*;
 
@@ -129,7 +129,7 @@ fn mean(values: &[u8], zero_point: u8, divisor: usize, zero_point_first: bool) -
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(if cfg!(miri) { 4 } else { 256 }))]
+    #![proptest_config(cases())]
 
     #[test]
     fn max_pool_finds_the_largest((x_shape, gap) in images(), window in windows(), seed in any::<u32>()) {

@@ -6,6 +6,7 @@ use std::fmt::Debug;
 use std::ops::{Deref, DerefMut};
 
 use jitquant::kernel::Isa;
+use proptest::prelude::ProptestConfig;
 
 /// Where a slice meets the forbidden page.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -47,6 +48,15 @@ pub fn on_all_paths<R: PartialEq + Debug>(f: impl Fn(Path) -> R) -> R {
         }
     }
     expected
+}
+
+/// How many cases proptest tries: a few under Miri, which takes seconds for one.
+pub fn cases() -> ProptestConfig {
+    if cfg!(miri) {
+        ProptestConfig { cases: 4, failure_persistence: None, ..ProptestConfig::default() }
+    } else {
+        ProptestConfig::default()
+    }
 }
 
 /// Types that any bytes are a value of.

@@ -3,7 +3,7 @@
 use jitquant::kernel::{Activation, Isa, Operand, QParams, Table, add, cat, clamp, mul, relu};
 use proptest::prelude::*;
 
-use crate::guarded::on_all_paths;
+use crate::guarded::{cases, on_all_paths};
 
 fn qparams() -> impl Strategy<Value = QParams> {
     let scale = prop_oneof![1e-3f32..1.0, prop::sample::select(vec![0.5, 0.25, 1e-20, 1e20])];
@@ -30,6 +30,8 @@ fn is_rounded(q: u8, exact: f64, magnitude: f64) -> bool {
 }
 
 proptest! {
+    #![proptest_config(cases())]
+
     #[test]
     fn add_follows_its_formula((x, y) in pair(), qx in qparams(), qy in qparams(), qo in qparams(), fused in any::<bool>()) {
         let out = on_all_paths(|path| {

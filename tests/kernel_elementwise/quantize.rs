@@ -6,7 +6,7 @@ use jitquant::kernel::{
 };
 use proptest::prelude::*;
 
-use crate::guarded::{Plain, on_all_paths};
+use crate::guarded::{Plain, cases, on_all_paths};
 
 /// Floats in the range of the qparams, exact ties, and what no range holds.
 fn float() -> impl Strategy<Value = f32> {
@@ -84,6 +84,8 @@ fn check_per_channel<T: Quantized + Plain + PartialEq + std::fmt::Debug>(
 }
 
 proptest! {
+    #![proptest_config(cases())]
+
     #[test]
     fn per_tensor(x in prop::collection::vec(float(), 0..300), scale in scale(), zero_point in 0..=255i32) {
         check_per_tensor::<u8>(&x, QParams::new(scale, zero_point));

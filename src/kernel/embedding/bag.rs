@@ -72,13 +72,14 @@ impl<I: Index> Bags<'_, I> {
                 Some(offset) => offset.to_usize().ok_or(offset.to_i64()),
                 None => Ok(count),
             };
-            offset.map_err(|offset| EmbeddingError::Offset { bag: k, offset, indices: count })
+            offset.map_err(|offset| EmbeddingError::Offset { position: k, offset, indices: count })
         };
         let (start, end) = (bound(bag)?, bound(bag + 1)?);
         if start <= end && end <= count {
             Ok(start..end)
         } else {
-            Err(EmbeddingError::Offset { bag, offset: start as i64, indices: count })
+            let (position, offset) = if start > count { (bag, start) } else { (bag + 1, end) };
+            Err(EmbeddingError::Offset { position, offset: offset as i64, indices: count })
         }
     }
 
@@ -113,11 +114,11 @@ pub enum EmbeddingError {
         rows: usize,
     },
     /// Offsets are negative, decrease, or go beyond the indices.
-    #[error("bag {bag} begins at offset {offset}: offsets must not decrease, nor exceed the {indices} indices")]
+    #[error("offset {offset} at position {position}: offsets must not decrease, nor exceed the {indices} indices")]
     Offset {
-        /// The bag.
-        bag: usize,
-        /// Its offset.
+        /// Where the offset is.
+        position: usize,
+        /// The offset.
         offset: i64,
         /// The number of indices.
         indices: usize,
