@@ -9,4 +9,29 @@ mod sink;
 pub use epilogue::{Dequantize, Output, Requantize, Residual};
 pub use gemm::{DynamicScheme, PackedGemm};
 pub use isa::Isa;
+
+mod elementwise;
+mod embedding;
+mod norm;
+mod pool;
+mod quantize;
+mod rnn;
+mod softmax;
+mod table;
+mod upsample;
+
+pub use elementwise::{Operand, Quantized, add, cat, clamp, mul, relu};
+pub use embedding::{
+    Bags, EmbeddingBits, EmbeddingError, EmbeddingTable, Index, embedding, embedding_bag, quantize_embedding,
+};
+pub use norm::{BatchNorm, GroupNorm, LayerNorm, NormScratch, batch_norm, group_norm, layer_norm};
 pub use parallel::{Parallel, Serial};
+pub use pool::{AveragePool, Pixels, Window, adaptive_avg_pool, avg_pool, max_pool};
+pub use quantize::{
+    Channels, QParams, choose_qparams, dequantize, dequantize_per_channel, dynamic_qparams, min_max, quantize,
+    quantize_dynamic_rows, quantize_per_channel,
+};
+pub use rnn::{gru_cell, lstm_cell};
+pub use softmax::softmax;
+pub use table::{Activation, Table};
+pub use upsample::{Upsampling, upsample};
