@@ -1,5 +1,7 @@
 //! Where the outputs of a product go, in a form that tasks on several threads share.
 
+#![allow(unsafe_code)]
+
 use super::{Dequantize, Output, Requantize};
 use crate::{Error, Result};
 
@@ -28,7 +30,9 @@ impl<'a> Sink<'a> {
         };
         let per_channel = |name: &str, found: usize, other: usize| match found {
             found if found == channels || found == other => Ok(()),
-            _ => Err(Error::Invalid(format!("{name}: {found} elements for {channels} channels, not {other} or {channels}"))),
+            _ => Err(Error::Invalid(format!(
+                "{name}: {found} elements for {channels} channels, not {other} or {channels}"
+            ))),
         };
         match output {
             Output::I32(to) => {

@@ -1,11 +1,11 @@
 //! Blocking: in which order tiles are computed, and how they are shared out to threads.
 
 use super::finish::Finish;
+use super::scalar::Scalar;
 use super::tile::{Operands, Rows, strips, tile};
 use super::vector::{Task, Vector};
 #[cfg(target_arch = "x86_64")]
 use super::{avx2, avx512};
-use super::scalar::Scalar;
 use crate::kernel::{Isa, Parallel};
 
 /// The instruction set that a weight was packed for.
@@ -48,6 +48,19 @@ impl Path {
             Self::AvxVnni(v) => v.run(work),
             #[cfg(target_arch = "x86_64")]
             Self::Avx512Vnni(v) => v.run(work),
+        }
+    }
+
+    /// The instruction set.
+    pub fn isa(self) -> Isa {
+        match self {
+            Self::Scalar(_) => Isa::Scalar,
+            #[cfg(target_arch = "x86_64")]
+            Self::Avx2(_) => Isa::Avx2,
+            #[cfg(target_arch = "x86_64")]
+            Self::AvxVnni(_) => Isa::AvxVnni,
+            #[cfg(target_arch = "x86_64")]
+            Self::Avx512Vnni(_) => Isa::Avx512Vnni,
         }
     }
 
@@ -144,7 +157,13 @@ const PRODUCTS_A_TASK: usize = 1 << 20;
 ///
 /// # Safety
 /// All segments of all rows are readable, and all outputs, within the sink, are distinct and written by nobody else.
-pub(crate) unsafe fn product(path: Path, operands: &Operands<'_>, finish: &Finish<'_>, lines: &Lines, threads: &dyn Parallel) {
+pub(crate) unsafe fn product(
+    path: Path,
+    operands: &Operands<'_>,
+    finish: &Finish<'_>,
+    lines: &Lines,
+    threads: &dyn Parallel,
+) {
     let panels = operands.panels;
     let most = path.rows();
     let blocks = lines.blocks(most);

@@ -1,5 +1,7 @@
 //! Matrix products of u8 activations and packed i8 weights.
 #![allow(unsafe_code)]
+// Rows, strips and registers are counted at compile time and index several arrays at once.
+#![allow(clippy::needless_range_loop, clippy::too_many_arguments)]
 
 #[cfg(target_arch = "x86_64")]
 mod avx2;
@@ -12,6 +14,8 @@ pub(crate) mod panels;
 mod scalar;
 pub(crate) mod tile;
 mod vector;
+
+pub use dynamic::DynamicScheme;
 
 use drive::{Lines, Path, product};
 use finish::{ActivationScale, Finish};
@@ -73,7 +77,6 @@ impl PackedGemm {
     ///
     /// # Errors
     /// Where a slice is too short or a leading dimension smaller than a row; nothing is written then.
-    #[allow(clippy::too_many_arguments)]
     pub fn run(
         &self,
         a: &[u8],
@@ -87,7 +90,6 @@ impl PackedGemm {
         self.multiply(a, lda, m, zero_point, None, output, ldc, threads)
     }
 
-    #[allow(clippy::too_many_arguments)]
     fn multiply(
         &self,
         a: &[u8],
@@ -101,7 +103,9 @@ impl PackedGemm {
     ) -> Result<()> {
         let (n, k) = (self.n(), self.k());
         if lda < k || ldc < n {
-            return Err(Error::Invalid(format!("rows of {lda} and {ldc} elements for a product with k = {k}, n = {n}")));
+            return Err(Error::Invalid(format!(
+                "rows of {lda} and {ldc} elements for a product with k = {k}, n = {n}"
+            )));
         }
         let elements = |row: usize, step: usize| if m == 0 { 0 } else { (m - 1) * step + row };
         if a.len() < elements(k, lda) {

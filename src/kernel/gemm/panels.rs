@@ -81,7 +81,8 @@ impl Panels {
                     packed[4 * lane..][..bytes.len()].copy_from_slice(bytes);
                 }
             }
-            let zero = if zero_points.len() == 1 { zero_points[0] } else { zero_points.get(channel).copied().unwrap_or(0) };
+            let zero =
+                if zero_points.len() == 1 { zero_points[0] } else { zero_points.get(channel).copied().unwrap_or(0) };
             sums[channel] = row.iter().map(|w| i32::from(*w)).sum::<i32>() - columns as i32 * zero;
             if let Some(place) = zeros.get_mut(channel) {
                 *place = zero;

@@ -44,7 +44,14 @@ pub(crate) fn strips<V: Vector>(rows: usize) -> usize {
 /// # Safety
 /// The rows' segments are readable, and their outputs, within the sink, are written by nobody else.
 #[inline(always)]
-pub(crate) unsafe fn tile<V: Vector>(v: V, operands: &Operands<'_>, finish: &Finish<'_>, rows: Rows, strip: usize, count: usize) {
+pub(crate) unsafe fn tile<V: Vector>(
+    v: V,
+    operands: &Operands<'_>,
+    finish: &Finish<'_>,
+    rows: Rows,
+    strip: usize,
+    count: usize,
+) {
     macro_rules! shapes {
         ($(($rows:literal, $strips:literal))*) => {
             match (rows.count, count) {
