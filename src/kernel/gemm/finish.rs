@@ -1,6 +1,6 @@
 //! What becomes of a tile's accumulators: the epilogues of [`Output`](crate::kernel::Output), in vectors.
 
-use super::tile::{Operands, Rows};
+use super::tile::{Operands, Rows, each_row};
 use super::vector::{STRIP, Task, Vector};
 use crate::kernel::sink::Sink;
 use crate::kernel::{Dequantize, Requantize};
@@ -80,12 +80,12 @@ pub(crate) unsafe fn finish_plain<V: Vector, const ROWS: usize, const STRIPS: us
             let channel = (strip + s) * STRIP;
             let scale = per_channel(v, form.scale, channel, STRIP);
             let bias = per_channel(v, form.bias, channel, STRIP);
-            for row in 0..ROWS {
+            each_row!(row < ROWS => {
                 let value = v.mul_add(v.to_f32(sums[row][s]), scale, bias);
                 let value = v.min_f32(v.max_f32(value, low), high);
                 let byte = v.add(v.round(value), zero);
                 v.store_bytes(byte, plain.to.add(rows.output + row * rows.output_step + channel), STRIP);
-            }
+            });
         }
     }
 }
@@ -103,14 +103,10 @@ pub(crate) unsafe fn finish_spilled<V: Vector, const ROWS: usize, const STRIPS: 
     rows: Rows,
     strip: usize,
 ) {
-    let mut spilled = [[[0i32; STRIP]; STRIPS]; ROWS];
-    for row in 0..ROWS {
-        for s in 0..STRIPS {
-            // SAFETY: a strip's room.
-            unsafe { v.store(sums[row][s], spilled[row][s].as_mut_ptr(), STRIP) };
-        }
-    }
-    v.run(FinishTile { operands, finish, sums: spilled.as_ptr().cast(), rows, strip, strips: STRIPS });
+    // Each vector is 16 i32 in memory, in the order of its lanes.
+    const { assert!(size_of::<V::I32>() == STRIP * size_of::<i32>()) };
+    let spilled = *sums;
+    v.run(FinishTile { operands, finish, sums: (&raw const spilled).cast(), rows, strip, strips: STRIPS });
 }
 
 /// [`finish_tile`] in a function of its own.

@@ -4,6 +4,21 @@ use super::finish::{Finish, finish_plain, finish_spilled};
 use super::panels::{GROUP, Panels};
 use super::vector::{STRIP, Vector};
 
+/// Runs `$body` for each row below `$rows`, at most 12, without a loop: an array of accumulators that is indexed by a
+/// variable would live in memory.
+macro_rules! each_row {
+    ($row:ident < $rows:ident => $body:block) => {
+        each_row!(@ $row $rows $body, 0 1 2 3 4 5 6 7 8 9 10 11)
+    };
+    (@ $row:ident $rows:ident $body:block, $($index:literal)*) => {
+        $(if $index < $rows {
+            let $row: usize = $index;
+            $body
+        })*
+    };
+}
+pub(super) use each_row;
+
 /// A block of output rows that are equally spaced in the input and in the output.
 #[derive(Clone, Copy)]
 pub(crate) struct Rows {
@@ -111,9 +126,9 @@ unsafe fn accumulate<V: Vector, const ROWS: usize, const STRIPS: usize>(
         let mut sums = [[v.splat(0); STRIPS]; ROWS];
         for s in 0..STRIPS {
             let initial = v.mul(zero, v.load(panels.sums().as_ptr().add((strip + s) * STRIP), STRIP));
-            for row in &mut sums {
-                row[s] = initial;
-            }
+            each_row!(row < ROWS => {
+                sums[row][s] = initial;
+            });
         }
         for &segment in operands.segments {
             // Every third row has a pointer, the two after it are one and two steps away: few enough registers.
@@ -126,29 +141,35 @@ unsafe fn accumulate<V: Vector, const ROWS: usize, const STRIPS: usize>(
                 for (s, w) in w.iter_mut().enumerate().skip(1) {
                     *w = v.weights(weights.add(s * strip_bytes));
                 }
-                for row in 0..ROWS {
+                each_row!(row < ROWS => {
                     let x = v.activations(pointers[row / 3].wrapping_add(row % 3 * step));
                     for s in 0..STRIPS {
                         sums[row][s] = v.dot(sums[row][s], x, w[s]);
                     }
-                }
+                });
                 weights = weights.add(GROUP);
                 for pointer in &mut pointers {
                     *pointer = pointer.wrapping_add(4);
                 }
             }
             if tail != 0 {
-                for row in 0..ROWS {
-                    let from = pointers[row / 3].wrapping_add(row % 3 * step);
-                    let mut bytes = [0u8; 4];
+                let mut bytes = [[0u8; 4]; ROWS];
+                for (row, bytes) in bytes.iter_mut().enumerate() {
+                    let from = rows.input.wrapping_add(segment + 4 * whole + row * step);
                     for (i, byte) in bytes.iter_mut().enumerate().take(tail) {
                         *byte = *from.add(i);
                     }
-                    let x = v.activations(bytes.as_ptr());
-                    for s in 0..STRIPS {
-                        sums[row][s] = v.dot(sums[row][s], x, v.weights(weights.add(s * strip_bytes)));
-                    }
                 }
+                let mut w = [v.weights(weights); STRIPS];
+                for (s, w) in w.iter_mut().enumerate().skip(1) {
+                    *w = v.weights(weights.add(s * strip_bytes));
+                }
+                each_row!(row < ROWS => {
+                    let x = v.activations(bytes.as_ptr().cast::<u8>().add(4 * row));
+                    for s in 0..STRIPS {
+                        sums[row][s] = v.dot(sums[row][s], x, w[s]);
+                    }
+                });
                 weights = weights.add(GROUP);
             }
         }
