@@ -1,11 +1,13 @@
 //! INT8 arithmetic in pure Rust; knows nothing of libtorch.
 
+mod conv;
 mod epilogue;
 mod gemm;
 mod isa;
 mod parallel;
 mod sink;
 
+pub use conv::{ConvShape, PackedConv};
 pub use epilogue::{Dequantize, Output, Requantize, Residual};
 pub use gemm::{DynamicScheme, PackedGemm};
 pub use isa::Isa;

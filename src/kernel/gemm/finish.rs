@@ -31,6 +31,17 @@ pub(crate) struct Plain<'a> {
 }
 
 impl<'a> Finish<'a> {
+    /// The epilogue of `count` channels from `first` on, which have outputs from their own first channel on.
+    pub fn of_group(&self, first: usize, count: usize) -> Self {
+        let part = |values: &'a [f32]| if values.len() > 1 { &values[first..][..count] } else { values };
+        let sink = match self.sink {
+            Sink::I32(to) => Sink::I32(to),
+            Sink::F32(to, form) => Sink::F32(to, Dequantize { scale: part(form.scale), bias: part(form.bias), ..form }),
+            Sink::U8(to, form) => Sink::U8(to, Requantize { scale: part(form.scale), bias: part(form.bias), ..form }),
+        };
+        Self { sink, ..*self }
+    }
+
     /// The epilogue of most layers, which has a path from registers of its own.
     #[inline(always)]
     pub fn plain(&self) -> Option<Plain<'a>> {

@@ -117,10 +117,6 @@ impl Panels {
         self.segments * self.length
     }
 
-    pub fn segments(&self) -> usize {
-        self.segments
-    }
-
     /// Columns of a segment.
     pub fn length(&self) -> usize {
         self.length
