@@ -1,0 +1,226 @@
+//! The vector form of the epilogues: what the accumulators of a block become on their way to memory.
+
+#![allow(unsafe_code)]
+
+use super::layout::{Block, block_order};
+use super::vector::Vector;
+use crate::kernel::{Dequantize, Output, Requantize};
+use crate::{Error, Result};
+
+/// An [`Output`] whose sizes have been checked, shared by the threads, which write disjoint parts of it.
+#[derive(Clone, Copy)]
+pub(crate) enum Sink<'a> {
+    I32(*mut i32),
+    F32(*mut f32, Dequantize<'a>),
+    U8(*mut u8, Requantize<'a>),
+}
+
+// SAFETY: the pointers come from exclusive borrows that outlive the sink, and each task writes its own channels of its
+// own pixels.
+unsafe impl Sync for Sink<'_> {}
+
+impl<'a> Sink<'a> {
+    /// Checks the epilogue's own sizes for `channels` output channels.
+    pub fn new(output: Output<'a>, channels: usize) -> Result<Self> {
+        let per_channel = |name: &str, len: usize, other: usize| match len {
+            len if len == channels || len == other => Ok(()),
+            _ => Err(Error::Invalid(format!(
+                "{name} has {len} elements for {channels} channels, not {other} or {channels}"
+            ))),
+        };
+        match output {
+            Output::I32(to) => Ok(Sink::I32(to.as_mut_ptr())),
+            Output::F32(to, form) => {
+                per_channel("scale", form.scale.len(), 1)?;
+                per_channel("bias", form.bias.len(), 0)?;
+                Ok(Sink::F32(to.as_mut_ptr(), form))
+            }
+            Output::U8(to, form) => {
+                per_channel("scale", form.scale.len(), 1)?;
+                per_channel("bias", form.bias.len(), 0)?;
+                if let Some(residual) = form.residual.filter(|residual| residual.data.len() != to.len()) {
+                    let message = format!("the residual has {} elements, the output {}", residual.data.len(), to.len());
+                    return Err(Error::Invalid(message));
+                }
+                Ok(Sink::U8(to.as_mut_ptr(), form))
+            }
+        }
+    }
+
+    /// Stores one accumulator of channel `n` as element `at`, by the specification.
+    ///
+    /// # Safety
+    /// `at` is inside the output, and no other thread writes it.
+    pub unsafe fn store_one(&self, sum: i32, n: usize, at: usize) {
+        // SAFETY: by the contract.
+        unsafe {
+            match self {
+                Sink::I32(to) => *to.add(at) = sum,
+                Sink::F32(to, form) => *to.add(at) = form.apply(sum, n),
+                Sink::U8(to, form) => {
+                    *to.add(at) = form.apply(sum, n, form.residual.map_or(0, |residual| residual.data[at]));
+                }
+            }
+        }
+    }
+}
+
+/// How many elements an [`Output`] has.
+pub(crate) fn output_len(output: &Output<'_>) -> usize {
+    match output {
+        Output::I32(to) => to.len(),
+        Output::F32(to, _) => to.len(),
+        Output::U8(to, _) => to.len(),
+    }
+}
+
+/// Bytes of the constants of a block of `width` channels: see [`write_constants`].
+pub(crate) const fn constants_bytes(width: usize) -> usize {
+    12 * width
+}
+
+/// Writes what the micro-kernels read of one block, in block order: the accumulators' initial values
+/// `-zero_point * sums`, then scales, then biases. `sums` are the sums of a channel's weights, in channel order.
+///
+/// # Safety
+/// `to` has [`constants_bytes`] writable bytes, and `sums` covers the block's channels.
+pub(crate) unsafe fn write_constants(to: *mut u8, block: Block, sums: &[i32], zero_point: u8, sink: &Sink<'_>) {
+    let (scale, bias): (&[f32], &[f32]) = match sink {
+        Sink::I32(_) => (&[], &[]),
+        Sink::F32(_, form) => (form.scale, form.bias),
+        Sink::U8(_, form) => (form.scale, form.bias),
+    };
+    // SAFETY: `block_order` is a permutation of the block's channels, so every element is inside the constants.
+    unsafe {
+        to.write_bytes(0, constants_bytes(block.width));
+        for (channel, &sum) in sums.iter().enumerate() {
+            let (register, lane) = block_order(channel);
+            let at = to.add(register * block.width + 4 * lane);
+            at.cast::<i32>().write_unaligned(sum.wrapping_mul(-i32::from(zero_point)));
+            let n = block.start + channel;
+            if let Some(&scale) = if scale.len() == 1 { scale.first() } else { scale.get(n) } {
+                at.add(4 * block.width).cast::<f32>().write_unaligned(scale);
+            }
+            if let Some(&bias) = bias.get(n) {
+                at.add(8 * block.width).cast::<f32>().write_unaligned(bias);
+            }
+        }
+    }
+}
+
+/// Where the outputs of one block begin, and the block's constants.
+#[derive(Clone, Copy)]
+pub(crate) struct Place<'a> {
+    pub sink: &'a Sink<'a>,
+    /// See [`write_constants`].
+    pub constants: *const u8,
+    /// Channels that count.
+    pub count: usize,
+}
+
+impl Place<'_> {
+    /// The initial value of accumulator register `register`.
+    ///
+    /// # Safety
+    /// As [`Vector`]'s.
+    #[inline(always)]
+    pub unsafe fn initial<V: Vector>(&self, register: usize) -> V::Reg {
+        // SAFETY: the constants hold four registers of initial values.
+        unsafe { V::load(self.constants.add(register * V::BYTES)) }
+    }
+
+    /// Finishes registers `2 half` and `2 half + 1` of the outputs at element `at`. For bytes, half 0 returns the packed
+    /// words, which half 1 takes as `first` and stores with its own.
+    ///
+    /// # Safety
+    /// As [`Vector`]'s; `at` is the block's first channel of an output pixel of this task.
+    #[inline(always)]
+    pub unsafe fn finish<V: Vector>(&self, sums: [V::Reg; 2], half: usize, at: usize, first: V::Reg) -> V::Reg {
+        // SAFETY: the constants hold four registers each of scales and of biases; `at` is good for `count` elements of
+        // the output, and of the residual, which is as long.
+        unsafe {
+            // Scales follow the four registers of initial values, biases the four of scales.
+            let scale = self.constants.add((4 + 2 * half) * V::BYTES).cast::<f32>();
+            let bias = scale.add(V::BYTES);
+            let lanes = V::BYTES / 4;
+            match self.sink {
+                Sink::U8(to, form) => {
+                    let mut values =
+                        [V::affine(sums[0], scale, bias), V::affine(sums[1], scale.add(lanes), bias.add(lanes))];
+                    if let Some(residual) = &form.residual {
+                        let bytes = self.load::<V>(residual.data.as_ptr().add(at));
+                        let bytes = V::widen(bytes, half);
+                        let zero = i32::from(residual.zero_point);
+                        values[0] = V::add_residual(values[0], bytes[0], zero, residual.scale);
+                        values[1] = V::add_residual(values[1], bytes[1], zero, residual.scale);
+                    }
+                    let zero = i16::from(form.zero_point);
+                    let words = V::words(values, f32::from(i16::from(form.max) - zero), zero);
+                    if half == 1 {
+                        let bytes = V::bytes([first, words], form.min, form.max);
+                        match form.table {
+                            None => self.store::<V>(to.add(at), bytes),
+                            Some(table) => self.store_mapped::<V>(to.add(at), bytes, table),
+                        }
+                    }
+                    words
+                }
+                Sink::F32(to, form) => {
+                    let a = V::clamp(V::affine(sums[0], scale, bias), form.min, form.max);
+                    let b = V::clamp(V::affine(sums[1], scale.add(lanes), bias.add(lanes)), form.min, form.max);
+                    self.store_words::<V>(to.add(at).cast(), [V::bits(a), V::bits(b)], half);
+                    first
+                }
+                Sink::I32(to) => {
+                    self.store_words::<V>(to.add(at).cast(), sums, half);
+                    first
+                }
+            }
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn load<V: Vector>(&self, from: *const u8) -> V::Reg {
+        // SAFETY: by the contract of `finish`, `count` bytes are readable.
+        unsafe { if self.count == V::BYTES { V::load(from) } else { V::load_first(from, self.count) } }
+    }
+
+    #[inline(always)]
+    unsafe fn store<V: Vector>(&self, to: *mut u8, bytes: V::Reg) {
+        // SAFETY: by the contract of `finish`, `count` bytes are writable.
+        unsafe { if self.count == V::BYTES { V::store(to, bytes) } else { V::store_first(to, bytes, self.count) } }
+    }
+
+    /// Looks every byte up before it is stored: a block that overlaps the one before must not map a byte twice.
+    #[inline(always)]
+    unsafe fn store_mapped<V: Vector>(&self, to: *mut u8, bytes: V::Reg, table: &[u8; 256]) {
+        let mut unmapped = [0u8; 64];
+        // SAFETY: a register is at most 64 bytes, and `count` bytes are writable.
+        unsafe {
+            V::store(unmapped.as_mut_ptr(), bytes);
+            for (n, &byte) in unmapped[..self.count].iter().enumerate() {
+                *to.add(n) = table[usize::from(byte)];
+            }
+        }
+    }
+
+    /// Registers `2 half` and `2 half + 1` of 32-bit elements, put into channel order.
+    #[inline(always)]
+    unsafe fn store_words<V: Vector>(&self, to: *mut u32, values: [V::Reg; 2], half: usize) {
+        // SAFETY: a whole block is writable where it counts whole; else it goes over the stack, and only the channels
+        // that count are copied.
+        unsafe {
+            if self.count == V::BYTES {
+                V::store_lanes(to.add(8 * half), values[0]);
+                V::store_lanes(to.add(8 * half + 4), values[1]);
+            } else {
+                let mut whole = [0u32; 64];
+                V::store_lanes(whole.as_mut_ptr(), values[0]);
+                V::store_lanes(whole.as_mut_ptr().add(4), values[1]);
+                for channel in (0..self.count).filter(|channel| channel % 16 / 8 == half) {
+                    *to.add(channel) = whole[channel - 8 * half];
+                }
+            }
+        }
+    }
+}
