@@ -1,8 +1,10 @@
 //! The arithmetic: a few neighbouring outputs of one block of channels from a filled line.
 
 #![allow(unsafe_code)]
+// Rows, columns and registers are counted at compile time and index several arrays at once.
+#![allow(clippy::needless_range_loop)]
 
-use super::store::Place;
+use super::store::{Place, PlainBytes};
 use super::vector::Vector;
 
 /// What all tiles of one line share.
@@ -37,67 +39,128 @@ pub(crate) struct Tiles<'a> {
 /// As [`Vector`]'s. The line holds the columns that these outputs read.
 #[inline(always)]
 pub(crate) unsafe fn line<V: Vector, const ROWS: usize, const TAPS: usize, const QUADS: usize>(
-    tiles: &Tiles<'_>,
+    tiles: Tiles<'_>,
     columns: usize,
     at: usize,
 ) {
     // SAFETY: by the contract.
     unsafe {
         let mut column = 0;
-        while column + 2 <= columns {
-            tile::<V, ROWS, 2, TAPS, QUADS>(tiles, column, at);
-            column += 2;
-        }
-        if column < columns {
-            tile::<V, ROWS, 1, TAPS, QUADS>(tiles, column, at);
+        match tiles.place.plain_bytes::<V>() {
+            Some(bytes) => {
+                while column + 2 <= columns {
+                    tile::<V, ROWS, 2, TAPS, QUADS>(tiles, bytes, column, at);
+                    column += 2;
+                }
+                if column < columns {
+                    tile::<V, ROWS, 1, TAPS, QUADS>(tiles, bytes, column, at);
+                }
+            }
+            None => {
+                while column < columns {
+                    tile_any::<V, ROWS, TAPS, QUADS>(tiles, column, at);
+                    column += 1;
+                }
+            }
         }
     }
 }
 
-/// `COLUMNS` outputs in each of `ROWS` rows, from column `column` on.
+/// `COLUMNS` outputs in each of `ROWS` rows, from column `column` on, requantized to bytes and nothing else.
 #[inline(always)]
 unsafe fn tile<V: Vector, const ROWS: usize, const COLUMNS: usize, const TAPS: usize, const QUADS: usize>(
-    tiles: &Tiles<'_>,
+    tiles: Tiles<'_>,
+    bytes: PlainBytes,
     column: usize,
     at: usize,
 ) {
+    // SAFETY: by the contract of `line`.
+    unsafe {
+        let first = sums::<V, ROWS, COLUMNS, TAPS, QUADS>(tiles, column, 0);
+        let first = words::<V, ROWS, COLUMNS>(tiles.place, bytes, &first, 0);
+        let second = sums::<V, ROWS, COLUMNS, TAPS, QUADS>(tiles, column, 1);
+        let second = words::<V, ROWS, COLUMNS>(tiles.place, bytes, &second, 1);
+        for row in 0..ROWS {
+            for n in 0..COLUMNS {
+                let packed = V::bytes([first[row][n], second[row][n]], bytes.min, bytes.max);
+                V::store(bytes.to.add(at + row * tiles.row + (column + n) * tiles.pixel), packed);
+            }
+        }
+    }
+}
+
+/// Requantizes a half of a tile.
+#[inline(always)]
+unsafe fn words<V: Vector, const ROWS: usize, const COLUMNS: usize>(
+    place: Place<'_>,
+    bytes: PlainBytes,
+    sums: &[[[V::Reg; 2]; COLUMNS]; ROWS],
+    half: usize,
+) -> [[V::Reg; COLUMNS]; ROWS] {
+    // SAFETY: by the contract of `line`.
+    unsafe {
+        let mut words = [[V::splat(0); COLUMNS]; ROWS];
+        for row in 0..ROWS {
+            for n in 0..COLUMNS {
+                words[row][n] = V::words(place.affine::<V>(sums[row][n], half), bytes.high, bytes.zero);
+            }
+        }
+        words
+    }
+}
+
+/// One output in each of `ROWS` rows, with any epilogue.
+#[inline(always)]
+unsafe fn tile_any<V: Vector, const ROWS: usize, const TAPS: usize, const QUADS: usize>(
+    tiles: Tiles<'_>,
+    column: usize,
+    at: usize,
+) {
+    // SAFETY: by the contract of `line`.
+    unsafe {
+        let mut words = [V::splat(0); ROWS];
+        for half in 0..2 {
+            let sums = sums::<V, ROWS, 1, TAPS, QUADS>(tiles, column, half);
+            for row in 0..ROWS {
+                let at = at + row * tiles.row + column * tiles.pixel;
+                words[row] = tiles.place.finish::<V>(sums[row][0], half, at, words[row]);
+            }
+        }
+    }
+}
+
+/// The accumulators of registers `2 half` and `2 half + 1`.
+#[inline(always)]
+unsafe fn sums<V: Vector, const ROWS: usize, const COLUMNS: usize, const TAPS: usize, const QUADS: usize>(
+    tiles: Tiles<'_>,
+    column: usize,
+    half: usize,
+) -> [[[V::Reg; 2]; COLUMNS]; ROWS] {
     let taps = if TAPS == 0 { tiles.taps } else { TAPS };
     let quads = if QUADS == 0 { tiles.quads } else { QUADS };
     let weight_register = V::BYTES * if V::WIDENED { 2 } else { 1 };
     let column_bytes = quads * 4 * V::BYTES;
-    // SAFETY: the caller's line and weights hold every register addressed below.
+    // SAFETY: the caller's line and weights hold every register addressed here.
     unsafe {
-        let line = tiles.line.add(column * tiles.stride * column_bytes);
-        let mut words = [[V::splat(0); COLUMNS]; ROWS];
-        for half in 0..2 {
-            let initial = [tiles.place.initial::<V>(2 * half), tiles.place.initial::<V>(2 * half + 1)];
-            let mut sums = [[initial; COLUMNS]; ROWS];
-            for tap in 0..taps {
-                for quad in 0..quads {
-                    for register in 0..2 {
-                        let from = (tap * tiles.dilation * quads + quad) * 4 + 2 * half + register;
-                        let from = line.add(from * V::BYTES);
-                        let weights =
-                            ((tap * quads + quad) * tiles.weight_rows * 4 + 2 * half + register) * weight_register;
-                        let weights = tiles.weights.add(weights);
-                        for row in 0..ROWS {
-                            let weights = V::weights(weights.add(row * 4 * weight_register));
-                            for column in 0..COLUMNS {
-                                let bytes = V::taps(from.add(column * tiles.stride * column_bytes));
-                                let sum = &mut sums[row][column][register];
-                                *sum = V::dot(*sum, bytes, weights);
-                            }
+        let line = tiles.line.add(column * tiles.stride * column_bytes + 2 * half * V::BYTES);
+        let weights = tiles.weights.add(2 * half * weight_register);
+        let initial = [tiles.place.initial::<V>(2 * half), tiles.place.initial::<V>(2 * half + 1)];
+        let mut sums = [[initial; COLUMNS]; ROWS];
+        for tap in 0..taps {
+            for quad in 0..quads {
+                let line = line.add((tap * tiles.dilation * quads + quad) * 4 * V::BYTES);
+                let weights = weights.add((tap * quads + quad) * tiles.weight_rows * 4 * weight_register);
+                for register in 0..2 {
+                    for row in 0..ROWS {
+                        let weights = V::weights(weights.add((row * 4 + register) * weight_register));
+                        for n in 0..COLUMNS {
+                            let bytes = V::taps(line.add(n * tiles.stride * column_bytes + register * V::BYTES));
+                            sums[row][n][register] = V::dot(sums[row][n][register], bytes, weights);
                         }
                     }
                 }
             }
-            for row in 0..ROWS {
-                for column_in in 0..COLUMNS {
-                    let at = at + row * tiles.row + (column + column_in) * tiles.pixel;
-                    let first = words[row][column_in];
-                    words[row][column_in] = tiles.place.finish::<V>(sums[row][column_in], half, at, first);
-                }
-            }
         }
+        sums
     }
 }

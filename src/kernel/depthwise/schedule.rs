@@ -144,9 +144,9 @@ pub(crate) unsafe fn rows<V: Vector, const TAPS: usize, const QUADS: usize>(
         // SAFETY: the line is filled, and the outputs are inside the output, whose sizes were checked.
         unsafe {
             if job.plan.rows == 2 && y + 1 < output[1] {
-                micro_kernel::line::<V, 2, TAPS, QUADS>(&tiles, outputs, at);
+                micro_kernel::line::<V, 2, TAPS, QUADS>(tiles, outputs, at);
             } else {
-                micro_kernel::line::<V, 1, TAPS, QUADS>(&tiles, outputs, at);
+                micro_kernel::line::<V, 1, TAPS, QUADS>(tiles, outputs, at);
             }
         }
         x += outputs;

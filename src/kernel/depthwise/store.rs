@@ -118,7 +118,46 @@ pub(crate) struct Place<'a> {
     pub count: usize,
 }
 
+/// The usual epilogue, by value so that its constants stay in registers: a whole block requantized to bytes, without a
+/// residual and without a table.
+#[derive(Clone, Copy)]
+pub(crate) struct PlainBytes {
+    pub to: *mut u8,
+    /// `max - zero_point`: see [`Vector::words`].
+    pub high: f32,
+    pub zero: i16,
+    pub min: u8,
+    pub max: u8,
+}
+
 impl Place<'_> {
+    /// The epilogue, where it is the usual one.
+    #[inline(always)]
+    pub fn plain_bytes<V: Vector>(&self) -> Option<PlainBytes> {
+        match self.sink {
+            Sink::U8(to, form) if form.residual.is_none() && form.table.is_none() && self.count == V::BYTES => {
+                let zero = i16::from(form.zero_point);
+                let high = f32::from(i16::from(form.max) - zero);
+                Some(PlainBytes { to: *to, high, zero, min: form.min, max: form.max })
+            }
+            _ => None,
+        }
+    }
+
+    /// `sum * scale + bias` for registers `2 half` and `2 half + 1`.
+    ///
+    /// # Safety
+    /// As [`Vector`]'s.
+    #[inline(always)]
+    pub unsafe fn affine<V: Vector>(&self, sums: [V::Reg; 2], half: usize) -> [V::Float; 2] {
+        // SAFETY: the constants hold four registers of initial values, then of scales, then of biases.
+        unsafe {
+            let scale = self.constants.add((4 + 2 * half) * V::BYTES).cast::<f32>();
+            let (bias, lanes) = (scale.add(V::BYTES), V::BYTES / 4);
+            [V::affine(sums[0], scale, bias), V::affine(sums[1], scale.add(lanes), bias.add(lanes))]
+        }
+    }
+
     /// The initial value of accumulator register `register`.
     ///
     /// # Safety
@@ -139,14 +178,9 @@ impl Place<'_> {
         // SAFETY: the constants hold four registers each of scales and of biases; `at` is good for `count` elements of
         // the output, and of the residual, which is as long.
         unsafe {
-            // Scales follow the four registers of initial values, biases the four of scales.
-            let scale = self.constants.add((4 + 2 * half) * V::BYTES).cast::<f32>();
-            let bias = scale.add(V::BYTES);
-            let lanes = V::BYTES / 4;
             match self.sink {
                 Sink::U8(to, form) => {
-                    let mut values =
-                        [V::affine(sums[0], scale, bias), V::affine(sums[1], scale.add(lanes), bias.add(lanes))];
+                    let mut values = self.affine::<V>(sums, half);
                     if let Some(residual) = &form.residual {
                         let bytes = self.load::<V>(residual.data.as_ptr().add(at));
                         let bytes = V::widen(bytes, half);
@@ -166,9 +200,10 @@ impl Place<'_> {
                     words
                 }
                 Sink::F32(to, form) => {
-                    let a = V::clamp(V::affine(sums[0], scale, bias), form.min, form.max);
-                    let b = V::clamp(V::affine(sums[1], scale.add(lanes), bias.add(lanes)), form.min, form.max);
-                    self.store_words::<V>(to.add(at).cast(), [V::bits(a), V::bits(b)], half);
+                    let [a, b] = self.affine::<V>(sums, half);
+                    let a = V::bits(V::clamp(a, form.min, form.max));
+                    let b = V::bits(V::clamp(b, form.min, form.max));
+                    self.store_words::<V>(to.add(at).cast(), [a, b], half);
                     first
                 }
                 Sink::I32(to) => {
