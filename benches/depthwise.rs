@@ -20,6 +20,26 @@ const DEPTHWISE: [(usize, usize, usize); 10] = [
     (960, 7, 1),
 ];
 
+/// Bytes that begin at a cache line, as libtorch's tensors do.
+struct Aligned {
+    bytes: Vec<u8>,
+    begin: usize,
+    len: usize,
+}
+
+impl Aligned {
+    fn new(len: usize, value: impl Fn(usize) -> u8) -> Self {
+        let mut bytes = vec![0; len + 63];
+        let begin = bytes.as_ptr().align_offset(64);
+        bytes[begin..begin + len].iter_mut().enumerate().for_each(|(n, byte)| *byte = value(n));
+        Self { bytes, begin, len }
+    }
+
+    fn as_mut_slice(&mut self) -> &mut [u8] {
+        &mut self.bytes[self.begin..self.begin + self.len]
+    }
+}
+
 fn requantize(scale: &[f32]) -> Requantize<'_> {
     Requantize { scale, bias: scale, zero_point: 7, min: 7, max: 255, residual: None, table: None }
 }
@@ -32,9 +52,10 @@ fn depthwise(criterion: &mut Criterion) {
             let [_, height, width] = window.output_spatial([1, size, size]).expect("fits");
             let outputs = height * width * channels;
             let weight: Vec<i8> = (0..channels * kernel * kernel).map(|n| (n * 37 % 255) as i8).collect();
-            let input: Vec<u8> = (0..channels * size * size).map(|n| (n * 31 % 251) as u8).collect();
+            let mut input = Aligned::new(channels * size * size, |n| (n * 31 % 251) as u8);
+            let input = &*input.as_mut_slice();
             let scale = vec![0.01; channels];
-            let mut bytes = vec![0; outputs];
+            let mut bytes = Aligned::new(outputs, |_| 0);
             group.throughput(Throughput::Elements((2 * outputs * kernel * kernel) as u64));
             for isa in Isa::available().filter(|&isa| isa != Isa::Scalar) {
                 let shape = DepthwiseShape { channels, multiplier: 1, window };
@@ -42,8 +63,8 @@ fn depthwise(criterion: &mut Criterion) {
                 let mut scratch = vec![0; packed.scratch_len([1, size, size], 1).expect("fits")];
                 group.bench_function(format!("{channels}@{size}/{stride}/{}", isa.name()), |b| {
                     b.iter(|| {
-                        let output = Output::U8(&mut bytes, requantize(&scale));
-                        packed.run(black_box(&input), 1, [1, size, size], 12, output, &mut scratch, &Serial)
+                        let output = Output::U8(bytes.as_mut_slice(), requantize(&scale));
+                        packed.run(black_box(input), 1, [1, size, size], 12, output, &mut scratch, &Serial)
                     });
                 });
             }

@@ -199,6 +199,12 @@ impl<D: Dot> Vector for Ymm<D> {
     }
 
     #[inline(always)]
+    unsafe fn swap_lanes(bytes: __m256i) -> __m256i {
+        // SAFETY: AVX2, see above.
+        unsafe { _mm256_permute4x64_epi64::<0b01_00_11_10>(bytes) }
+    }
+
+    #[inline(always)]
     unsafe fn taps(from: *const u8) -> D::Taps {
         // SAFETY: 32 readable bytes, see above.
         unsafe { D::taps(_mm256_loadu_si256(from.cast())) }

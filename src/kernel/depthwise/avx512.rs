@@ -119,6 +119,12 @@ impl Vector for Zmm {
     }
 
     #[inline(always)]
+    unsafe fn swap_lanes(bytes: __m512i) -> __m512i {
+        // SAFETY: AVX-512, see above.
+        unsafe { _mm512_shuffle_i32x4::<0b10_11_00_01>(bytes, bytes) }
+    }
+
+    #[inline(always)]
     unsafe fn taps(from: *const u8) -> __m512i {
         // SAFETY: 64 readable bytes, see above.
         unsafe { _mm512_loadu_si512(from.cast()) }

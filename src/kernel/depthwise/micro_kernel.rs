@@ -89,9 +89,12 @@ unsafe fn tile<V: Vector, const ROWS: usize, const COLUMNS: usize, const TAPS: u
     }
 }
 
-/// Requantizes a half of a tile.
+/// Requantizes a half of a tile: registers `2 half` and `2 half + 1`.
+///
+/// # Safety
+/// As [`Vector`]'s.
 #[inline(always)]
-unsafe fn words<V: Vector, const ROWS: usize, const COLUMNS: usize>(
+pub(in crate::kernel) unsafe fn words<V: Vector, const ROWS: usize, const COLUMNS: usize>(
     place: Place<'_>,
     bytes: PlainBytes,
     sums: &[[[V::Reg; 2]; COLUMNS]; ROWS],

@@ -16,7 +16,7 @@ pub(super) mod avx2;
 pub(super) mod avx512;
 pub(super) mod layout;
 pub(super) mod line;
-mod micro_kernel;
+pub(super) mod micro_kernel;
 mod path;
 pub(super) mod scalar;
 pub(super) mod schedule;
@@ -104,7 +104,7 @@ impl PackedDepthwise {
             let message = format!("{} channels times {}: 1 to 2^30 are accepted", shape.channels, shape.multiplier);
             return Err(Error::Invalid(message));
         };
-        let zero_points = check_weights(isa, weight, outputs * shape.window.taps(), zero_points, outputs)?;
+        let zero_points = check_weights(isa, weight, outputs.checked_mul(shape.window.taps()), zero_points, outputs)?;
         let weights = match Path::of(isa) {
             None => Weights::Plain(weight.to_vec()),
             Some(path) => Weights::Quads(Quads::new(path, weight, &shape, &zero_points)),
@@ -313,14 +313,14 @@ impl Quads {
 }
 
 /// How many i8 sum up to `difference`: a weight less its zero point, -255 to 255.
-fn parts(difference: i32) -> usize {
+pub(super) fn parts(difference: i32) -> usize {
     (1..3)
         .find(|&parts| (0..parts).map(|part| i32::from(part_of(difference, part))).sum::<i32>() == difference)
         .unwrap_or(3)
 }
 
 /// The `part`-th of the i8 that sum up to `difference`: as large as possible, then the rest.
-fn part_of(difference: i32, part: usize) -> i8 {
+pub(super) fn part_of(difference: i32, part: usize) -> i8 {
     let (mut rest, mut this) = (difference, 0);
     for _ in 0..=part {
         this = rest.clamp(-128, 127);
@@ -333,14 +333,15 @@ fn part_of(difference: i32, part: usize) -> i8 {
 pub(super) fn check_weights(
     isa: Isa,
     weight: &[i8],
-    expected: usize,
+    expected: Option<usize>,
     zero_points: &[i32],
     outputs: usize,
 ) -> Result<Vec<i32>> {
     if !isa.is_available() {
         return Err(Error::Invalid(format!("this machine does not have {}", isa.name())));
     }
-    if weight.len() != expected {
+    if Some(weight.len()) != expected {
+        let expected = expected.map_or("more than fit in memory".into(), |expected| expected.to_string());
         return Err(Error::Invalid(format!("{} weights, not {expected}", weight.len())));
     }
     if let Some(bad) = zero_points.iter().find(|&&zero| i8::try_from(zero).is_err()) {

@@ -43,6 +43,9 @@ pub(crate) trait Vector: Copy {
     /// Register `k`: the `k`-th four bytes of each 128-bit lane, in all four places of that lane.
     unsafe fn spread(bytes: Self::Reg) -> [Self::Reg; 4];
 
+    /// 128-bit lanes `2 j` and `2 j + 1` exchanged.
+    unsafe fn swap_lanes(bytes: Self::Reg) -> Self::Reg;
+
     /// Four activations a lane, from `BYTES` bytes.
     unsafe fn taps(from: *const u8) -> Self::Taps;
     /// Four weights a lane.
