@@ -7,11 +7,14 @@ use crate::kernel::Isa;
 
 /// One instruction set's registers and kernels.
 pub(crate) struct Path {
-    /// Bytes of its registers, and the kernels for each: `(kernel columns, quads)` chooses one.
-    pub widths: &'static [(usize, fn(usize, usize) -> RowKernel)],
+    /// Bytes of its registers, and the kernels for each.
+    pub widths: &'static [Width],
     /// Weights are i16 rather than i8.
     pub widened: bool,
 }
+
+/// The width of a register in bytes, and what chooses its kernel for a number of kernel columns and of quads.
+type Width = (usize, fn(usize, usize) -> RowKernel);
 
 impl Path {
     /// The path of `isa`, or none for the scalar one and for instruction sets without vector kernels.

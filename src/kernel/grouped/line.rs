@@ -59,7 +59,10 @@ impl Sources {
 /// The place of register `register`'s source for step `step`: `STEPS` are those of [`Sources::Spread`], or 0.
 #[inline(always)]
 pub(super) fn source<const STEPS: usize>(register: usize, step: usize) -> usize {
-    if STEPS == 0 { 4 * step + register } else { register / STEPS * STEPS + step }
+    match STEPS {
+        0 => 4 * step + register,
+        steps => register / steps * steps + step,
+    }
 }
 
 /// What the rows of a call have in common.
