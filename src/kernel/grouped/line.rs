@@ -3,7 +3,7 @@
 //!
 //! A *source* is a register of such lanes. Where groups have 4, 8, 16 or 32 channels in and as many out, groups and
 //! 128-bit lanes divide each other, and shuffles within lanes make the sources, which neighbouring output registers
-//! share; other groups are gathered byte by byte, a source for each output register.
+//! share; other groups are gathered, a source for each output register.
 
 #![allow(unsafe_code)]
 
@@ -17,8 +17,9 @@ use crate::kernel::depthwise::vector::Vector;
 pub(super) enum Sources {
     /// By shuffles; with `steps` dot products a tap: 1, 2, 4 or 8.
     Spread { steps: usize },
-    /// Byte by byte; with `steps` dot products a tap.
-    Gathered { steps: usize },
+    /// Four bytes at a time; with `steps` dot products a tap. They go to the four output channels of a 128-bit lane at
+    /// once where `shared`, which then belong to one group.
+    Gathered { steps: usize, shared: bool },
 }
 
 impl Sources {
@@ -27,13 +28,14 @@ impl Sources {
         let steps = shape.inputs.div_ceil(4);
         let even = shape.inputs == shape.outputs && matches!(shape.inputs, 4 | 8 | 16 | 32);
         let whole = blocks.iter().all(|block| block.count == block.width && block.start % shape.inputs.max(16) == 0);
-        if even && whole { Sources::Spread { steps } } else { Sources::Gathered { steps } }
+        let shared = shape.outputs.is_multiple_of(4) && blocks.iter().all(|block| block.start.is_multiple_of(4));
+        if even && whole { Sources::Spread { steps } } else { Sources::Gathered { steps, shared } }
     }
 
     /// Dot products a tap.
     pub fn steps(self) -> usize {
         match self {
-            Sources::Spread { steps } | Sources::Gathered { steps } => steps,
+            Sources::Spread { steps } | Sources::Gathered { steps, .. } => steps,
         }
     }
 
@@ -41,19 +43,46 @@ impl Sources {
     pub fn registers(self) -> usize {
         match self {
             Sources::Spread { steps } => steps.max(4),
-            Sources::Gathered { steps } => 4 * steps,
+            Sources::Gathered { steps, .. } => 4 * steps,
         }
     }
 
-    /// The input channel of the group, less its position among four, that step `step` multiplies for channel `channel`
-    /// of a block.
-    pub fn input(self, step: usize, channel: usize) -> usize {
+    /// The input channel of its group that byte `tap` of step `step` holds for channel `channel` of a block, or none where
+    /// that byte is not the step's to multiply.
+    pub fn input(self, shape: &GroupedShape, block: Block, channel: usize, step: usize, tap: usize) -> Option<usize> {
+        let own = 4 * step..(4 * step + 4).min(shape.inputs);
         match self {
             // A group of 32 spans two lanes: first the channels of the lane's own half, then those of the other.
-            Sources::Spread { steps: 8 } => 4 * (step % 4) + 16 * ((channel / 16 + step / 4) % 2),
-            _ => 4 * step,
+            Sources::Spread { steps: 8 } => Some(4 * (step % 4) + 16 * ((channel / 16 + step / 4) % 2) + tap),
+            Sources::Spread { .. } => Some(4 * step + tap),
+            Sources::Gathered { .. } => {
+                let group = (block.start + channel) / shape.outputs;
+                let input = (gathered_from(shape, group, step) + tap).checked_sub(group * shape.inputs);
+                input.filter(|input| own.contains(input))
+            }
         }
     }
+
+    /// Where in a pixel [`Sources::Gathered`] finds its sources: in the order of the line's bytes.
+    pub fn offsets(self, shape: &GroupedShape, block: Block) -> Vec<u32> {
+        let Sources::Gathered { steps, shared } = self else { return Vec::new() };
+        let mut offsets = vec![0; steps * block.width];
+        for step in 0..steps {
+            for channel in 0..block.count {
+                let (register, lane) = block_order(channel);
+                let group = (block.start + channel) / shape.outputs;
+                offsets[step * block.width + register * block.width / 4 + lane] =
+                    gathered_from(shape, group, step) as u32;
+            }
+        }
+        if shared { offsets.into_iter().step_by(4).collect() } else { offsets }
+    }
+}
+
+/// The first of the four input channels that are read for a step of a group: the step's own, or earlier ones at the end
+/// of a pixel, so that nothing beyond it is read.
+fn gathered_from(shape: &GroupedShape, group: usize, step: usize) -> usize {
+    (group * shape.inputs + 4 * step).min((shape.groups * shape.inputs).saturating_sub(4))
 }
 
 /// The place of register `register`'s source for step `step`: `STEPS` are those of [`Sources::Spread`], or 0.
@@ -67,13 +96,15 @@ pub(super) fn source<const STEPS: usize>(register: usize, step: usize) -> usize 
 
 /// What the rows of a call have in common.
 #[derive(Clone, Copy)]
-pub(super) struct Pixels {
+pub(super) struct Pixels<'a> {
     pub shape: GroupedShape,
     /// Pixels in a row.
     pub width: usize,
     pub zero_point: u8,
     pub block: Block,
     pub sources: Sources,
+    /// See [`Sources::offsets`].
+    pub offsets: &'a [u32],
 }
 
 /// Fills a line from a row, which points to the first input channel of pixel 0 or is none in the padding.
@@ -85,7 +116,7 @@ pub(super) unsafe fn fill<V: Vector, const STEPS: usize>(
     line: *mut u8,
     row: Option<*const u8>,
     columns: Columns,
-    pixels: &Pixels,
+    pixels: &Pixels<'_>,
 ) {
     let (inside, row) = match row {
         Some(row) => (columns.inside(pixels.width), row),
@@ -106,7 +137,7 @@ pub(super) unsafe fn fill<V: Vector, const STEPS: usize>(
             let from = row.add(pixel * step);
             let to = line.add(column * registers * V::BYTES);
             if STEPS == 0 {
-                gather::<V>(to, from, pixels);
+                gather(to, from, pixels);
             } else {
                 let bytes = V::load(from.add(pixels.block.start));
                 store_spread::<V>(to, bytes);
@@ -132,18 +163,27 @@ unsafe fn store_spread<V: Vector>(to: *mut u8, bytes: V::Reg) {
 
 /// Four input channels of each output channel's group, a step after the other.
 #[inline(always)]
-unsafe fn gather<V: Vector>(to: *mut u8, from: *const u8, pixels: &Pixels) {
-    let (inputs, outputs) = (pixels.shape.inputs, pixels.shape.outputs);
-    for step in 0..inputs.div_ceil(4) {
-        let count = (inputs - 4 * step).min(4);
-        for channel in 0..pixels.block.count {
-            let (register, lane) = block_order(channel);
-            let group = (pixels.block.start + channel) / outputs;
-            // SAFETY: the group's input channels are inside the pixel, the lane inside the line.
-            unsafe {
-                let mut bytes = [0u8; 4];
-                std::ptr::copy_nonoverlapping(from.add(group * inputs + 4 * step), bytes.as_mut_ptr(), count);
-                to.add((4 * step + register) * V::BYTES + 4 * lane).cast::<[u8; 4]>().write(bytes);
+unsafe fn gather(to: *mut u8, from: *const u8, pixels: &Pixels<'_>) {
+    let inputs = pixels.shape.groups * pixels.shape.inputs;
+    // SAFETY: each offset is at least 4 bytes before the pixel's end, or 0 where a pixel is shorter, which is copied
+    // first; the line holds as many lanes as there are offsets, or four times as many.
+    unsafe {
+        let mut short = [0u8; 4];
+        let from = if inputs < 4 {
+            std::ptr::copy_nonoverlapping(from, short.as_mut_ptr(), inputs);
+            short.as_ptr()
+        } else {
+            from
+        };
+        if let Sources::Gathered { shared: true, .. } = pixels.sources {
+            for (n, &offset) in pixels.offsets.iter().enumerate() {
+                let lane = from.add(offset as usize).cast::<u32>().read_unaligned();
+                to.add(16 * n).cast::<[u32; 4]>().write_unaligned([lane; 4]);
+            }
+        } else {
+            for (n, &offset) in pixels.offsets.iter().enumerate() {
+                let lane = from.add(offset as usize).cast::<u32>().read_unaligned();
+                to.add(4 * n).cast::<u32>().write_unaligned(lane);
             }
         }
     }

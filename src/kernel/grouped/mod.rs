@@ -61,6 +61,8 @@ struct Quads {
     parts: usize,
     blocks: Blocks,
     kernels: Vec<RowsKernel>,
+    /// Where each block's sources are gathered from; empty where they are not.
+    gathered: Vec<Vec<u32>>,
     /// Each block's weights begin at a multiple of 64: quads in the order `[kernel column][part and row][step]`.
     packed: AlignedBytes,
     offsets: Vec<usize>,
@@ -236,6 +238,7 @@ impl Quads {
             choose(sources)
         };
         let kernels = blocks.blocks.iter().map(kernel).collect();
+        let gathered = blocks.blocks.iter().map(|&block| sources.offsets(shape, block)).collect();
         let window = shape.window;
         let quads = window.kernel[2] * parts * window.kernel[0] * window.kernel[1] * sources.steps();
         let mut offsets = vec![0];
@@ -249,6 +252,7 @@ impl Quads {
             parts,
             blocks,
             kernels,
+            gathered,
             packed: AlignedBytes::zeroed(0),
             offsets,
             sums,
@@ -280,10 +284,11 @@ impl Quads {
             for row in 0..rows * self.parts {
                 for step in 0..steps {
                     let quad = self.offsets[block] + ((x * rows * self.parts + row) * steps + step) * bytes;
-                    let first = self.sources.input(step, channel);
-                    for tap in 0..4.min(shape.inputs - first) {
-                        let weight = ((first + tap) * rows + row % rows) * window.kernel[2] + x;
-                        body(Slot { quad, tap, part: row / rows, weight });
+                    for tap in 0..4 {
+                        if let Some(input) = self.sources.input(shape, self.blocks.blocks[block], channel, step, tap) {
+                            let weight = (input * rows + row % rows) * window.kernel[2] + x;
+                            body(Slot { quad, tap, part: row / rows, weight });
+                        }
                     }
                 }
             }
@@ -360,6 +365,7 @@ impl Quads {
                     let mut args = BlockArgs {
                         block: self.blocks.blocks[index],
                         weights: &self.packed.as_slice()[self.offsets[index]..self.offsets[index + 1]],
+                        offsets: &self.gathered[index],
                         constants: constants.at(index * CONSTANTS),
                         lines: &mut *lines,
                         line_bytes: layout.line_bytes,

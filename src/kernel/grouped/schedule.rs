@@ -34,6 +34,8 @@ pub(super) struct BlockArgs<'a> {
     pub block: Block,
     /// Its packed weights.
     pub weights: &'a [u8],
+    /// See [`Sources::offsets`].
+    pub offsets: &'a [u32],
     /// Its constants for the epilogue.
     pub constants: *const u8,
     /// Lines of this thread: one for each row of the window.
@@ -77,6 +79,7 @@ unsafe fn rows<V: Vector, const COLUMNS: usize, const STEPS: usize>(
         zero_point: job.zero_point,
         block: args.block,
         sources: job.sources,
+        offsets: args.offsets,
     };
     let [depth, height, _] = window.kernel;
     let mut x = 0;
