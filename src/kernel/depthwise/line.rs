@@ -94,6 +94,47 @@ unsafe fn load<V: Vector, const FORM: u8>(from: *const u8, source: &Source) -> V
     }
 }
 
+/// Where the bytes of a quad's rows are, from some column on, and how far the next column is: in the padding nowhere.
+#[derive(Clone, Copy)]
+struct Rows([(*const u8, usize); 4]);
+
+impl Rows {
+    /// The rows from pixel `first` on. Rows in the padding read `zeros` over and over.
+    #[inline(always)]
+    fn new(rows: [Option<*const u8>; 4], first: usize, pixel: usize, zeros: &[u8; 64]) -> Self {
+        Self(rows.map(|row| match row {
+            Some(row) => (row.wrapping_add(first * pixel), pixel),
+            None => (zeros.as_ptr(), 0),
+        }))
+    }
+
+    /// Interleaves the bytes of one column and goes on to the next.
+    ///
+    /// # Safety
+    /// As [`Vector`]'s; the column is inside the row, and `to` has room for four registers.
+    #[inline(always)]
+    unsafe fn advance<V: Vector, const FORM: u8>(&mut self, to: *mut u8, source: &Source) {
+        let rows = &mut self.0;
+        // SAFETY: by the contract.
+        unsafe {
+            let bytes = V::interleave([
+                load::<V, FORM>(rows[0].0, source),
+                load::<V, FORM>(rows[1].0, source),
+                load::<V, FORM>(rows[2].0, source),
+                load::<V, FORM>(rows[3].0, source),
+            ]);
+            V::store(to, bytes[0]);
+            V::store(to.add(V::BYTES), bytes[1]);
+            V::store(to.add(2 * V::BYTES), bytes[2]);
+            V::store(to.add(3 * V::BYTES), bytes[3]);
+        }
+        rows[0].0 = rows[0].0.wrapping_add(rows[0].1);
+        rows[1].0 = rows[1].0.wrapping_add(rows[1].1);
+        rows[2].0 = rows[2].0.wrapping_add(rows[2].1);
+        rows[3].0 = rows[3].0.wrapping_add(rows[3].1);
+    }
+}
+
 /// [`fill`] for one form of pixel.
 #[inline(always)]
 unsafe fn fill_as<V: Vector, const FORM: u8>(
@@ -103,36 +144,81 @@ unsafe fn fill_as<V: Vector, const FORM: u8>(
     columns: Columns,
     source: &Source,
 ) {
-    // A row in the padding is one pixel of zero points that never advances.
     let zeros = [source.zero_point; 64];
     let inside = columns.inside(source.width);
-    let first = columns.start + inside.start as isize;
-    let rows = rows.map(|row| match row {
-        Some(row) if !inside.is_empty() => (row.wrapping_offset(first * source.pixel as isize), source.pixel),
-        _ => (zeros.as_ptr(), 0),
-    });
+    let first = (columns.start + inside.start as isize).max(0) as usize;
+    let mut rows = Rows::new(rows, first, source.pixel, &zeros);
     let column_bytes = quads * 4 * V::BYTES;
     // SAFETY: columns inside the row are read from its pixels, or from `zeros`, which is as long as the longest
     // register; stores stay within `columns.count`.
     unsafe {
         let padding = V::splat(source.zero_point);
         for column in (0..inside.start).chain(inside.end..columns.count) {
-            for register in 0..4 {
-                V::store(line.add(column * column_bytes + register * V::BYTES), padding);
-            }
+            store_padding::<V>(line.add(column * column_bytes), padding);
         }
-        let mut to = line.add(inside.start * column_bytes);
-        for n in 0..inside.len() {
-            let bytes = V::interleave([
-                load::<V, FORM>(rows[0].0.add(n * rows[0].1), source),
-                load::<V, FORM>(rows[1].0.add(n * rows[1].1), source),
-                load::<V, FORM>(rows[2].0.add(n * rows[2].1), source),
-                load::<V, FORM>(rows[3].0.add(n * rows[3].1), source),
-            ]);
-            for (register, &bytes) in bytes.iter().enumerate() {
-                V::store(to.add(register * V::BYTES), bytes);
+        for column in inside {
+            rows.advance::<V, FORM>(line.add(column * column_bytes), source);
+        }
+    }
+}
+
+#[inline(always)]
+unsafe fn store_padding<V: Vector>(to: *mut u8, padding: V::Reg) {
+    // SAFETY: by the caller's contract, four registers fit.
+    unsafe {
+        V::store(to, padding);
+        V::store(to.add(V::BYTES), padding);
+        V::store(to.add(2 * V::BYTES), padding);
+        V::store(to.add(3 * V::BYTES), padding);
+    }
+}
+
+/// A line that is filled while it is read, a few columns ahead: shuffles and dot products then overlap, which use
+/// different ports of a processor.
+pub(crate) struct Filling<const QUADS: usize> {
+    rows: [Rows; QUADS],
+    inside: std::ops::Range<usize>,
+    line: *mut u8,
+    /// Columns that are there.
+    filled: usize,
+}
+
+impl<const QUADS: usize> Filling<QUADS> {
+    /// See [`fill`]; for whole blocks with one output channel an input channel. `zeros` hold the zero point.
+    #[inline(always)]
+    pub fn new(
+        line: *mut u8,
+        rows: [[Option<*const u8>; 4]; QUADS],
+        columns: Columns,
+        source: &Source,
+        zeros: &[u8; 64],
+    ) -> Self {
+        let inside = columns.inside(source.width);
+        let first = (columns.start + inside.start as isize).max(0) as usize;
+        Self { rows: rows.map(|rows| Rows::new(rows, first, source.pixel, zeros)), inside, line, filled: 0 }
+    }
+
+    /// Fills columns before `end`.
+    ///
+    /// # Safety
+    /// As [`fill`]'s.
+    #[inline(always)]
+    pub unsafe fn fill<V: Vector>(&mut self, end: usize, source: &Source) {
+        // SAFETY: by the contract.
+        unsafe {
+            while self.filled < end {
+                let to = self.line.add(self.filled * QUADS * 4 * V::BYTES);
+                if self.inside.contains(&self.filled) {
+                    for (quad, rows) in self.rows.iter_mut().enumerate() {
+                        rows.advance::<V, WHOLE>(to.add(quad * 4 * V::BYTES), source);
+                    }
+                } else {
+                    for quad in 0..QUADS {
+                        store_padding::<V>(to.add(quad * 4 * V::BYTES), V::splat(source.zero_point));
+                    }
+                }
+                self.filled += 1;
             }
-            to = to.add(column_bytes);
         }
     }
 }

@@ -4,6 +4,7 @@
 // Rows, columns and registers are counted at compile time and index several arrays at once.
 #![allow(clippy::needless_range_loop)]
 
+use super::line::{Filling, Source};
 use super::store::{Place, PlainBytes};
 use super::vector::Vector;
 
@@ -45,23 +46,37 @@ pub(crate) unsafe fn line<V: Vector, const ROWS: usize, const TAPS: usize, const
 ) {
     // SAFETY: by the contract.
     unsafe {
+        for column in 0..columns {
+            tile_any::<V, ROWS, TAPS, QUADS>(tiles, column, at);
+        }
+    }
+}
+
+/// As [`line`], for [`PlainBytes`], from a line that is filled on the way.
+///
+/// # Safety
+/// As [`Vector`]'s. The line has room for the columns that these outputs read.
+#[inline(always)]
+pub(crate) unsafe fn filled_line<V: Vector, const ROWS: usize, const TAPS: usize, const QUADS: usize>(
+    tiles: Tiles<'_>,
+    bytes: PlainBytes,
+    mut filling: Filling<QUADS>,
+    source: &Source,
+    columns: usize,
+    at: usize,
+) {
+    let reach = (tiles.taps - 1) * tiles.dilation + 1;
+    // SAFETY: by the contract.
+    unsafe {
         let mut column = 0;
-        match tiles.place.plain_bytes::<V>() {
-            Some(bytes) => {
-                while column + 2 <= columns {
-                    tile::<V, ROWS, 2, TAPS, QUADS>(tiles, bytes, column, at);
-                    column += 2;
-                }
-                if column < columns {
-                    tile::<V, ROWS, 1, TAPS, QUADS>(tiles, bytes, column, at);
-                }
-            }
-            None => {
-                while column < columns {
-                    tile_any::<V, ROWS, TAPS, QUADS>(tiles, column, at);
-                    column += 1;
-                }
-            }
+        while column + 2 <= columns {
+            filling.fill::<V>((column + 1) * tiles.stride + reach, source);
+            tile::<V, ROWS, 2, TAPS, QUADS>(tiles, bytes, column, at);
+            column += 2;
+        }
+        if column < columns {
+            filling.fill::<V>(column * tiles.stride + reach, source);
+            tile::<V, ROWS, 1, TAPS, QUADS>(tiles, bytes, column, at);
         }
     }
 }

@@ -291,11 +291,12 @@ impl Quads {
         let (constants, lines) = (Shared(constants), Shared(lines));
         let [depth, height, _] = job.geometry.output;
         let rows = height.div_ceil(job.plan.rows);
-        let units = self.blocks.units;
-        schedule::split(job.geometry.batch * depth * rows * units, threads, &|task, items| {
+        let (planes, units) = (job.geometry.batch * depth, self.blocks.units);
+        let row_bytes = job.geometry.input[2] * job.channels * job.geometry.window.stride[1] * job.plan.rows;
+        let strips = schedule::strips(planes * units, rows, row_bytes, threads.threads());
+        schedule::split(planes * strips * units, threads, &|task, items| {
             for item in items {
-                let (unit, row) = (item % units, item / units);
-                let at = [row / (rows * depth), row / rows % depth, row % rows * job.plan.rows];
+                let (unit, strip, plane) = (item % units, item / units % strips, item / (units * strips));
                 for index in self.blocks.unit(unit) {
                     let args = BlockArgs {
                         block: self.blocks.blocks[index],
@@ -305,7 +306,14 @@ impl Quads {
                     };
                     // SAFETY: the kernel's instruction set was found when the weights were packed, for this width and
                     // plan; the scratch was checked to hold a line for each task.
-                    unsafe { self.kernels[index](job, &args, at) };
+                    unsafe {
+                        self.kernels[index](
+                            job,
+                            &args,
+                            [plane / depth, plane % depth],
+                            schedule::strip(rows, strips, strip),
+                        )
+                    };
                 }
             }
         });

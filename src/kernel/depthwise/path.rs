@@ -40,10 +40,11 @@ macro_rules! row_kernels {
             unsafe fn kernel<const TAPS: usize, const QUADS: usize>(
                 job: &Job<'_>,
                 args: &BlockArgs<'_>,
-                at: [usize; 3],
+                at: [usize; 2],
+                range: Range<usize>,
             ) {
                 // SAFETY: by the contract of the kernel; its features are the vector's.
-                unsafe { rows::<$vector, TAPS, QUADS>(job, args, at) }
+                unsafe { rows::<$vector, TAPS, QUADS>(job, args, at, range) }
             }
             match (taps, quads) {
                 (3, 1) => kernel::<3, 1>,
@@ -56,6 +57,8 @@ macro_rules! row_kernels {
 
 #[cfg(target_arch = "x86_64")]
 mod x86 {
+    use std::ops::Range;
+
     use super::super::avx2::{Vnni, Widening, Ymm};
     use super::super::avx512::{VnniMasked, Zmm};
     use super::super::schedule::{BlockArgs, Job};

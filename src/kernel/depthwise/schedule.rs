@@ -2,8 +2,10 @@
 
 #![allow(unsafe_code)]
 
+use std::ops::Range;
+
 use super::layout::Block;
-use super::line::{self, Columns, Source};
+use super::line::{self, Columns, Filling, Source};
 use super::micro_kernel::{self, Tiles};
 use super::store::{Place, Sink, constants_bytes};
 use super::vector::Vector;
@@ -84,10 +86,10 @@ pub(crate) struct BlockArgs<'a> {
     pub line: *mut u8,
 }
 
-/// Computes a block of channels of one row of outputs (or two): `at` is the image, the depth and the first row.
-pub(crate) type RowKernel = unsafe fn(job: &Job<'_>, args: &BlockArgs<'_>, at: [usize; 3]);
+/// Computes a block of channels of some rows of outputs (pairs of rows where the plan says so) of one image at one depth.
+pub(crate) type RowKernel = unsafe fn(job: &Job<'_>, args: &BlockArgs<'_>, at: [usize; 2], rows: Range<usize>);
 
-/// The body of every [`RowKernel`].
+/// The body of every [`RowKernel`]. `TAPS` and `QUADS` are the kernel columns and quads, or both 0 for any.
 ///
 /// # Safety
 /// As [`Vector`]'s; `args` hold what the block's width and the job's plan ask for.
@@ -95,12 +97,18 @@ pub(crate) type RowKernel = unsafe fn(job: &Job<'_>, args: &BlockArgs<'_>, at: [
 pub(crate) unsafe fn rows<V: Vector, const TAPS: usize, const QUADS: usize>(
     job: &Job<'_>,
     args: &BlockArgs<'_>,
-    [image, z, y]: [usize; 3],
+    [image, z]: [usize; 2],
+    rows: Range<usize>,
 ) {
-    let Geometry { window, input, output, .. } = job.geometry;
-    let pixel = job.channels / job.multiplier;
-    let source =
-        Source { pixel, multiplier: job.multiplier, width: input[2], zero_point: job.zero_point, block: args.block };
+    let Geometry { window, output, .. } = job.geometry;
+    let source = Source {
+        pixel: job.channels / job.multiplier,
+        multiplier: job.multiplier,
+        width: job.geometry.input[2],
+        zero_point: job.zero_point,
+        block: args.block,
+    };
+    let place = Place { sink: &job.sink, constants: args.constants, count: args.block.count };
     let tiles = Tiles {
         line: args.line,
         weights: args.weights.as_ptr(),
@@ -111,56 +119,99 @@ pub(crate) unsafe fn rows<V: Vector, const TAPS: usize, const QUADS: usize>(
         weight_rows: job.plan.rows,
         pixel: job.channels,
         row: output[2] * job.channels,
-        place: Place { sink: &job.sink, constants: args.constants, count: args.block.count },
+        place,
     };
-    let mut x = 0;
-    while x < output[2] {
-        let outputs = job.outputs.min(output[2] - x);
-        let columns = Columns {
-            start: (x * window.stride[2]) as isize - window.padding[2] as isize,
-            count: line_columns(&window, outputs),
-        };
-        for quad in 0..job.plan.quads {
-            let mut rows = [None; 4];
-            for (tap, row) in rows.iter_mut().enumerate() {
+    let bytes = if QUADS > 0 && job.multiplier == 1 { place.plain_bytes::<V>() } else { None };
+    let zeros = [job.zero_point; 64];
+    for y in rows.map(|row| row * job.plan.rows) {
+        let pair = job.plan.rows == 2 && y + 1 < output[1];
+        let first = ((image * output[0] + z) * output[1] + y) * output[2] * job.channels + args.block.start;
+        for x in (0..output[2]).step_by(job.outputs) {
+            let outputs = job.outputs.min(output[2] - x);
+            let columns = Columns {
+                start: (x * window.stride[2]) as isize - window.padding[2] as isize,
+                count: line_columns(&window, outputs),
+            };
+            let at = first + x * job.channels;
+            // SAFETY: each row points into the input, whose sizes were checked; the line was sized for these columns;
+            // the outputs are inside the output, whose sizes were checked.
+            unsafe {
+                if let Some(bytes) = bytes {
+                    let mut rows = [[None; 4]; QUADS];
+                    for (quad, rows) in rows.iter_mut().enumerate() {
+                        *rows = job.quad_rows(args.block, quad, [image, z, y]);
+                    }
+                    let filling = Filling::new(args.line, rows, columns, &source, &zeros);
+                    if pair {
+                        micro_kernel::filled_line::<V, 2, TAPS, QUADS>(tiles, bytes, filling, &source, outputs, at);
+                    } else {
+                        micro_kernel::filled_line::<V, 1, TAPS, QUADS>(tiles, bytes, filling, &source, outputs, at);
+                    }
+                    continue;
+                }
+                for quad in 0..job.plan.quads {
+                    let rows = job.quad_rows(args.block, quad, [image, z, y]);
+                    line::fill::<V>(args.line, (quad, job.plan.quads), rows, columns, &source);
+                }
+                if pair {
+                    micro_kernel::line::<V, 2, TAPS, QUADS>(tiles, outputs, at);
+                } else {
+                    micro_kernel::line::<V, 1, TAPS, QUADS>(tiles, outputs, at);
+                }
+            }
+        }
+    }
+}
+
+impl Job<'_> {
+    /// The rows of quad `quad` for the outputs at `[image, depth, height]`, at the block's first input channel: none in
+    /// the padding.
+    #[inline(always)]
+    fn quad_rows(&self, block: Block, quad: usize, [image, z, y]: [usize; 3]) -> [Option<*const u8>; 4] {
+        let (window, input) = (&self.geometry.window, self.geometry.input);
+        let pixel = self.channels / self.multiplier;
+        let mut rows = [None; 4];
+        for (tap, row) in rows.iter_mut().enumerate() {
+            let tap = match self.plan.rows {
                 // The rows that the second row of outputs adds are taps beyond the first one's window.
-                let at = 4 * quad + tap;
-                let (depth, height) = match job.plan.rows {
-                    2 => (0, at),
-                    _ => match job.plan.tap(&window, 0, quad, tap) {
-                        Some((_, depth, height)) => (depth, height),
-                        None => continue,
-                    },
-                };
-                let Some(z) = job.geometry.position(0, z, depth) else { continue };
-                let Some(y) = job.geometry.position(1, y, height) else { continue };
-                let first = ((image * input[0] + z) * input[1] + y) * input[2] * pixel;
-                *row = Some(job.input.as_ptr().wrapping_add(first + args.block.start / job.multiplier));
-            }
-            // SAFETY: each row points into the input, whose sizes were checked; the line was sized for these columns.
-            unsafe { line::fill::<V>(args.line, (quad, job.plan.quads), rows, columns, &source) };
+                2 => Some((0, 0, 4 * quad + tap)),
+                _ => self.plan.tap(window, 0, quad, tap),
+            };
+            let Some((_, depth, height)) = tap else { continue };
+            let Some(z) = self.geometry.position(0, z, depth) else { continue };
+            let Some(y) = self.geometry.position(1, y, height) else { continue };
+            let first = ((image * input[0] + z) * input[1] + y) * input[2] * pixel;
+            *row = Some(self.input.as_ptr().wrapping_add(first + block.start / self.multiplier));
         }
-        let at = (((image * output[0] + z) * output[1] + y) * output[2] + x) * job.channels + args.block.start;
-        // SAFETY: the line is filled, and the outputs are inside the output, whose sizes were checked.
-        unsafe {
-            if job.plan.rows == 2 && y + 1 < output[1] {
-                micro_kernel::line::<V, 2, TAPS, QUADS>(tiles, outputs, at);
-            } else {
-                micro_kernel::line::<V, 1, TAPS, QUADS>(tiles, outputs, at);
-            }
-        }
-        x += outputs;
+        rows
     }
 }
 
 /// Cuts `items` into as many even ranges as there are threads and runs `body(task, range)` for each.
-pub(crate) fn split(items: usize, threads: &dyn Parallel, body: &(dyn Fn(usize, std::ops::Range<usize>) + Sync)) {
+pub(crate) fn split(items: usize, threads: &dyn Parallel, body: &(dyn Fn(usize, Range<usize>) + Sync)) {
     let tasks = threads.threads().min(items);
     threads.run(tasks, &|task| {
         // Even ranges without the overflow of `items * task`.
         let begin = |task: usize| items / tasks * task + (items % tasks).min(task);
         body(task, begin(task)..begin(task + 1));
     });
+}
+
+/// Into how many strips of rows to cut each of `planes` planes of `rows` rows of `row_bytes` bytes: so many that a strip
+/// stays in the second-level cache while one block of channels after the other reads it, and that every thread has a few.
+pub(crate) fn strips(planes: usize, rows: usize, row_bytes: usize, threads: usize) -> usize {
+    let fitting = rows.saturating_mul(row_bytes).div_ceil(STRIP_BYTES);
+    let busy = if threads == 1 { 1 } else { (4 * threads).div_ceil(planes.max(1)) };
+    fitting.max(busy).clamp(1, rows)
+}
+
+/// See [`strips`].
+const STRIP_BYTES: usize = 256 << 10;
+
+/// The rows of strip `strip` of `strips`.
+pub(crate) fn strip(rows: usize, strips: usize, strip: usize) -> Range<usize> {
+    let begin = |strip: usize| rows / strips * strip + (rows % strips).min(strip);
+    begin(strip)..begin(strip + 1)
 }
 
 /// How the caller's scratch is divided: constants first, then a line a thread, each at a cache line.

@@ -17,7 +17,7 @@ use line::Sources;
 use schedule::{BlockArgs, Job, Line, Path, RowsKernel};
 
 use super::depthwise::layout::{AlignedBytes, Block, Blocks, QuadLayout};
-use super::depthwise::schedule::{CONSTANTS, Shared, line_columns, line_outputs, split};
+use super::depthwise::schedule::{CONSTANTS, Shared, line_columns, line_outputs, split, strip, strips};
 use super::depthwise::store::{self, Sink};
 use super::depthwise::window::{Geometry, Window};
 use super::depthwise::{check_scratch, check_weights, part_of, parts, scalar};
@@ -335,11 +335,10 @@ impl Quads {
         let constants = Shared(constants);
         let [depth, height, _] = job.geometry.output;
         let units = self.blocks.units;
-        let whole = job.geometry.batch * depth * units;
-        // Rows of one item share lines: as many as leave every thread a few items.
-        let strips = (4 * threads.threads()).div_ceil(whole.max(1)).min(height);
-        let strips = if threads.threads() == 1 { 1 } else { strips };
-        split(whole * strips, threads, &|task, items| {
+        let planes = job.geometry.batch * depth;
+        // A strip reads a few rows more than it computes, so a single thread goes through a block's rows in one go.
+        let strips = strips(planes * units, height, 0, threads.threads());
+        split(planes * units * strips, threads, &|task, items| {
             let scratch = constants.at(layout.blocks * CONSTANTS + task * layout.thread_bytes());
             // SAFETY: the scratch was checked to hold each task's tables, at multiples of 64; only this task uses them,
             // and both are written before they become slices.
@@ -354,13 +353,7 @@ impl Quads {
                 )
             };
             for item in items {
-                let (strip, unit, z, image) = (
-                    item % strips,
-                    item / strips % units,
-                    item / (strips * units) % depth,
-                    item / (strips * units * depth),
-                );
-                let begin = |strip: usize| height / strips * strip + (height % strips).min(strip);
+                let (part, unit, plane) = (item % strips, item / strips % units, item / (strips * units));
                 for index in self.blocks.unit(unit) {
                     let mut args = BlockArgs {
                         block: self.blocks.blocks[index],
@@ -374,7 +367,9 @@ impl Quads {
                     };
                     // SAFETY: the kernel's instruction set was found when the weights were packed, for this width and
                     // these sources; the scratch was checked to hold the lines of each task.
-                    unsafe { self.kernels[index](job, &mut args, [image, z], begin(strip)..begin(strip + 1)) };
+                    unsafe {
+                        self.kernels[index](job, &mut args, [plane / depth, plane % depth], strip(height, strips, part))
+                    };
                 }
             }
         });
