@@ -1,26 +1,29 @@
 //! INT8 arithmetic in pure Rust; knows nothing of libtorch.
 
 mod conv;
-mod epilogue;
-mod gemm;
-mod isa;
-mod parallel;
-mod sink;
-
-pub use conv::{ConvShape, PackedConv};
-pub use epilogue::{Dequantize, Output, Requantize, Residual};
-pub use gemm::{DynamicScheme, PackedGemm};
-pub use isa::Isa;
-
+mod depthwise;
 mod elementwise;
 mod embedding;
+mod epilogue;
+mod gemm;
+mod grouped;
+mod isa;
 mod norm;
+mod parallel;
 mod pool;
 mod quantize;
 mod rnn;
+mod sink;
 mod softmax;
 mod table;
 mod upsample;
+
+pub use conv::{ConvShape, PackedConv};
+pub use depthwise::{DepthwiseShape, PackedDepthwise, Window as ConvWindow};
+pub use epilogue::{Dequantize, Output, Requantize, Residual};
+pub use gemm::{DynamicScheme, PackedGemm};
+pub use grouped::{GroupedShape, PackedGrouped};
+pub use isa::Isa;
 
 pub use elementwise::{Operand, Quantized, add, cat, clamp, mul, relu};
 pub use embedding::{

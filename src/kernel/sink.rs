@@ -57,4 +57,30 @@ impl<'a> Sink<'a> {
             }
         }
     }
+
+    /// Stores one accumulator of channel `n` as element `at`, by the specification.
+    ///
+    /// # Safety
+    /// `at` is inside the output, and no other thread writes it.
+    pub unsafe fn store_one(&self, sum: i32, n: usize, at: usize) {
+        // SAFETY: by the contract.
+        unsafe {
+            match self {
+                Sink::I32(to) => *to.add(at) = sum,
+                Sink::F32(to, form) => *to.add(at) = form.apply(sum, n),
+                Sink::U8(to, form) => {
+                    *to.add(at) = form.apply(sum, n, form.residual.map_or(0, |residual| residual.data[at]));
+                }
+            }
+        }
+    }
+}
+
+/// How many elements an [`Output`] has.
+pub(crate) fn output_len(output: &Output<'_>) -> usize {
+    match output {
+        Output::I32(to) => to.len(),
+        Output::F32(to, _) => to.len(),
+        Output::U8(to, _) => to.len(),
+    }
 }

@@ -1,43 +1,36 @@
-//! Convolutions of u8 tensors in NHWC order, as products of segments: see [`phase`].
+//! Convolutions of u8 tensors, channels last.
 #![allow(unsafe_code)]
 #![allow(clippy::too_many_arguments)]
 
 mod phase;
+mod products;
 mod shape;
 
 pub use shape::ConvShape;
 
-use phase::{Phase, input_step, output_step};
+use products::Products;
 
-use super::gemm::drive::{Lines, Path, product};
-use super::gemm::finish::{ActivationScale, Finish};
-use super::gemm::tile::Operands;
-use super::sink::Sink;
-use super::{Isa, Output, Parallel, Serial};
+use super::{ConvWindow, DepthwiseShape, GroupedShape, Isa, Output, PackedDepthwise, PackedGrouped, Parallel};
 use crate::{Error, Result};
 
-/// A convolution's i8 weight, packed for one instruction set.
+/// A convolution's i8 weight, packed for one instruction set, and the kernel that suits its shape: products of segments
+/// of the input, or a kernel of their own for depthwise ones and small groups.
 ///
 /// Activations are u8 in the order samples, depth, height, width, channels. Padding has the value of the zero point. Sums
 /// are exact, and go through an epilogue: see [`Output`].
 pub struct PackedConv {
-    path: Path,
     shape: ConvShape,
-    phases: Vec<Phase>,
-    weight_zero_points: bool,
+    form: Form,
 }
 
-/// Where the sample's padded copy has its first element, and how large it is.
-#[derive(Clone, Copy)]
-struct Padded {
-    /// Elements before the sample's own, in each dimension.
-    before: [usize; 3],
-    /// In all.
-    size: [usize; 3],
+enum Form {
+    Products(Products),
+    Depthwise(PackedDepthwise),
+    Grouped(PackedGrouped),
 }
 
-/// Bytes that may be read beyond the padded copy.
-const SLACK: usize = 4;
+/// Channels of a group up to which the kernel for small groups is faster than a product for each group.
+const SMALL_GROUP: usize = 32;
 
 impl PackedConv {
     /// Packs `weight`, in libtorch's order: `[output_channels, input_channels / groups, depth, height, width]`, of a
@@ -57,9 +50,19 @@ impl PackedConv {
             let (found, channels) = (zero_points.len(), shape.output_channels);
             return Err(Error::Invalid(format!("{found} zero points for {channels} channels")));
         }
-        let phases = Phase::all(&shape, weight, zero_points)?;
-        let weight_zero_points = zero_points.iter().any(|zero| *zero != 0);
-        Ok(Self { path: Path::new(isa), shape, phases, weight_zero_points })
+        let ConvShape { groups, kernel, stride, padding, dilation, .. } = shape;
+        let (inputs, outputs) = (shape.group_inputs(), shape.group_outputs());
+        let window = ConvWindow { kernel, stride, padding, dilation };
+        let zeros = if zero_points.is_empty() { &[0] } else { zero_points };
+        let form = if shape.transposed || groups == 1 || inputs.max(outputs) > SMALL_GROUP {
+            Form::Products(Products::new(isa, weight, shape, zero_points)?)
+        } else if inputs == 1 {
+            let shape = DepthwiseShape { channels: groups, multiplier: outputs, window };
+            Form::Depthwise(PackedDepthwise::new(isa, weight, shape, zeros)?)
+        } else {
+            Form::Grouped(PackedGrouped::new(isa, weight, GroupedShape { groups, inputs, outputs, window }, zeros)?)
+        };
+        Ok(Self { shape, form })
     }
 
     /// What it computes.
@@ -72,88 +75,30 @@ impl PackedConv {
     /// # Panics
     /// Where `weight` is too short.
     pub fn unpack_into(&self, weight: &mut [i8]) {
-        for phase in &self.phases {
-            phase.unpack(&self.shape, weight);
+        match &self.form {
+            Form::Products(products) => products.unpack_into(weight),
+            Form::Depthwise(packed) => weight.copy_from_slice(&packed.unpack()),
+            Form::Grouped(packed) => weight.copy_from_slice(&packed.unpack()),
         }
     }
 
-    /// Whether the input is multiplied where it lies.
-    fn is_in_place(&self) -> bool {
-        let segments_are_whole =
-            self.phases.iter().flat_map(|phase| &phase.groups).all(|panels| panels.length() % 4 == 0);
-        !self.shape.transposed && self.shape.padding == [0; 3] && (segments_are_whole || self.is_product())
-    }
-
-    /// Whether it is a matrix product of the pixels as they lie.
-    fn is_product(&self) -> bool {
-        let shape = &self.shape;
-        !shape.transposed && shape.kernel == [1; 3] && shape.stride == [1; 3] && shape.padding == [0; 3]
-    }
-
-    /// The padded copy of a sample.
-    fn padded(&self, input: [usize; 3], output: [usize; 3]) -> Padded {
-        let step = input_step(&self.shape);
-        let mut padded = Padded { before: [0; 3], size: [1; 3] };
-        for d in 0..3 {
-            let mut end = input[d] as isize;
-            for phase in &self.phases {
-                let count = phase.count(&self.shape, output)[d];
-                if count == 0 {
-                    continue;
-                }
-                for tap in &phase.taps {
-                    padded.before[d] = padded.before[d].max((-tap[d]).max(0) as usize);
-                    // A row's segment holds all taps of the width, of which `taps` has the first.
-                    let width = if d == 2 { self.segment_width() } else { 1 };
-                    end = end.max(((count - 1) * step[d]) as isize + tap[d] + width as isize);
-                }
-            }
-            padded.size[d] = padded.before[d] + end as usize;
-        }
-        padded
-    }
-
-    /// Pixels in a segment.
-    fn segment_width(&self) -> usize {
-        if phase::rows_are_segments(&self.shape) { self.shape.kernel[2] } else { 1 }
-    }
-
-    /// Segments of the phase that has the most.
-    fn most_segments(&self) -> usize {
-        self.phases.iter().map(|phase| phase.taps.len()).max().unwrap_or(0)
-    }
-
-    /// Bytes of scratch that [`run`](Self::run) needs, aligned or not.
+    /// Bytes of scratch that [`run`](Self::run) needs.
     ///
     /// # Errors
     /// As [`ConvShape::output_spatial`].
     pub fn scratch_len(&self, batch: usize, spatial: [usize; 3], threads: &dyn Parallel) -> Result<usize> {
-        let output = self.shape.output_spatial(spatial)?;
-        Ok(self.copies(batch, threads) * self.copy_len(spatial, output))
-    }
-
-    /// How many samples are computed at once, each by one thread: 1 where the threads share a sample.
-    fn copies(&self, batch: usize, threads: &dyn Parallel) -> usize {
-        match threads.threads() {
-            threads if threads > 1 && batch >= threads => threads,
-            _ => 1,
+        match &self.form {
+            Form::Products(products) => products.scratch_len(batch, spatial, threads),
+            Form::Depthwise(packed) => packed.scratch_len(spatial, threads.threads()),
+            Form::Grouped(packed) => packed.scratch_len(spatial, threads.threads()),
         }
-    }
-
-    /// Bytes of scratch for one sample: its padded copy and the segments' offsets.
-    fn copy_len(&self, spatial: [usize; 3], output: [usize; 3]) -> usize {
-        let copy = match self.is_in_place() {
-            true => 0,
-            false => self.padded(spatial, output).size.iter().product::<usize>() * self.shape.input_channels + SLACK,
-        };
-        copy + (self.most_segments() + 1) * size_of::<usize>()
     }
 
     /// Convolves `batch` samples of `spatial` pixels. The output has `batch` samples of
     /// [`output_spatial`](ConvShape::output_spatial) pixels, densely.
     ///
     /// # Errors
-    /// Where a slice is too short or the sample too small; nothing is written then.
+    /// Where a slice does not fit or the sample is too small; nothing is written then.
     pub fn run(
         &self,
         input: &[u8],
@@ -164,196 +109,10 @@ impl PackedConv {
         scratch: &mut [u8],
         threads: &dyn Parallel,
     ) -> Result<()> {
-        self.run_scaled(input, batch, spatial, zero_point, None, output, scratch, threads)
-    }
-
-    /// As [`run`](Self::run), to f32, with an activation scale that is not part of the output's scales.
-    ///
-    /// # Errors
-    /// As [`run`](Self::run).
-    pub fn run_dequantized(
-        &self,
-        input: &[u8],
-        batch: usize,
-        spatial: [usize; 3],
-        (scale, zero_point): (f32, u8),
-        output: &mut [f32],
-        dequantize: super::Dequantize<'_>,
-        scratch: &mut [u8],
-        threads: &dyn Parallel,
-    ) -> Result<()> {
-        let output = Output::F32(output, dequantize);
-        self.run_scaled(
-            input,
-            batch,
-            spatial,
-            zero_point,
-            Some(ActivationScale::Tensor(scale)),
-            output,
-            scratch,
-            threads,
-        )
-    }
-
-    fn run_scaled(
-        &self,
-        input: &[u8],
-        batch: usize,
-        spatial: [usize; 3],
-        zero_point: u8,
-        activation_scale: Option<ActivationScale<'_>>,
-        output: Output<'_>,
-        scratch: &mut [u8],
-        threads: &dyn Parallel,
-    ) -> Result<()> {
-        let shape = &self.shape;
-        let output_spatial = shape.output_spatial(spatial)?;
-        let sample = spatial.iter().product::<usize>() * shape.input_channels;
-        let result = output_spatial.iter().product::<usize>() * shape.output_channels;
-        if input.len() < batch * sample {
-            let message = format!("the input has {} elements, {} are needed", input.len(), batch * sample);
-            return Err(Error::Invalid(message));
-        }
-        let copy_len = self.copy_len(spatial, output_spatial);
-        let copies = self.copies(batch, threads);
-        if scratch.len() < copies * copy_len {
-            let message = format!("{} bytes of scratch, {} are needed", scratch.len(), copies * copy_len);
-            return Err(Error::Invalid(message));
-        }
-        let sink = Sink::new(output, batch * result, shape.output_channels)?;
-        let finish = Finish { sink, activation_scale, weight_zero_points: self.weight_zero_points };
-        let job = Job { conv: self, spatial, output: output_spatial, zero_point, finish };
-        if self.is_product() && shape.groups == 1 {
-            // SAFETY: lengths are checked; `batch` samples are one matrix.
-            unsafe { job.matrix(input.as_ptr(), batch * spatial.iter().product::<usize>(), threads) };
-            return Ok(());
-        }
-        let scratch = scratch.as_mut_ptr() as usize;
-        let input = input.as_ptr() as usize;
-        let run = |index: usize, copy: usize, threads: &dyn Parallel| {
-            // SAFETY: lengths are checked; each copy of the scratch is used by one task, each sample computed once.
-            unsafe {
-                let scratch = (scratch as *mut u8).add(copy * copy_len);
-                job.sample((input as *const u8).add(index * sample), index * result, scratch, threads);
-            }
-        };
-        if copies == 1 {
-            (0..batch).for_each(|index| run(index, 0, threads));
-        } else {
-            threads.run(copies, &|copy| {
-                (batch * copy / copies..batch * (copy + 1) / copies).for_each(|index| run(index, copy, &Serial));
-            });
-        }
-        Ok(())
-    }
-}
-
-/// One call's arguments.
-struct Job<'a> {
-    conv: &'a PackedConv,
-    spatial: [usize; 3],
-    output: [usize; 3],
-    zero_point: u8,
-    finish: Finish<'a>,
-}
-
-impl Job<'_> {
-    /// Where each pixel is a row of a matrix.
-    ///
-    /// # Safety
-    /// `rows` pixels are readable, and their outputs written by nobody else.
-    unsafe fn matrix(&self, input: *const u8, rows: usize, threads: &dyn Parallel) {
-        let shape = &self.conv.shape;
-        let panels = &self.conv.phases[0].groups[0];
-        let operands = Operands { panels, segments: &[0], slack: false, zero_point: self.zero_point };
-        let lines = Lines::matrix(input, rows, shape.input_channels, shape.output_channels);
-        // SAFETY: by the contract.
-        unsafe { product(self.conv.path, &operands, &self.finish, &lines, threads) }
-    }
-
-    /// One sample, whose outputs begin at element `at`.
-    ///
-    /// # Safety
-    /// The sample is readable, its outputs written by nobody else, and `scratch` has `copy_len` bytes.
-    unsafe fn sample(&self, sample: *const u8, at: usize, scratch: *mut u8, threads: &dyn Parallel) {
-        let conv = self.conv;
-        let shape = &conv.shape;
-        let channels = shape.input_channels;
-        // SAFETY: by the contract: the offsets come first, aligned, then the copy.
-        unsafe {
-            let room = scratch.align_offset(align_of::<usize>());
-            let offsets = std::slice::from_raw_parts_mut(scratch.add(room).cast::<usize>(), conv.most_segments());
-            let in_place = conv.is_in_place();
-            let padded = match in_place {
-                true => Padded { before: [0; 3], size: self.spatial },
-                false => conv.padded(self.spatial, self.output),
-            };
-            let input = match in_place {
-                true => sample,
-                false => {
-                    let copy = scratch.add((conv.most_segments() + 1) * size_of::<usize>());
-                    self.pad(sample, padded, copy);
-                    copy
-                }
-            };
-            let (step, stride) = (output_step(shape), input_step(shape));
-            let [_, height, width] = padded.size;
-            let row = width * channels;
-            for phase in &conv.phases {
-                let count = phase.count(shape, self.output);
-                let first = phase.first;
-                for (group, panels) in phase.groups.iter().enumerate() {
-                    for (offset, tap) in offsets.iter_mut().zip(&phase.taps) {
-                        let at = |d: usize| (tap[d] + padded.before[d] as isize) as usize;
-                        *offset = (at(0) * height + at(1)) * row + at(2) * channels + group * shape.group_inputs();
-                    }
-                    let outputs = shape.output_channels;
-                    let line = self.output[2] * outputs;
-                    let lines = Lines {
-                        input,
-                        length: count[2],
-                        input_step: stride[2] * channels,
-                        output_step: step[2] * outputs,
-                        output: at
-                            + (first[0] * self.output[1] + first[1]) * line
-                            + first[2] * outputs
-                            + group * shape.group_outputs(),
-                        lines: [count[0], count[1]],
-                        input_line: [stride[0] * height * row, stride[1] * row],
-                        output_line: [step[0] * self.output[1] * line, step[1] * line],
-                    };
-                    let segments = &offsets[..phase.taps.len()];
-                    let operands = Operands { panels, segments, slack: !in_place, zero_point: self.zero_point };
-                    let finish = self.finish.of_group(group * shape.group_outputs(), shape.group_outputs());
-                    product(conv.path, &operands, &finish, &lines, threads);
-                }
-            }
-        }
-    }
-
-    /// Copies a sample into the middle of a larger one that is filled with the zero point.
-    ///
-    /// # Safety
-    /// The sample is readable, and `copy` has room for the padded one and [`SLACK`] bytes.
-    unsafe fn pad(&self, sample: *const u8, padded: Padded, copy: *mut u8) {
-        let channels = self.conv.shape.input_channels;
-        let [depth, height, width] = self.spatial;
-        let [_, padded_height, padded_width] = padded.size;
-        let [front, top, left] = padded.before;
-        let end = padded.size.iter().product::<usize>() * channels + SLACK;
-        let (zero, row) = (self.zero_point, width * channels);
-        let mut filled = 0;
-        // SAFETY: by the contract; rows are copied in order, and what lies between them is filled.
-        unsafe {
-            for d in 0..depth {
-                for h in 0..height {
-                    let to = (((d + front) * padded_height + h + top) * padded_width + left) * channels;
-                    copy.add(filled).write_bytes(zero, to - filled);
-                    std::ptr::copy_nonoverlapping(sample.add((d * height + h) * row), copy.add(to), row);
-                    filled = to + row;
-                }
-            }
-            copy.add(filled).write_bytes(zero, end - filled);
+        match &self.form {
+            Form::Products(products) => products.run(input, batch, spatial, zero_point, output, scratch, threads),
+            Form::Depthwise(packed) => packed.run(input, batch, spatial, zero_point, output, scratch, threads),
+            Form::Grouped(packed) => packed.run(input, batch, spatial, zero_point, output, scratch, threads),
         }
     }
 }

@@ -6,8 +6,11 @@ use crate::{Error, Result};
 /// Bytes of a group: four weights of each channel of a strip.
 pub(crate) const GROUP: usize = 4 * STRIP;
 
-/// The longest sum of products whose i32 accumulator cannot overflow: `(2^31 - 1) / (255 * 128)`.
-const LONGEST_SUM: usize = i32::MAX as usize / (255 * 128);
+/// The longest sum of products that cannot overflow an i32: a product of differences from zero points is at most
+/// `255 * 255`, with weights' zero points of 0 `255 * 128`.
+fn longest_sum(has_zero_points: bool) -> usize {
+    i32::MAX as usize / if has_zero_points { 255 * 255 } else { 255 * 128 }
+}
 
 #[derive(Clone, Copy)]
 #[repr(C, align(64))]
@@ -53,9 +56,10 @@ impl Panels {
             let found = weight.len();
             return Err(Error::Invalid(format!("a weight of {channels} x {columns} has {found} elements")));
         }
-        if columns > LONGEST_SUM {
+        let longest = longest_sum(zero_points.iter().any(|zero| *zero != 0));
+        if columns > longest {
             return Err(Error::Invalid(format!(
-                "a sum of {columns} products could overflow 32 bits; at most {LONGEST_SUM} are exact"
+                "a sum of {columns} products could overflow 32 bits; at most {longest} are exact"
             )));
         }
         if zero_points.len() > 1 && zero_points.len() != channels {
