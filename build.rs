@@ -13,9 +13,9 @@ mod torch {
     pub fn build() {
         let libtorch = locate();
         let include = libtorch.join("include");
-        let mut build = cxx_build::bridges(["src/ir/ffi.rs", "src/observer/operators.rs"]);
-        for file in ["cpp/graph.cpp", "cpp/module.cpp", "cpp/observers.cpp", "cpp/quantization.cpp"] {
-            build.file(file);
+        let mut build = cxx_build::bridges(["src/ir/ffi.rs", "src/observer/operators.rs", "src/engine/bridge.rs"]);
+        for file in ["graph", "module", "observers", "packed", "quantization"] {
+            build.file(format!("cpp/{file}.cpp"));
         }
         build
             .include("cpp")
@@ -25,6 +25,8 @@ mod torch {
             .flag(include.join("torch/csrc/api/include").to_str().expect("LIBTORCH is UTF-8"))
             .std("c++20")
             .flag_if_supported("-Wno-unused-parameter")
+            // at::parallel_for is a template: without OpenMP here it would run on one thread.
+            .flag("-fopenmp")
             .opt_level(1)
             .debug(false)
             .compile("jitquant_bridge");
@@ -37,9 +39,23 @@ mod torch {
         for library in ["torch_cpu", "c10"] {
             println!("cargo:rustc-link-lib=dylib={library}");
         }
+        println!("cargo:rustc-link-arg={}", openmp(&libtorch));
         println!("cargo:libtorch={}", libtorch.display());
         println!("cargo:rerun-if-changed=cpp");
         println!("cargo:rerun-if-env-changed=LIBTORCH");
+    }
+
+    /// What links the OpenMP library that libtorch brings, or the compiler's own where libtorch brings none.
+    fn openmp(libtorch: &std::path::Path) -> String {
+        let beside = libtorch.with_file_name("torch.libs");
+        for folder in [libtorch.join("lib"), beside] {
+            let files = std::fs::read_dir(folder).into_iter().flatten().flatten();
+            let mut found = files.filter(|file| file.file_name().to_string_lossy().starts_with("libgomp"));
+            if let Some(file) = found.next() {
+                return file.path().display().to_string();
+            }
+        }
+        "-lgomp".to_owned()
     }
 
     /// The folder that `LIBTORCH` names, checked.

@@ -3,7 +3,7 @@
 #include <torch/library.h>
 
 #include "observers.h"
-#include "rust/cxx.h"
+#include "tensors.h"
 
 #include "jitquant/src/observer/operators.rs.h"
 
@@ -13,15 +13,6 @@ namespace {
 
 using at::Tensor;
 
-// Runs Rust code; its errors become libtorch's.
-template <class Call> auto in_rust(Call &&call) {
-  try {
-    return call();
-  } catch (const rust::Error &e) {
-    TORCH_CHECK_VALUE(false, e.what());
-  }
-}
-
 bool is_observable(const Tensor &x) { return x.is_floating_point() && x.numel() > 0; }
 
 // The values in one run of memory; in which order does not matter.
@@ -30,7 +21,7 @@ Tensor dense(const Tensor &x) {
   return values.is_non_overlapping_and_dense() ? values : values.contiguous();
 }
 
-rust::Slice<const float> read(const Tensor &x) { return {x.const_data_ptr<float>(), static_cast<size_t>(x.numel())}; }
+rust::Slice<const float> read(const Tensor &x) { return values<float>(x); }
 
 rust::Slice<float> write(const Tensor &x, const char *buffer) {
   TORCH_CHECK(x.scalar_type() == c10::kFloat && x.is_contiguous() && x.is_cpu(), "an observer's ", buffer,

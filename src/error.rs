@@ -62,6 +62,15 @@ impl Error {
     }
 }
 
+/// Runs what C++ called: a panic becomes an error, since nothing may unwind into C++.
+#[cfg(feature = "torch")]
+pub(crate) fn no_panic<T>(call: impl FnOnce() -> Result<T>) -> Result<T> {
+    std::panic::catch_unwind(std::panic::AssertUnwindSafe(call)).unwrap_or_else(|panic| {
+        let text = panic.downcast_ref::<String>().map(String::as_str).or(panic.downcast_ref::<&str>().copied());
+        Err(Error::Invalid(format!("internal error: {}", text.unwrap_or("panic"))))
+    })
+}
+
 /// Adds what was being done to an error.
 #[cfg(feature = "torch")]
 pub(crate) trait Context<T> {

@@ -4,6 +4,9 @@
 // Nodes, values and blocks are keys by their address, which nothing inside their graph changes.
 #![allow(clippy::mutable_key_type)]
 
+#[cfg(feature = "torch")]
+#[allow(unsafe_code)]
+pub mod engine;
 mod error;
 #[cfg(feature = "torch")]
 mod file;

@@ -1,12 +1,12 @@
 //! What the operators `jitquant::observe_*` (cpp/observers.cpp) call: the arithmetic of this folder over the memory of
 //! a TorchScript observer's buffers.
 
-use std::panic::{AssertUnwindSafe, catch_unwind};
-
 use super::{
     ChannelLayout, Dtype, Histogram, NotFinite, QParams, QParamsError, QRange, Scheme, observe_min_max,
     observe_min_max_per_channel, observe_moving_average, observe_moving_average_per_channel, qparams,
 };
+
+use crate::error::{Error, no_panic};
 
 #[cxx::bridge(namespace = "jitquant")]
 mod bridge {
@@ -63,16 +63,10 @@ mod bridge {
 
 pub(crate) use bridge::keep_observer_operators;
 
-/// A panic becomes an error: nothing may unwind into C++.
+/// An error names the tensor; a panic is one too.
 fn guarded<E: std::fmt::Display>(name: &str, call: impl FnOnce() -> Result<(), E>) -> Result<(), String> {
     let name = if name.is_empty() { "an observed tensor" } else { name };
-    match catch_unwind(AssertUnwindSafe(call)) {
-        Ok(result) => result.map_err(|e| format!("{name}: {e}")),
-        Err(panic) => {
-            let text = panic.downcast_ref::<String>().map(String::as_str).or(panic.downcast_ref::<&str>().copied());
-            Err(format!("{name}: internal error: {}", text.unwrap_or("panic")))
-        }
-    }
+    no_panic(|| call().map_err(|e| Error::invalid(e.to_string()))).map_err(|e| format!("{name}: {e}"))
 }
 
 fn layout(sizes: &[i64], axis: i64) -> Result<ChannelLayout, String> {

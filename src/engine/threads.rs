@@ -1,0 +1,74 @@
+//! The host's threads and each thread's scratch memory.
+
+use std::any::Any;
+use std::cell::Cell;
+use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
+use std::sync::Mutex;
+
+use super::bridge::ffi;
+use crate::kernel::Parallel;
+
+/// libtorch's intra-op threads: `at::parallel_for`.
+pub(super) struct HostThreads {
+    threads: usize,
+}
+
+impl HostThreads {
+    /// As many as `at::get_num_threads()` says; one inside a parallel region.
+    pub fn new() -> Self {
+        Self { threads: usize::try_from(ffi::host_threads()).unwrap_or(1).max(1) }
+    }
+}
+
+impl Parallel for HostThreads {
+    fn threads(&self) -> usize {
+        self.threads
+    }
+
+    fn run(&self, tasks: usize, task: &(dyn Fn(usize) + Sync)) {
+        if tasks < 2 || self.threads < 2 {
+            return (0..tasks).for_each(task);
+        }
+        let shared = Tasks { task, panic: Mutex::new(None) };
+        let ran = ffi::host_parallel(tasks, &shared);
+        if let Some(panic) = shared.panic.into_inner().unwrap_or_else(std::sync::PoisonError::into_inner) {
+            resume_unwind(panic);
+        }
+        ran.expect("at::parallel_for throws only what its tasks throw");
+    }
+}
+
+/// Tasks that C++ runs. A panic is kept, since it may not unwind into C++.
+pub(super) struct Tasks<'a> {
+    task: &'a (dyn Fn(usize) + Sync),
+    panic: Mutex<Option<Box<dyn Any + Send>>>,
+}
+
+pub(super) fn run_task(tasks: &Tasks<'_>, index: usize) {
+    if let Err(panic) = catch_unwind(AssertUnwindSafe(|| (tasks.task)(index)))
+        && let Ok(mut first) = tasks.panic.lock()
+    {
+        first.get_or_insert(panic);
+    }
+}
+
+/// Scratch that a thread keeps from call to call, at most; larger ones are freed.
+const KEPT: usize = 16 << 20;
+
+thread_local! {
+    static SCRATCH: Cell<Vec<u8>> = const { Cell::new(Vec::new()) };
+}
+
+/// Lends the thread's scratch memory: `len` bytes of any content.
+pub(super) fn with_scratch<R>(len: usize, work: impl FnOnce(&mut [u8]) -> R) -> R {
+    let mut scratch = SCRATCH.take();
+    if scratch.len() < len {
+        // Not `resize`: it would copy what nobody needs.
+        scratch = vec![0; len];
+    }
+    let result = work(&mut scratch[..len]);
+    if scratch.len() <= KEPT {
+        SCRATCH.set(scratch);
+    }
+    result
+}
