@@ -100,8 +100,8 @@ public:
   static c10::intrusive_ptr<Linear> pack(const Tensor &given, std::optional<Tensor> bias) {
     Tensor weight = checked_weight(given);
     WeightScheme scheme = scheme_of(weight);
-    TORCH_CHECK(weight.dim() == 2 && scheme.axis <= 0, "a weight of sizes ", weight.sizes(),
-                " with scales along axis ", scheme.axis, "; [outputs, inputs] and axis 0 are accepted");
+    TORCH_CHECK(weight.dim() == 2 && scheme.axis <= 0, "a weight of sizes ", weight.sizes(), " with scales along axis ",
+                scheme.axis, "; [outputs, inputs] and axis 0 are accepted");
     auto packed = in_rust([&] {
       return linear_weight(values<int8_t>(weight), weight.size(0), weight.size(1),
                            values<float>(scheme.scales.to(c10::kFloat)), values<int32_t>(kernel_zero_points(scheme)));
@@ -240,11 +240,15 @@ public:
     auto [given, bias] = stock.unpack();
     Tensor weight = checked_weight(given);
     WeightScheme scheme = scheme_of(weight);
-    TORCH_CHECK(scheme.axis < 0 || (scheme.axis == (stock.transpose() ? 1 : 0) && (!stock.transpose() || stock.groups() == 1)),
+    TORCH_CHECK(scheme.axis < 0 ||
+                    (scheme.axis == (stock.transpose() ? 1 : 0) && (!stock.transpose() || stock.groups() == 1)),
                 "its scales are along axis ", scheme.axis, " of the weight, which is not that of the output channels");
-    ConvolutionSizes sizes{for_rust(weight.sizes()),           for_rust(numbers(stock.stride())),
-                           for_rust(numbers(stock.padding())), for_rust(numbers(stock.dilation())),
-                           for_rust(numbers(stock.output_padding())), stock.groups(),
+    ConvolutionSizes sizes{for_rust(weight.sizes()),
+                           for_rust(numbers(stock.stride())),
+                           for_rust(numbers(stock.padding())),
+                           for_rust(numbers(stock.dilation())),
+                           for_rust(numbers(stock.output_padding())),
+                           stock.groups(),
                            stock.transpose()};
     if (sizes.output_padding.empty())
       sizes.output_padding = for_rust(std::vector<int64_t>(N, 0));
@@ -252,8 +256,8 @@ public:
       return convolution_weight(values<int8_t>(weight), sizes, values<float>(scheme.scales.to(c10::kFloat)),
                                 values<int32_t>(kernel_zero_points(scheme)));
     });
-    return c10::make_intrusive<Convolution>(c10::make_intrusive<ConvolutionLayer>(
-        std::move(packed), std::move(scheme), std::move(bias), std::move(sizes)));
+    return c10::make_intrusive<Convolution>(
+        c10::make_intrusive<ConvolutionLayer>(std::move(packed), std::move(scheme), std::move(bias), std::move(sizes)));
   }
 
   Tensor apply(const Tensor &input, double scale, int64_t zero_point) override {
@@ -303,9 +307,8 @@ private:
     Tensor dense = input.contiguous(format);
     if (output.numel() > 0)
       in_rust([&] {
-        layer_->weight->run_u8(values<uint8_t>(dense), {dense.sizes().data(), dense.sizes().size()},
-                               affine_of(dense), layer_->biases(), writable<uint8_t>(output),
-                               requantization(scale, zero_point, relu));
+        layer_->weight->run_u8(values<uint8_t>(dense), {dense.sizes().data(), dense.sizes().size()}, affine_of(dense),
+                               layer_->biases(), writable<uint8_t>(output), requantization(scale, zero_point, relu));
       });
     return output;
   }

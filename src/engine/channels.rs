@@ -54,12 +54,16 @@ impl Channels {
         };
         let table = match form.table {
             [] => None,
-            table => Some(<&[u8; 256]>::try_from(table).map_err(|_| {
-                Error::invalid(format!("a table of {} bytes; one of 256 is accepted", table.len()))
-            })?),
+            table => Some(
+                <&[u8; 256]>::try_from(table)
+                    .map_err(|_| Error::invalid(format!("a table of {} bytes; one of 256 is accepted", table.len())))?,
+            ),
         };
-        let (zero_point, min, max) =
-            (zero_point(&form.output, "output")?, byte(form.min, "the clamp's minimum")?, byte(form.max, "its maximum")?);
+        let (zero_point, min, max) = (
+            zero_point(&form.output, "output")?,
+            byte(form.min, "the clamp's minimum")?,
+            byte(form.max, "its maximum")?,
+        );
         with_floats(self.scales.len() + bias.len(), |floats| {
             let (scales, biases) = floats.split_at_mut(self.scales.len());
             // In the order in which fbgemm multiplies and divides, for the same roundings.

@@ -124,9 +124,8 @@ impl ConvolutionWeight {
     ) -> Result<()> {
         no_panic(|| {
             let zero = zero_point(&affine, "input")?;
-            self.channels.requantize(&affine, bias, &form, |epilogue| {
-                self.run(input, sizes, zero, Output::U8(output, epilogue))
-            })
+            self.channels
+                .requantize(&affine, bias, &form, |epilogue| self.run(input, sizes, zero, Output::U8(output, epilogue)))
         })
     }
 
