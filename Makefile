@@ -24,8 +24,8 @@ test: ## Runs every check: formatting, lints, tests with and without libtorch, d
 models: setup ## Exports larger real models into models/, with a Python and torch of its own (a long download).
 	@scripts/step.sh "models" scripts/models/export.sh
 
-bench: setup ## Measures the kernels and passes (release profile; not part of the tests).
-	@scripts/step.sh "cargo bench" cargo bench $(quiet)
+bench: setup ## Measures jitquant's kernels against libtorch's engines (bench.json has the figures; not part of the tests).
+	@scripts/step.sh "make bench" cargo bench $(quiet) --bench libtorch -- --json bench.json
 
 clean: ## Removes what was built, and the demo's output.
 	@cargo clean

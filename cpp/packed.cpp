@@ -24,6 +24,22 @@ void host_parallel(size_t count, const Tasks &tasks) {
   });
 }
 
+rust::Vec<rust::String> stock_engines() {
+  rust::Vec<rust::String> names;
+  for (at::QEngine engine : at::globalContext().supportedQEngines())
+    names.push_back(c10::toString(engine));
+  return names;
+}
+
+rust::String stock_engine() { return c10::toString(at::globalContext().qEngine()); }
+
+void set_stock_engine(rust::Str name) {
+  for (at::QEngine engine : at::globalContext().supportedQEngines())
+    if (c10::toString(engine) == text(name))
+      return at::globalContext().setQEngine(engine);
+  TORCH_CHECK_VALUE(false, "libtorch has no quantized engine '", text(name), "'");
+}
+
 namespace {
 
 using at::Tensor;

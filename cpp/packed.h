@@ -10,6 +10,10 @@ struct Tasks;
 int32_t host_threads();
 void host_parallel(size_t count, const Tasks &tasks);
 
+rust::Vec<rust::String> stock_engines();
+rust::String stock_engine();
+void set_stock_engine(rust::Str name);
+
 // Objects of libtorch's packed-parameter classes.
 using Objects = std::vector<c10::intrusive_ptr<c10::ivalue::Object>>;
 

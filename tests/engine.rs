@@ -3,6 +3,8 @@
 
 mod support;
 
+use std::slice::from_ref;
+
 use jitquant::Quantizer;
 use jitquant::engine::{Accelerated, accelerate};
 use jitquant::ir::{IValue, Module, Tensor, Type};
@@ -40,10 +42,10 @@ fn a_quantized_model_gives_the_same_answers_and_saves_a_file_for_stock_libtorch(
     let model = quantized_classifier();
     let stock = Module::load_bytes(&model.save_bytes().unwrap()).unwrap();
     let x = images(16, 7);
-    let expected = model.forward(&[x.clone()]).unwrap();
+    let expected = model.forward(from_ref(&x)).unwrap();
     assert_eq!(accelerate(&model).unwrap(), replaced(4));
     assert_eq!(accelerate(&model).unwrap(), Accelerated { already: 4, ..Accelerated::default() });
-    let ours = model.forward(&[x.clone()]).unwrap();
+    let ours = model.forward(from_ref(&x)).unwrap();
     // The answers are multiples of the last layer's output step; a step in the middle can move one or two of them.
     let step = {
         let mut values = ours.as_tensor().unwrap().to_vec::<f32>().unwrap();
@@ -53,7 +55,7 @@ fn a_quantized_model_gives_the_same_answers_and_saves_a_file_for_stock_libtorch(
     assert!(difference(&ours, &expected) <= 2.5 * step, "{} {step}", difference(&ours, &expected));
     // What our packed parameters unpack into is what libtorch's had.
     let saved = Module::load_bytes(&model.save_bytes().unwrap()).unwrap();
-    assert_eq!(difference(&saved.forward(&[x.clone()]).unwrap(), &stock.forward(&[x]).unwrap()), 0.0);
+    assert_eq!(difference(&saved.forward(from_ref(&x)).unwrap(), &stock.forward(from_ref(&x)).unwrap()), 0.0);
 }
 
 #[test]
@@ -61,11 +63,11 @@ fn frozen_graphs_and_optimized_plans_see_the_change() {
     let model = quantized_classifier().freeze(&[], true).unwrap();
     let x = images(4, 9);
     for _ in 0..4 {
-        model.forward(&[x.clone()]).unwrap();
+        model.forward(from_ref(&x)).unwrap();
     }
     assert_eq!(accelerate(&model).unwrap().replaced, 4);
     assert_eq!(accelerate(&model).unwrap().already, 4);
-    model.forward(&[x]).unwrap();
+    model.forward(from_ref(&x)).unwrap();
 }
 
 /// A layer of libtorch's that is packed by `pack(self, w, b)` and run by `forward(self, x)`.
@@ -94,9 +96,9 @@ const PER_TENSOR: &str = "q = torch.quantize_per_tensor(w, 0.009, 5, 12)";
 fn per_step(name: &str, module: &Module, input: &[i64], seed: u64) -> f64 {
     let count = input.iter().product::<i64>() as usize;
     let x = Tensor::from_slice(&noise(count, seed), input).unwrap();
-    let expected = module.forward(&[x.clone()]).unwrap();
+    let expected = module.forward(from_ref(&x)).unwrap();
     assert_eq!(accelerate(module).unwrap(), replaced(1), "{name}");
-    let ours = module.forward(&[x]).unwrap();
+    let ours = module.forward(from_ref(&x)).unwrap();
     let (largest, rate) = distance(ours.as_tensor().unwrap(), expected.as_tensor().unwrap());
     assert!(largest <= 1, "{name}: {largest} steps");
     rate
@@ -168,7 +170,7 @@ fn depthwise_weights_with_a_zero_point_are_exact_where_libtorch_is_not() {
     let module = layer(&pack, forward, &[24, 1, 3, 3], 24, 31);
     let x = Tensor::from_slice(&noise(2 * 24 * 64, 77), &[2, 24, 8, 8]).unwrap();
     let error = || {
-        let IValue::Tuple(outputs) = module.forward(&[x.clone()]).unwrap() else { panic!("two outputs") };
+        let IValue::Tuple(outputs) = module.forward(from_ref(&x)).unwrap() else { panic!("two outputs") };
         distance(outputs[0].as_tensor().unwrap(), outputs[1].as_tensor().unwrap()).0
     };
     assert!(error() > 1, "libtorch pads correctly now: docs/differences.md has a line too many");
@@ -187,9 +189,9 @@ fn dynamic_layers_and_recurrent_cells_agree_with_libtorch() {
         );
         let module = layer(&pack, &run, &[48, 96], 48, 5);
         let x = Tensor::from_slice(&noise(7 * 96, 3), &[7, 96]).unwrap();
-        let expected = module.forward(&[x.clone()]).unwrap();
+        let expected = module.forward(from_ref(&x)).unwrap();
         assert_eq!(accelerate(&module).unwrap(), replaced(1));
-        let apart = difference(&module.forward(&[x]).unwrap(), &expected);
+        let apart = difference(&module.forward(from_ref(&x)).unwrap(), &expected);
         assert!(apart < 1e-4, "{call}: {apart}");
     }
     let lstm = Module::new("Cell").unwrap();
@@ -227,7 +229,7 @@ fn many_threads_run_one_model_at_once() {
     accelerate(&model).unwrap();
     let inputs: Vec<_> = (0..4).map(|seed| images(2 + seed as i64, 50 + seed)).collect();
     let answer = |model: &Module, x: &Tensor| -> Vec<f32> {
-        model.forward(&[x.clone()]).unwrap().as_tensor().unwrap().to_vec().unwrap()
+        model.forward(from_ref(&x)).unwrap().as_tensor().unwrap().to_vec().unwrap()
     };
     let expected: Vec<_> = inputs.iter().map(|x| answer(&model, x)).collect();
     let threads: Vec<_> = (0..8)

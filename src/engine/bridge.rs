@@ -155,6 +155,10 @@ pub(crate) mod ffi {
         fn host_threads() -> i32;
         fn host_parallel(count: usize, tasks: &Tasks) -> Result<()>;
 
+        fn stock_engines() -> Vec<String>;
+        fn stock_engine() -> String;
+        fn set_stock_engine(name: &str) -> Result<()>;
+
         /// The objects of libtorch's packed-parameter classes that `objects_collect` found, each once.
         fn objects_new() -> UniquePtr<Objects>;
         /// Adds those in `value`, in its lists, tuples, dicts and objects; gives how many are new.

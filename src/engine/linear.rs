@@ -47,7 +47,7 @@ impl LinearWeight {
     /// The rows of an input and an output of these lengths.
     fn rows(&self, input: usize, output: usize) -> Result<usize> {
         let (k, n) = (self.inputs(), self.outputs());
-        let rows = if k == 0 { output / n.max(1) } else { input / k };
+        let rows = input.checked_div(k).unwrap_or(output / n.max(1));
         if input != rows * k || output != rows * n {
             return Err(Error::invalid(format!("{input} inputs and {output} outputs are not rows of {k} and {n}")));
         }

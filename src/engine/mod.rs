@@ -9,6 +9,8 @@ mod bridge;
 mod channels;
 mod conv;
 mod linear;
+mod stock;
 mod threads;
 
 pub use accelerate::{Accelerated, LeftOut, accelerate};
+pub use stock::{stock_engine, stock_engines, with_stock_engine};

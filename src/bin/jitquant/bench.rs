@@ -1,11 +1,12 @@
 //! `jitquant bench`.
 
 use std::num::NonZeroUsize;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result};
-use jitquant::ir::IValue;
+use anyhow::{Context, Result, bail};
+use jitquant::engine;
+use jitquant::ir::{IValue, Module};
 use jitquant::measure::quantile;
 use serde::Serialize;
 
@@ -15,7 +16,8 @@ use crate::output;
 
 /// Measure how fast models run: median, 95th percentile, throughput, ratio to the first model.
 ///
-/// The models take turns on the same batch, so that what else the machine does hits all of them alike.
+/// The models take turns on the same batch, so that what else the machine does hits all of them alike. A quantized model
+/// runs as libtorch runs it, and on jitquant's kernels; --engine chooses.
 #[derive(clap::Args)]
 #[command(after_long_help = DATA_HELP)]
 pub struct Arguments {
@@ -31,6 +33,10 @@ pub struct Arguments {
     /// Threads that libtorch uses; by default as many as it chooses.
     #[arg(long, value_name = "N")]
     threads: Option<NonZeroUsize>,
+    /// What runs quantized layers: `jitquant`, `stock` (the engine that libtorch chooses), or an engine of libtorch's by
+    /// name (fbgemm, x86, onednn). Several make a row each.
+    #[arg(long = "engine", value_name = "ENGINE", value_delimiter = ',', default_value = "stock,jitquant")]
+    engines: Vec<String>,
     /// How long to measure, in seconds, all models together.
     #[arg(long, default_value = "5", value_name = "SECONDS")]
     seconds: f64,
@@ -44,6 +50,7 @@ pub struct Arguments {
 #[derive(Serialize)]
 struct Row {
     model: PathBuf,
+    engine: String,
     runs: usize,
     median_seconds: f64,
     p95_seconds: f64,
@@ -52,18 +59,64 @@ struct Row {
     speed_up: f64,
 }
 
+/// A model and what runs it.
+struct Contestant<'a> {
+    path: &'a Path,
+    engine: String,
+    model: Module,
+}
+
+/// Loads each model once for each engine. A model without quantized layers runs on none of them: it has one row.
+fn contestants(arguments: &Arguments) -> Result<Vec<Contestant<'_>>> {
+    let mut all = Vec::new();
+    for path in &arguments.models {
+        for (index, engine) in arguments.engines.iter().enumerate() {
+            let model = match engine.as_str() {
+                "stock" | "jitquant" => load(path)?,
+                name => {
+                    let known = engine::stock_engines();
+                    if !known.iter().any(|engine| engine == name) {
+                        bail!("--engine {name}: jitquant, stock, {} are accepted", known.join(", "));
+                    }
+                    let mut loaded = None;
+                    engine::with_stock_engine(name, || {
+                        loaded = Some(load(path));
+                        Ok(())
+                    })?;
+                    loaded.context("the model was not loaded")??
+                }
+            };
+            let mut engine = engine.clone();
+            if engine == "jitquant" {
+                let done = engine::accelerate(&model)?;
+                for left in &done.left {
+                    tracing::warn!("{}: left to libtorch: {left}", path.display());
+                }
+                if done.replaced + done.already == 0 {
+                    if index > 0 {
+                        continue;
+                    }
+                    engine = "stock".to_owned();
+                }
+            }
+            all.push(Contestant { path, engine, model });
+        }
+    }
+    Ok(all)
+}
+
 pub fn run(arguments: &Arguments) -> Result<()> {
     if let Some(threads) = arguments.threads {
         jitquant::set_threads(threads.get());
     }
-    let models = arguments.models.iter().map(|path| load(path)).collect::<Result<Vec<_>>>()?;
-    let feed = Feed::open(&models[0], &arguments.data, &arguments.images, None)?;
+    let contestants = contestants(arguments)?;
+    let feed = Feed::open(&contestants[0].model, &arguments.data, &arguments.images, None)?;
     let (samples, inputs): (usize, Vec<IValue>) =
         feed.batches(arguments.batch).next().context("there is no sample")??;
-    let mut times = vec![Vec::new(); models.len()];
+    let mut times = vec![Vec::new(); contestants.len()];
     // The executor optimizes a model in its first runs: they are not counted.
     for round in 0..3 {
-        for (model, path) in models.iter().zip(&arguments.models) {
+        for Contestant { model, path, .. } in &contestants {
             feed.run(model, &inputs).with_context(|| format!("{} (warm-up {round})", path.display()))?;
         }
     }
@@ -72,7 +125,7 @@ pub fn run(arguments: &Arguments) -> Result<()> {
         .with_style(indicatif::ProgressStyle::with_template("measuring {bar:32} {percent} %")?);
     let start = Instant::now();
     while start.elapsed() < limit || times[0].len() < 5 {
-        for (model, times) in models.iter().zip(&mut times) {
+        for (Contestant { model, .. }, times) in contestants.iter().zip(&mut times) {
             let begin = Instant::now();
             feed.run(model, &inputs)?;
             times.push(begin.elapsed().as_secs_f64());
@@ -81,14 +134,14 @@ pub fn run(arguments: &Arguments) -> Result<()> {
     }
     bar.finish_and_clear();
     let first = quantile(&times[0], 0.5);
-    let rows: Vec<Row> = arguments
-        .models
+    let rows: Vec<Row> = contestants
         .iter()
         .zip(&times)
-        .map(|(model, times)| {
+        .map(|(Contestant { path, engine, .. }, times)| {
             let median = quantile(times, 0.5);
             Row {
-                model: model.clone(),
+                model: path.to_path_buf(),
+                engine: engine.clone(),
                 runs: times.len(),
                 median_seconds: median,
                 p95_seconds: quantile(times, 0.95),
@@ -100,10 +153,11 @@ pub fn run(arguments: &Arguments) -> Result<()> {
     if arguments.json {
         return output::json(&rows);
     }
-    let mut table = output::table(&["model", "runs", "median", "p95", "samples/s", "speed-up"]);
+    let mut table = output::table(&["model", "engine", "runs", "median", "p95", "samples/s", "speed-up"]);
     for row in &rows {
         table.add_row([
             row.model.display().to_string(),
+            row.engine.clone(),
             row.runs.to_string(),
             output::seconds(row.median_seconds),
             output::seconds(row.p95_seconds),
