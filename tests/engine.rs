@@ -229,7 +229,7 @@ fn many_threads_run_one_model_at_once() {
     accelerate(&model).unwrap();
     let inputs: Vec<_> = (0..4).map(|seed| images(2 + seed as i64, 50 + seed)).collect();
     let answer = |model: &Module, x: &Tensor| -> Vec<f32> {
-        model.forward(from_ref(&x)).unwrap().as_tensor().unwrap().to_vec().unwrap()
+        model.forward(from_ref(x)).unwrap().as_tensor().unwrap().to_vec().unwrap()
     };
     let expected: Vec<_> = inputs.iter().map(|x| answer(&model, x)).collect();
     let threads: Vec<_> = (0..8)
