@@ -13,4 +13,5 @@ mod models;
 
 mod dedup_module_uses;
 mod fold_conv_batch_norm;
+#[path = "../insert_observers/same.rs"]
 mod same;
