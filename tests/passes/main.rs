@@ -15,3 +15,4 @@ mod dedup_module_uses;
 mod fold_conv_batch_norm;
 #[path = "../insert_observers/same.rs"]
 mod same;
+mod symbols;
