@@ -223,6 +223,22 @@ impl Case {
         self.check_stage("Finalize", &int8, oracle::quantize(&observed, &self.method, dynamic).ok());
     }
 
+    /// All our passes one after the other make the INT8 model that all of libtorch's make, where that is one that can be
+    /// loaded and run; ours.
+    pub fn check_end_to_end(&self) -> Module {
+        let dynamic = self.is_dynamic();
+        let observed = self.ours().expect("our insert_observers");
+        self.run(&observed).unwrap();
+        let quantized = insert_quant_dequant(&observed, &self.method, false, false, self.quant_type);
+        let int8 = finalize(&quantized.expect("our insert_quant_dequant"), self.quant_type, &[]).expect("our finalize");
+        let theirs = self.theirs().ok().and_then(|observed| {
+            self.run(&observed).unwrap();
+            oracle::quantize(&observed.save_bytes().unwrap(), &self.method, dynamic).ok()
+        });
+        self.check_stage("all passes", &int8, theirs);
+        int8
+    }
+
     /// Ours runs, and it is what theirs is, where theirs is a model that can be loaded and run.
     fn check_stage(&self, stage: &str, ours: &Module, theirs: Option<Vec<u8>>) {
         let ours = saved_and_loaded(ours);

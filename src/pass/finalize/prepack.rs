@@ -18,6 +18,11 @@ pub fn insert_prepack_unpack(graph: &Graph) -> Result<()> {
         let (Some(packing), Some(weight)) = (row.packing, row.weight) else { continue };
         match single_input(node, weight).map(|prepared| (prepared, prepared.kind())) {
             Some((dequantize, "aten::dequantize")) => {
+                if !packing.per_channel && is_per_channel(dequantize) {
+                    let place = source_of(node);
+                    tracing::warn!("{} ({place}) stays in float: its weight has a scale for each channel", node.kind());
+                    continue;
+                }
                 if let Some([unpacked, bias]) = pack(node, dequantize, packing.prepack, packing.unpack, &packing)? {
                     let at = graph.create("aten::dequantize", &[unpacked], 1)?.insert_before(node)?;
                     take(node, row, dequantize, at.outputs()[0], bias)?;
@@ -40,6 +45,10 @@ fn single_input(node: Node<'_>, index: usize) -> Option<Node<'_>> {
     let value = node.input(index)?;
     let alone = value.uses().len() == 1 && value.node().owning_block() == node.owning_block();
     alone.then_some(value.node())
+}
+
+fn is_per_channel(dequantize: Node<'_>) -> bool {
+    dequantize.input(0).is_some_and(|weight| weight.node().kind() == "aten::quantize_per_channel")
 }
 
 /// Inserts packing and unpacking of what `prepared` takes; the unpacked weight and bias. `None` where the kernels have

@@ -74,13 +74,20 @@ pub struct Packing {
     pub unpack: &'static str,
     /// The float operator's arguments that packing takes after the weight.
     pub arguments: &'static [usize],
+    /// Whether it takes weights with a scale for each channel.
+    pub per_channel: bool,
     /// The same pair for weights rounded to float16.
     pub half: Option<(&'static str, &'static str)>,
 }
 
 impl Packing {
     const fn new(prepack: &'static str, unpack: &'static str, arguments: &'static [usize]) -> Self {
-        Self { prepack, unpack, arguments, half: None }
+        Self { prepack, unpack, arguments, per_channel: true, half: None }
+    }
+
+    /// With transposed kernels' arguments, and their restriction.
+    const fn transposed(prepack: &'static str, unpack: &'static str) -> Self {
+        Self { per_channel: false, ..Self::new(prepack, unpack, TRANSPOSED_GEOMETRY) }
     }
 }
 
@@ -124,9 +131,9 @@ pub(super) const CONV2D_PACKING: Packing =
 pub(super) const CONV3D_PACKING: Packing =
     Packing::new("quantized::conv3d_prepack", "quantized::conv3d_unpack", CONV_GEOMETRY);
 pub(super) const CONV_TRANSPOSE1D_PACKING: Packing =
-    Packing::new("quantized::conv_transpose1d_prepack", "quantized::conv_transpose1d_unpack", TRANSPOSED_GEOMETRY);
+    Packing::transposed("quantized::conv_transpose1d_prepack", "quantized::conv_transpose1d_unpack");
 pub(super) const CONV_TRANSPOSE2D_PACKING: Packing =
-    Packing::new("quantized::conv_transpose2d_prepack", "quantized::conv_transpose2d_unpack", TRANSPOSED_GEOMETRY);
+    Packing::transposed("quantized::conv_transpose2d_prepack", "quantized::conv_transpose2d_unpack");
 pub(super) const LINEAR_PACKING: Packing = Packing {
     half: Some(("quantized::linear_prepack_fp16", "quantized::linear_unpack_fp16")),
     ..Packing::new("quantized::linear_prepack", "quantized::linear_unpack", &[2])
