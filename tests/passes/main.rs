@@ -11,6 +11,7 @@ mod compare;
 #[path = "../insert_observers/models.rs"]
 mod models;
 
+mod debug;
 mod dedup_module_uses;
 mod fold_conv_batch_norm;
 mod operators;
