@@ -8,6 +8,7 @@ mod fuse_linear;
 mod insert_observers;
 mod insert_quant_dequant;
 mod layers;
+mod on_device;
 pub mod op_table;
 mod register_prepack_params;
 mod replace_convolution;
@@ -18,6 +19,7 @@ pub use fold_conv_batch_norm::fold_conv_batch_norm;
 pub use insert_observers::insert_observers;
 pub use insert_quant_dequant::insert_quant_dequant;
 pub use layers::{Coverage, Layer, layer_operator, layers, source_of};
+pub use on_device::{finalize_on_device_ptq, insert_observers_for_on_device_ptq, insert_quant_dequant_on_device_ptq};
 pub use register_prepack_params::register_prepack_params;
 
 /// When activations are quantized.

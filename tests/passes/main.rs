@@ -11,9 +11,9 @@ mod compare;
 #[path = "../insert_observers/models.rs"]
 mod models;
 
-mod debug;
 mod dedup_module_uses;
 mod fold_conv_batch_norm;
+mod on_device;
 mod operators;
 #[path = "../insert_observers/same.rs"]
 mod same;
