@@ -148,12 +148,16 @@ pub(in crate::pass) fn is_placeholder(observer: &Module) -> bool {
     observer.class_name().contains("PlaceholderObserver")
 }
 
+fn named(observer: &Module) -> String {
+    observer.type_of().unmangled_class_name().unwrap_or_default()
+}
+
 /// The integer attribute `name` of an observer (`dtype`, `qscheme`, `ch_axis`).
 fn integer(observer: &Module, name: &str) -> Result<i64> {
     observer
         .attribute(name)?
         .as_int()
-        .ok_or_else(|| Error::invalid(format!("'{name}' of observer {} is not a number", observer.class_name())))
+        .ok_or_else(|| Error::invalid(format!("'{name}' of observer {} is not a number", named(observer))))
 }
 
 /// The element type that an observer asks for, as libtorch's number.
@@ -180,7 +184,7 @@ pub(in crate::pass) fn is_per_channel(observer: &Module) -> Result<bool> {
 impl QParams {
     /// What the observer found.
     pub fn of(observer: &Module) -> Result<Self> {
-        Self::ask(observer).context(|| format!("asking observer {} for its parameters", observer.class_name()))
+        Self::ask(observer).context(|| format!("asking observer {} for its parameters", named(observer)))
     }
 
     fn ask(observer: &Module) -> Result<Self> {
