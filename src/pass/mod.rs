@@ -22,6 +22,11 @@ pub use layers::{Coverage, Layer, layer_operator, layers, source_of};
 pub use on_device::{finalize_on_device_ptq, insert_observers_for_on_device_ptq, insert_quant_dequant_on_device_ptq};
 pub use register_prepack_params::register_prepack_params;
 
+/// The snippets of `docs/passes.md`.
+#[cfg(doctest)]
+#[doc = include_str!("../../docs/passes.md")]
+struct Guide;
+
 /// When activations are quantized.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub enum QuantType {
