@@ -14,7 +14,7 @@ mod torch {
         let libtorch = locate();
         let include = libtorch.join("include");
         let mut build = cxx_build::bridges(["src/ir/ffi.rs", "src/observer/operators.rs", "src/engine/bridge.rs"]);
-        for file in ["graph", "module", "observers", "packed", "quantization"] {
+        for file in ["graph", "module", "observers", "packed"] {
             build.file(format!("cpp/{file}.cpp"));
         }
         build

@@ -1,15 +1,31 @@
 //! Quantization passes over TorchScript modules.
 
+mod block_order;
+mod dedup_module_uses;
+mod finalize;
+mod fold_conv_batch_norm;
 mod fuse_linear;
 mod insert_observers;
+mod insert_quant_dequant;
 mod layers;
+mod on_device;
 pub mod op_table;
 mod register_prepack_params;
 mod replace_convolution;
 
+pub use dedup_module_uses::dedup_module_uses;
+pub use finalize::{finalize, fold_quantized_prepacking_ops, insert_prepack_unpack, quant_fusion};
+pub use fold_conv_batch_norm::fold_conv_batch_norm;
 pub use insert_observers::insert_observers;
+pub use insert_quant_dequant::insert_quant_dequant;
 pub use layers::{Coverage, Layer, layer_operator, layers, source_of};
+pub use on_device::{finalize_on_device_ptq, insert_observers_for_on_device_ptq, insert_quant_dequant_on_device_ptq};
 pub use register_prepack_params::register_prepack_params;
+
+/// The snippets of `docs/passes.md`.
+#[cfg(doctest)]
+#[doc = include_str!("../../docs/passes.md")]
+struct Guide;
 
 /// When activations are quantized.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]

@@ -40,10 +40,13 @@ impl Wanted {
 
     /// Whether the outputs of `node` are observed given what is known of its inputs: an operator that is quantized
     /// where its inputs are is observed if they are, or if something quantized takes its output.
-    pub fn applies(&self, node: Node<'_>, is_observed: impl Fn(Value<'_>) -> bool) -> bool {
-        if node.outputs().into_iter().any(|output| self.has_quantized_use(output)) {
-            return true;
-        }
+    pub fn applies<'g>(&self, node: Node<'g>, is_observed: impl Fn(Value<'g>) -> bool) -> bool {
+        node.outputs().into_iter().any(|output| self.has_quantized_use(output))
+            || self.follows_inputs(node, is_observed)
+    }
+
+    /// As [`Wanted::applies`], whatever takes the outputs.
+    pub fn follows_inputs<'g>(&self, node: Node<'g>, is_observed: impl Fn(Value<'g>) -> bool) -> bool {
         let argument = |index| node.input(index).is_some_and(&is_observed);
         match Operator::of(node).and_then(|row| row.propagation) {
             Some(Propagation::FirstArgument) => argument(0),
@@ -63,14 +66,14 @@ fn is_half(observer: &Module) -> bool {
 }
 
 /// A number, or a constant tensor without dimensions.
-fn is_scalar(value: Value<'_>) -> bool {
+pub(in crate::pass) fn is_scalar(value: Value<'_>) -> bool {
     let constant = value.constant();
     matches!(value.type_of().kind().as_str(), "IntType" | "FloatType" | "ComplexType" | "NumberType")
         || constant.is_some_and(|constant| constant.as_tensor().is_some_and(|tensor| tensor.shape().is_empty()))
 }
 
 /// The values that have to be observed for `output` to count as observed too; empty where it needs its own observer.
-pub(super) fn passes_from<'g>(output: Value<'g>) -> Vec<Value<'g>> {
+pub(in crate::pass) fn passes_from<'g>(output: Value<'g>) -> Vec<Value<'g>> {
     let node = output.node();
     let Some(row) = Operator::of(node) else { return Vec::new() };
     let first = || Operator::argument(node, 0).into_iter().collect();

@@ -192,10 +192,18 @@ impl<'g> Planner<'g, '_> {
             }
             for output in node.outputs() {
                 let sources = passes_from(output);
-                if !sources.is_empty() && sources.iter().all(|source| self.is_observed(*source, observed)) {
+                if !sources.is_empty() && sources.iter().all(|source| observed.contains(source)) {
                     observed.insert(output);
                 }
-                if self.wanted.applies(node, |value| self.is_observed(value, observed)) {
+                // On a later walk libtorch finds the observer alone where the first one has put it between the value and
+                // those who take it.
+                let is_taken_by_observer = !visit.is_first && self.planned.contains(&output);
+                let is_observed = |value| self.is_observed(value, observed);
+                let applies = match is_taken_by_observer {
+                    true => self.wanted.follows_inputs(node, is_observed),
+                    false => self.wanted.applies(node, is_observed),
+                };
+                if applies {
                     self.observe(output, &mut visit, observed);
                 }
             }
@@ -301,8 +309,9 @@ impl<'g> Planner<'g, '_> {
             return;
         }
         let value = self.after_relu.get(&value).copied().unwrap_or(value);
-        // A function has no module to hold an observer.
-        if visit.is_first && !visit.context.is_function && observed.insert(value) {
+        // A function has no module to hold an observer. What a later walk would observe is planned no more and counts as
+        // observed, as in libtorch.
+        if !visit.context.is_function && observed.insert(value) && visit.is_first {
             visit.found.push((value, observer));
         }
     }
