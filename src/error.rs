@@ -32,6 +32,9 @@ pub enum Error {
     /// An argument, a configuration or a graph does not fit what was asked.
     #[error("{0}")]
     Invalid(String),
+    /// Whoever watches the call ([`watch::watched`](crate::watch::watched)) ended it.
+    #[error("cancelled")]
+    Cancelled,
     /// An error with a note on what was being done.
     #[error("{context}: {cause}")]
     Context {

@@ -4,6 +4,9 @@
 // Nodes, values and blocks are keys by their address, which nothing inside their graph changes.
 #![allow(clippy::mutable_key_type)]
 
+#[cfg(feature = "torch")]
+#[allow(unsafe_code)]
+pub mod capi;
 mod error;
 #[cfg(feature = "torch")]
 mod file;
@@ -19,6 +22,9 @@ pub mod pass;
 mod pipeline;
 #[cfg(feature = "torch")]
 pub mod qconfig;
+
+#[cfg(feature = "torch")]
+pub mod watch;
 
 pub use error::{Error, Result};
 #[cfg(feature = "torch")]

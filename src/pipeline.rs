@@ -7,6 +7,7 @@ use crate::ir::ffi::bridge as ffi;
 use crate::ir::{DType, IValue, Module};
 use crate::pass::{Coverage, Layer, QuantType, insert_observers, layers};
 use crate::qconfig::{Part, QConfigDict, QConfigSpec, unknown_path};
+use crate::watch::step;
 
 /// Quantizes modules: which way, with which observers, and which parts.
 ///
@@ -111,7 +112,9 @@ impl Quantizer {
     /// configuration does not fit it, or a pass refuses it.
     pub fn prepare(&self, module: &Module) -> Result<Prepared> {
         crate::init()?;
+        step("reading the model", 0, 4)?;
         refuse_unfit(module)?;
+        step("cloning the module", 1, 4)?;
         let copy = module.deep_clone().context(|| "cloning the module".into())?;
         if copy.is_training() {
             copy.train(false)?;
@@ -124,6 +127,7 @@ impl Quantizer {
                 Some(reason) => format!("no layer would be quantized; the first one: {reason}"),
             }));
         }
+        step("folding batch norms", 2, 4)?;
         let folded = match self.quant_type {
             QuantType::Static => {
                 copy.ensure_graphs_unborrowed()?;
@@ -132,6 +136,7 @@ impl Quantizer {
             }
             QuantType::Dynamic => copy,
         };
+        step("inserting observers", 3, 4)?;
         let observed = insert_observers(&folded, METHOD, &qconfigs, true, self.quant_type)
             .context(|| "inserting observers".into())?;
         Ok(Prepared {
@@ -202,6 +207,7 @@ impl Prepared {
     where
         IValue: From<&'a T>,
     {
+        step("running the model", 0, 0)?;
         let output = self.module.call(METHOD, inputs)?;
         self.batches += 1;
         Ok(output)
@@ -217,8 +223,10 @@ impl Prepared {
         }
         let dynamic = self.quant_type == QuantType::Dynamic;
         self.module.ensure_graphs_unborrowed()?;
+        step("inserting quantize and dequantize", 0, 2)?;
         let quantized = ffi::libtorch_insert_quant_dequant(self.module.raw(), METHOD, dynamic)
             .context(|| "inserting quantize and dequantize".into())?;
+        step("fusing and prepacking quantized operators", 1, 2)?;
         let finalized = ffi::libtorch_finalize(&quantized, dynamic, &self.preserve)
             .context(|| "fusing and prepacking quantized operators".into())?;
         let module = Module::from_raw(finalized);

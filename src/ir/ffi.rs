@@ -207,6 +207,8 @@ pub(crate) mod bridge {
         fn module_save_file(module: &Module, path: &str, extra: &[ExtraFile]) -> Result<()>;
         fn module_save_bytes(module: &Module) -> Result<Vec<u8>>;
         fn module_handle(module: &Module) -> UniquePtr<Module>;
+        unsafe fn module_from_address(address: usize) -> UniquePtr<Module>;
+        unsafe fn module_store(module: &Module, address: usize);
         fn module_clone(module: &Module) -> Result<UniquePtr<Module>>;
         fn module_deepcopy(module: &Module) -> Result<UniquePtr<Module>>;
         fn module_of_new_class_like(module: &Module) -> Result<UniquePtr<Module>>;
@@ -275,6 +277,8 @@ pub(crate) mod bridge {
             values: UniquePtr<IValues>,
         ) -> Result<UniquePtr<IValue>>;
         fn ivalue_copy(value: &IValue) -> UniquePtr<IValue>;
+        unsafe fn ivalue_from_address(address: usize) -> UniquePtr<IValue>;
+        unsafe fn ivalue_store(value: &IValue, address: usize);
         fn ivalue_tag(value: &IValue) -> String;
         fn ivalue_type(value: &IValue) -> Result<UniquePtr<Type>>;
         fn ivalue_to_tensor(value: &IValue) -> Result<UniquePtr<Tensor>>;
@@ -294,6 +298,9 @@ pub(crate) mod bridge {
         fn tensor_handle(tensor: &Tensor) -> UniquePtr<Tensor>;
         unsafe fn tensor_from_address(address: usize) -> UniquePtr<Tensor>;
         fn tensor_address(tensor: &Tensor) -> usize;
+        unsafe fn tensor_store(tensor: &Tensor, address: usize);
+        fn tensor_plain(tensor: &Tensor) -> Result<UniquePtr<Tensor>>;
+        fn tensor_data(tensor: &Tensor) -> usize;
         fn tensor_defined(tensor: &Tensor) -> bool;
         fn tensor_dtype(tensor: &Tensor) -> i32;
         fn tensor_shape(tensor: &Tensor) -> Vec<i64>;

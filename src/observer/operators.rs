@@ -66,7 +66,11 @@ pub(crate) use bridge::keep_observer_operators;
 /// A panic becomes an error: nothing may unwind into C++.
 fn guarded<E: std::fmt::Display>(name: &str, call: impl FnOnce() -> Result<(), E>) -> Result<(), String> {
     let name = if name.is_empty() { "an observed tensor" } else { name };
-    match catch_unwind(AssertUnwindSafe(call)) {
+    let watched = || {
+        crate::watch::step("observing", 0, 0).map_err(|e| e.to_string())?;
+        call().map_err(|e| e.to_string())
+    };
+    match catch_unwind(AssertUnwindSafe(watched)) {
         Ok(result) => result.map_err(|e| format!("{name}: {e}")),
         Err(panic) => {
             let text = panic.downcast_ref::<String>().map(String::as_str).or(panic.downcast_ref::<&str>().copied());

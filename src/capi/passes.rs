@@ -1,0 +1,108 @@
+//! The passes, one by one, for who drives them himself.
+
+use std::ffi::{c_char, c_void};
+
+use super::argument;
+use super::module::{self, graph_turn, jq_module};
+use super::node::{jq_node, visit};
+use super::quantizer::{jq_quant_type, quant_type};
+use super::status::{Failure, enter, jq_status};
+use super::strings::{self, jq_strings};
+use crate::pass;
+use crate::qconfig::{QConfig, QConfigDict};
+
+/// The observers of one part of a model.
+#[repr(C)]
+pub struct jq_qconfig {
+    /// The path of a submodule; an empty text for the whole model. Not null.
+    pub path: *const c_char,
+    /// Watches activations: a module whose `forward` returns its argument. Null, as `weight` then: the part stays in
+    /// float.
+    pub activation: *const jq_module,
+    /// Watches weights.
+    pub weight: *const jq_module,
+}
+
+/// Whether a node is one that is asked for: anything but 0 says yes.
+///
+/// It runs on the thread that made the call, and asks about the node through the `jq_node_…` functions; no other
+/// function of this library may be called from it. It must not throw an exception or jump out.
+pub type jq_node_filter = Option<unsafe extern "C" fn(node: *const jq_node, user_data: *mut c_void) -> i32>;
+
+/// `InsertObservers`: a copy of `module` whose method `method` is watched by the observers of the `count` entries at
+/// `qconfigs`, into `*observed`, to be freed with `jq_module_free`.
+///
+/// The observers are copied. Tensors are copied too, or shared with `module` where `inplace` is not 0. `module` stays as
+/// it is. Any thread; calls that work on graphs wait for each other.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn jq_insert_observers(
+    module: *const jq_module,
+    method: *const c_char,
+    qconfigs: *const jq_qconfig,
+    count: usize,
+    inplace: i32,
+    quant_type: jq_quant_type,
+    observed: *mut *mut jq_module,
+) -> jq_status {
+    enter(|| {
+        let room = argument::room(observed, "observed")?;
+        let module = module::resolve(module, "module")?;
+        // SAFETY: the caller's promise.
+        let method = unsafe { argument::text(method, "method")? };
+        let quant_type = self::quant_type(quant_type)?;
+        let mut dict = QConfigDict::new();
+        // SAFETY: the caller's promise.
+        for (i, entry) in unsafe { argument::items(qconfigs, count, "qconfigs")? }.iter().enumerate() {
+            // SAFETY: the caller's promise.
+            let path = unsafe { argument::text(entry.path, &format!("qconfigs[{i}].path"))? };
+            let qconfig = match entry.activation.is_null() && entry.weight.is_null() {
+                true => None,
+                false => Some(QConfig {
+                    activation: module::resolve(entry.activation, &format!("qconfigs[{i}].activation"))?,
+                    weight: module::resolve(entry.weight, &format!("qconfigs[{i}].weight"))?,
+                }),
+            };
+            dict.insert(path.to_owned(), qconfig);
+        }
+        let _turn = graph_turn();
+        let result = pass::insert_observers(&module, method, &dict, inplace != 0, quant_type)?;
+        // SAFETY: the caller's promise.
+        unsafe { room.put(module::issue(result)) };
+        Ok(())
+    })
+}
+
+/// `RegisterPrePackParams`: each packed weight that `method` of `module` computes in a node that `is_packed_param` takes
+/// is kept in an attribute of `module` whose name begins with `attr_prefix`, and the float weight is released when the
+/// method runs.
+///
+/// The names of the attributes and the paths of the modules whose weights are packed go into `*names`, to be freed with
+/// `jq_strings_free`. `is_packed_param` is not null; `user_data` is handed to it. A failed call leaves `module` as it
+/// was. Any thread, as long as no other one uses the module.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn jq_register_prepack_params(
+    module: *mut jq_module,
+    method: *const c_char,
+    is_packed_param: jq_node_filter,
+    user_data: *mut c_void,
+    attr_prefix: *const c_char,
+    names: *mut *mut jq_strings,
+) -> jq_status {
+    enter(|| {
+        let room = argument::room(names, "names")?;
+        let module = module::resolve(module, "module")?;
+        // SAFETY: the caller's promise.
+        let (method, prefix) =
+            unsafe { (argument::text(method, "method")?, argument::text(attr_prefix, "attr_prefix")?) };
+        let Some(filter) = is_packed_param else {
+            return Err(Failure::argument("'is_packed_param' is null; a function is expected"));
+        };
+        let _turn = graph_turn();
+        // SAFETY: the caller's promise.
+        let takes = |node: crate::ir::Node<'_>| visit(node, |node| unsafe { filter(node, user_data) != 0 });
+        let registered = pass::register_prepack_params(&module, method, takes, prefix)?;
+        // SAFETY: the caller's promise.
+        unsafe { room.put(strings::issue(registered)) };
+        Ok(())
+    })
+}
