@@ -37,6 +37,7 @@ mod torch {
         for library in ["torch_cpu", "c10"] {
             println!("cargo:rustc-link-lib=dylib={library}");
         }
+        println!("cargo:rustc-cdylib-link-arg=-Wl,-soname,libjitquant.so");
         println!("cargo:libtorch={}", libtorch.display());
         println!("cargo:rerun-if-changed=cpp");
         println!("cargo:rerun-if-env-changed=LIBTORCH");
