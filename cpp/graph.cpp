@@ -7,12 +7,14 @@
 #include <torch/csrc/jit/frontend/script_type_parser.h>
 #include <torch/csrc/jit/ir/constants.h>
 #include <torch/csrc/jit/ir/irparser.h>
+#include <torch/csrc/jit/passes/clear_profiling.h>
 #include <torch/csrc/jit/passes/common_subexpression_elimination.h>
 #include <torch/csrc/jit/passes/constant_pooling.h>
 #include <torch/csrc/jit/passes/constant_propagation.h>
 #include <torch/csrc/jit/passes/dead_code_elimination.h>
 #include <torch/csrc/jit/passes/inline_fork_wait.h>
 #include <torch/csrc/jit/passes/inliner.h>
+#include <torch/csrc/jit/passes/loop_unrolling.h>
 #include <torch/csrc/jit/passes/lower_tuples.h>
 #include <torch/csrc/jit/passes/peephole.h>
 #include <torch/csrc/jit/passes/remove_mutation.h>
@@ -124,6 +126,7 @@ void graph_lint(const Graph &graph) { graph.lint(); }
 
 void graph_run_pass(const Graph &graph, rust::Str name) {
   static const std::unordered_map<std::string, std::function<void(std::shared_ptr<Graph> &)>> passes = {
+      {"clear_profiling", [](auto &g) { jit::ClearProfilingInformation(g); }},
       {"constant_pooling", [](auto &g) { jit::ConstantPooling(g); }},
       {"constant_propagation", [](auto &g) { jit::ConstantPropagation(g, true); }},
       {"cse", [](auto &g) { jit::EliminateCommonSubexpression(g); }},
@@ -134,6 +137,7 @@ void graph_run_pass(const Graph &graph, rust::Str name) {
       {"peephole", [](auto &g) { jit::PeepholeOptimize(g); }},
       {"remove_list_mutation", [](auto &g) { jit::RemoveListMutation(g); }},
       {"remove_tensor_mutation", [](auto &g) { jit::RemoveTensorMutation(g); }},
+      {"unroll_constant_loops", [](auto &g) { jit::UnrollConstantLoops(g); }},
   };
   auto pass = passes.find(text(name));
   TORCH_CHECK(pass != passes.end(), "no general pass is called '", text(name), "'");
@@ -147,6 +151,7 @@ const Value &block_add_input(const Block &block, rust::Str name) { return *edit(
 size_t block_register_output(const Block &block, const Value &value) {
   return edit(block)->registerOutput(edit(value));
 }
+void block_erase_output(const Block &block, size_t index) { edit(block)->eraseOutput(index); }
 const Node &block_return_node(const Block &block) { return *block.return_node(); }
 const Node &block_param_node(const Block &block) { return *block.param_node(); }
 bool block_has_owner(const Block &block) { return block.owningNode() != nullptr; }
@@ -312,6 +317,12 @@ void node_retire(const Node &node, const Block &graveyard) {
 
 void node_destroy(const Node &node) { edit(node)->destroy(); }
 
+std::unique_ptr<IValues> node_run(const Node &node, std::unique_ptr<IValues> inputs) {
+  // As a stack: the operator takes its inputs off the end and leaves its outputs there.
+  node.getOperation()(*inputs);
+  return inputs;
+}
+
 rust::String value_debug_name(const Value &value) { return value.debugName(); }
 void value_set_debug_name(const Value &value, rust::Str name) { edit(value)->setDebugName(text(name)); }
 size_t value_unique(const Value &value) { return value.unique(); }
@@ -377,6 +388,9 @@ rust::Vec<rust::String> type_method_names(const Type &type) {
     for (torch::jit::Function *method : cls->methods())
       names.push_back(method->name());
   return names;
+}
+void type_remove_attribute(const Type &type, rust::Str name) {
+  type.ptr->expect<c10::ClassType>()->unsafeRemoveAttribute(text(name));
 }
 size_t type_address(const Type &type) { return reinterpret_cast<size_t>(type.ptr.get()); }
 std::shared_ptr<CompilationUnit> type_unit(const Type &type) {

@@ -26,6 +26,7 @@ size_t block_inputs_len(const Block &block);
 const Value &block_input(const Block &block, size_t index);
 const Value &block_add_input(const Block &block, rust::Str name);
 size_t block_register_output(const Block &block, const Value &value);
+void block_erase_output(const Block &block, size_t index);
 const Node &block_return_node(const Block &block);
 const Node &block_param_node(const Block &block);
 bool block_has_owner(const Block &block);
@@ -77,6 +78,8 @@ std::shared_ptr<Graph> node_subgraph(const Node &node, rust::Str name);
 void node_retire(const Node &node, const Block &graveyard);
 void node_destroy(const Node &node);
 
+std::unique_ptr<IValues> node_run(const Node &node, std::unique_ptr<IValues> inputs);
+
 rust::String value_debug_name(const Value &value);
 void value_set_debug_name(const Value &value, rust::Str name);
 size_t value_unique(const Value &value);
@@ -108,6 +111,7 @@ int32_t type_tensor_dtype(const Type &type);
 std::unique_ptr<Type> type_attribute(const Type &type, rust::Str name);
 std::shared_ptr<Graph> type_method_graph(const Type &type, rust::Str method);
 rust::Vec<rust::String> type_method_names(const Type &type);
+void type_remove_attribute(const Type &type, rust::Str name);
 size_t type_address(const Type &type);
 std::shared_ptr<CompilationUnit> type_unit(const Type &type);
 

@@ -6,7 +6,7 @@
 #include <torch/csrc/jit/api/function_impl.h>
 #include <torch/csrc/jit/frontend/resolver.h>
 #include <torch/csrc/jit/frontend/sugared_value.h>
-#include <torch/csrc/jit/passes/quantization/helper.h>
+#include <torch/csrc/jit/passes/freeze_module.h>
 #include <torch/csrc/jit/serialization/export.h>
 #include <torch/csrc/jit/serialization/import.h>
 #include <torch/version.h>
@@ -142,12 +142,13 @@ void module_copy_constant(const Module &source, rust::Str name, const Module &ta
   target.type()->addConstant(text(name), source.type()->getConstant(text(name)));
 }
 
-void module_copy_method(const Module &source, rust::Str method, const Module &target, const Graph &graph) {
+void module_copy_method(const Module &source, rust::Str method, const Module &target, rust::Str name,
+                        const Graph &graph) {
   const auto &function = source.get_method(text(method)).function();
   auto to_target = [&](c10::TypePtr type) -> c10::TypePtr { return *type == *source.type() ? target.type() : type; };
   auto schema = function.getSchema().cloneWithRemappedTypes(to_target);
   auto copied = target._ivalue()->compilation_unit()->create_function(
-      c10::QualifiedName(*target.type()->name(), text(method)), edit(graph)->shared_from_this());
+      c10::QualifiedName(*target.type()->name(), text(name)), edit(graph)->shared_from_this());
   target.type()->addMethod(copied);
   copied->setSchema(std::move(schema));
 }
@@ -186,8 +187,9 @@ void module_define(const Module &module, rust::Str source) {
   edit(module)->define(text(source), std::make_shared<OperatorResolver>());
 }
 
-void module_clone_method(const Module &module, rust::Str from, rust::Str to) {
-  jit::cloneMethod(*edit(module), text(from), text(to));
+void module_return_none(const Module &module, rust::Str method) {
+  auto &function = module.get_method(text(method)).function();
+  function.setSchema(function.getSchema().cloneWithReturns({c10::Argument("", c10::NoneType::get())}));
 }
 
 void module_remove_method(const Module &module, rust::Str method) { module.type()->unsafeRemoveMethod(text(method)); }
@@ -233,13 +235,7 @@ void module_register_attribute(const Module &module, rust::Str name, const Type 
 void module_register_submodule(const Module &module, rust::Str name, const Module &submodule) {
   edit(module)->register_module(text(name), submodule);
 }
-void module_remove_attribute(const Module &module, rust::Str name) {
-  auto cls = module.type();
-  auto slot = cls->findAttributeSlot(text(name));
-  TORCH_CHECK(slot.has_value(), "the module has no attribute '", text(name), "'");
-  module._ivalue()->unsafeRemoveAttr(text(name));
-  cls->unsafeRemoveAttribute(text(name));
-}
+void module_remove_slot(const Module &module, rust::Str name) { module._ivalue()->unsafeRemoveAttr(text(name)); }
 
 void module_train(const Module &module, bool on) { edit(module)->train(on); }
 bool module_is_training(const Module &module) {
@@ -259,6 +255,13 @@ std::unique_ptr<Module> module_freeze(const Module &module, rust::Slice<const ru
   for (const rust::String &name : preserved)
     names.emplace_back(name);
   return own(jit::freeze(module, names, optimize_numerics));
+}
+
+std::unique_ptr<Module> module_fold_attributes(const Module &module, rust::Slice<const rust::String> preserved) {
+  std::vector<std::string> names;
+  for (const rust::String &name : preserved)
+    names.emplace_back(name);
+  return own(jit::freeze_module(module, names));
 }
 
 std::unique_ptr<IValue> ivalue_none() { return own(IValue()); }

@@ -23,7 +23,8 @@ void module_copy_attribute(const Module &source, rust::Str name, const Module &t
 void module_deepcopy_attribute(const Module &source, rust::Str name, const Module &target, CopyMemo &memo);
 void module_set_submodule(const Module &module, rust::Str name, const Type &type, const Module &submodule);
 void module_copy_constant(const Module &source, rust::Str name, const Module &target);
-void module_copy_method(const Module &source, rust::Str method, const Module &target, const Graph &graph);
+void module_copy_method(const Module &source, rust::Str method, const Module &target, rust::Str name,
+                        const Graph &graph);
 size_t module_address(const Module &module);
 void module_fit_slots(const Module &module);
 std::unique_ptr<Type> module_type(const Module &module);
@@ -31,7 +32,7 @@ rust::Vec<rust::String> module_method_names(const Module &module);
 std::shared_ptr<Graph> module_method_graph(const Module &module, rust::Str method);
 Schema module_method_schema(const Module &module, rust::Str method);
 void module_define(const Module &module, rust::Str source);
-void module_clone_method(const Module &module, rust::Str from, rust::Str to);
+void module_return_none(const Module &module, rust::Str method);
 void module_remove_method(const Module &module, rust::Str method);
 void module_create_method(const Module &module, rust::Str name, const Graph &graph);
 rust::Vec<AttributeInfo> module_attributes(const Module &module);
@@ -42,13 +43,14 @@ void module_set_attribute(const Module &module, rust::Str name, const IValue &va
 void module_register_attribute(const Module &module, rust::Str name, const Type &type, const IValue &value,
                                bool is_parameter, bool is_buffer);
 void module_register_submodule(const Module &module, rust::Str name, const Module &submodule);
-void module_remove_attribute(const Module &module, rust::Str name);
+void module_remove_slot(const Module &module, rust::Str name);
 void module_train(const Module &module, bool on);
 bool module_is_training(const Module &module);
 std::unique_ptr<IValue> module_run(const Module &module, rust::Str method, std::unique_ptr<IValues> args,
                                    bool gradients);
 std::unique_ptr<Module> module_freeze(const Module &module, rust::Slice<const rust::String> preserved,
                                       bool optimize_numerics);
+std::unique_ptr<Module> module_fold_attributes(const Module &module, rust::Slice<const rust::String> preserved);
 
 std::unique_ptr<IValue> ivalue_none();
 std::unique_ptr<IValue> ivalue_from_tensor(const Tensor &tensor);

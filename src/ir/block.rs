@@ -106,6 +106,17 @@ impl<'g> Block<'g> {
         Ok(ffi::block_register_output(self.raw, value.raw)?)
     }
 
+    /// Takes result `index` away.
+    ///
+    /// # Errors
+    /// Where it has no such result.
+    pub fn erase_output(self, index: usize) -> Result<()> {
+        match index < self.outputs().len() {
+            true => Ok(ffi::block_erase_output(self.raw, index)?),
+            false => Err(Error::invalid(format!("the block has no result {index}"))),
+        }
+    }
+
     /// Puts a node that is in no block at the end.
     ///
     /// # Errors

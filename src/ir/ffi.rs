@@ -111,6 +111,7 @@ pub(crate) mod bridge {
         fn block_input(block: &Block, index: usize) -> &Value;
         fn block_add_input<'a>(block: &'a Block, name: &str) -> Result<&'a Value>;
         fn block_register_output(block: &Block, value: &Value) -> Result<usize>;
+        fn block_erase_output(block: &Block, index: usize) -> Result<()>;
         fn block_return_node(block: &Block) -> &Node;
         fn block_param_node(block: &Block) -> &Node;
         fn block_has_owner(block: &Block) -> bool;
@@ -162,6 +163,7 @@ pub(crate) mod bridge {
         fn node_subgraph(node: &Node, name: &str) -> Result<SharedPtr<Graph>>;
         fn node_retire(node: &Node, graveyard: &Block) -> Result<()>;
         fn node_destroy(node: &Node) -> Result<()>;
+        fn node_run(node: &Node, inputs: UniquePtr<IValues>) -> Result<UniquePtr<IValues>>;
 
         // Values
         fn value_debug_name(value: &Value) -> String;
@@ -196,6 +198,7 @@ pub(crate) mod bridge {
         fn type_attribute(ty: &Type, name: &str) -> Result<UniquePtr<Type>>;
         fn type_method_graph(ty: &Type, method: &str) -> Result<SharedPtr<Graph>>;
         fn type_method_names(ty: &Type) -> Vec<String>;
+        fn type_remove_attribute(ty: &Type, name: &str) -> Result<()>;
         fn type_address(ty: &Type) -> usize;
         fn type_unit(ty: &Type) -> SharedPtr<CompilationUnit>;
 
@@ -223,7 +226,7 @@ pub(crate) mod bridge {
         ) -> Result<()>;
         fn module_set_submodule(module: &Module, name: &str, ty: &Type, submodule: &Module) -> Result<()>;
         fn module_copy_constant(source: &Module, name: &str, target: &Module) -> Result<()>;
-        fn module_copy_method(source: &Module, method: &str, target: &Module, graph: &Graph) -> Result<()>;
+        fn module_copy_method(source: &Module, method: &str, target: &Module, name: &str, graph: &Graph) -> Result<()>;
         fn module_address(module: &Module) -> usize;
         fn module_fit_slots(module: &Module);
         fn module_type(module: &Module) -> UniquePtr<Type>;
@@ -231,7 +234,7 @@ pub(crate) mod bridge {
         fn module_method_graph(module: &Module, method: &str) -> Result<SharedPtr<Graph>>;
         fn module_method_schema(module: &Module, method: &str) -> Result<Schema>;
         fn module_define(module: &Module, source: &str) -> Result<()>;
-        fn module_clone_method(module: &Module, from: &str, to: &str) -> Result<()>;
+        fn module_return_none(module: &Module, method: &str) -> Result<()>;
         fn module_remove_method(module: &Module, method: &str) -> Result<()>;
         fn module_create_method(module: &Module, name: &str, graph: &Graph) -> Result<()>;
         fn module_attributes(module: &Module) -> Vec<AttributeInfo>;
@@ -248,7 +251,7 @@ pub(crate) mod bridge {
             is_buffer: bool,
         ) -> Result<()>;
         fn module_register_submodule(module: &Module, name: &str, submodule: &Module) -> Result<()>;
-        fn module_remove_attribute(module: &Module, name: &str) -> Result<()>;
+        fn module_remove_slot(module: &Module, name: &str) -> Result<()>;
         fn module_train(module: &Module, on: bool) -> Result<()>;
         fn module_is_training(module: &Module) -> bool;
         fn module_run(
@@ -257,6 +260,7 @@ pub(crate) mod bridge {
             args: UniquePtr<IValues>,
             gradients: bool,
         ) -> Result<UniquePtr<IValue>>;
+        fn module_fold_attributes(module: &Module, preserved: &[String]) -> Result<UniquePtr<Module>>;
         fn module_freeze(module: &Module, preserved: &[String], optimize_numerics: bool) -> Result<UniquePtr<Module>>;
 
         // Values at run time

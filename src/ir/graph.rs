@@ -22,6 +22,8 @@ use crate::error::{Error, Result};
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[allow(missing_docs)]
 pub enum GeneralPass {
+    /// What profiling or tracing recorded of shapes and types is forgotten.
+    ClearProfiling,
     CommonSubexpressionElimination,
     ConstantPooling,
     ConstantPropagation,
@@ -34,11 +36,14 @@ pub enum GeneralPass {
     Peephole,
     RemoveListMutation,
     RemoveTensorMutation,
+    /// Loops that run a constant number of times become their bodies one after the other.
+    UnrollConstantLoops,
 }
 
 impl GeneralPass {
     fn name(self) -> &'static str {
         match self {
+            Self::ClearProfiling => "clear_profiling",
             Self::CommonSubexpressionElimination => "cse",
             Self::ConstantPooling => "constant_pooling",
             Self::ConstantPropagation => "constant_propagation",
@@ -49,6 +54,7 @@ impl GeneralPass {
             Self::Peephole => "peephole",
             Self::RemoveListMutation => "remove_list_mutation",
             Self::RemoveTensorMutation => "remove_tensor_mutation",
+            Self::UnrollConstantLoops => "unroll_constant_loops",
         }
     }
 }

@@ -241,8 +241,11 @@ pub(crate) fn raw_items<'a>(items: impl IntoIterator<Item = &'a IValue>) -> Resu
 }
 
 fn cooked_items(raw: &ffi::IValue) -> Result<Vec<IValue>> {
-    let items = ffi::ivalue_items(raw)?;
-    (0..ffi::ivalues_len(&items)).map(|i| IValue::from_raw(ffi::ivalues_get(&items, i)?)).collect()
+    cooked_values(&*ffi::ivalue_items(raw)?)
+}
+
+pub(crate) fn cooked_values(items: &ffi::IValues) -> Result<Vec<IValue>> {
+    (0..ffi::ivalues_len(items)).map(|i| IValue::from_raw(ffi::ivalues_get(items, i)?)).collect()
 }
 
 macro_rules! from {

@@ -285,13 +285,19 @@ impl Module {
         Ok(ffi::module_create_method(self.raw(), name, graph.raw())?)
     }
 
-    /// Copies method `from` to `to`, and the methods of submodules that it calls likewise.
+    /// Copies method `from` to `to`. Both call the same methods of submodules.
     ///
     /// # Errors
     /// Where `from` does not exist or `to` does.
     pub fn clone_method(&self, from: &str, to: &str) -> Result<()> {
-        self.method(from)?;
-        Ok(ffi::module_clone_method(self.raw(), from, to)?)
+        let graph = self.graph(from)?.deep_clone()?;
+        Ok(ffi::module_copy_method(self.raw(), from, self.raw(), to, graph.raw())?)
+    }
+
+    /// Declares that method `name` returns `None`, once its graph does.
+    pub(crate) fn declare_returns_none(&self, name: &str) -> Result<()> {
+        self.method(name)?;
+        Ok(ffi::module_return_none(self.raw(), name)?)
     }
 
     /// Takes a method away from its class.
@@ -361,7 +367,14 @@ impl Module {
         self.register(name, &Type::parse("Tensor")?, &value.into(), true, false)
     }
 
-    fn register(&self, name: &str, ty: &Type, value: &IValue, is_parameter: bool, is_buffer: bool) -> Result<()> {
+    pub(crate) fn register(
+        &self,
+        name: &str,
+        ty: &Type,
+        value: &IValue,
+        is_parameter: bool,
+        is_buffer: bool,
+    ) -> Result<()> {
         let value = value.to_raw()?;
         ffi::module_register_attribute(self.raw(), name, &ty.0, &value, is_parameter, is_buffer)?;
         CLASS_CHANGES.fetch_add(1, Ordering::Relaxed);
@@ -385,7 +398,20 @@ impl Module {
     /// # Errors
     /// Where it has none of that name.
     pub fn remove_attribute(&self, name: &str) -> Result<()> {
-        Ok(ffi::module_remove_attribute(self.raw(), name)?)
+        Self::remove_attribute_of_class(std::slice::from_ref(self), name)
+    }
+
+    /// Takes attribute `name` away from all modules of a class, which `instances` lists, and from the class.
+    ///
+    /// # Errors
+    /// Where there is none of that name; nothing has changed then.
+    pub(crate) fn remove_attribute_of_class(instances: &[Module], name: &str) -> Result<()> {
+        let Some(class) = instances.first().map(Module::type_of) else { return Ok(()) };
+        class.attribute(name)?;
+        for instance in instances {
+            ffi::module_remove_slot(instance.raw(), name)?;
+        }
+        Ok(ffi::type_remove_attribute(&class.0, name)?)
     }
 
     /// Its direct submodules and their names.
@@ -499,6 +525,12 @@ impl Module {
     /// Where it is in training mode or libtorch cannot freeze it.
     pub fn freeze(&self, preserved: &[String], optimize_numerics: bool) -> Result<Module> {
         Ok(Self::from_raw(ffi::module_freeze(self.raw(), preserved, optimize_numerics)?))
+    }
+
+    /// A copy with methods inlined and attributes folded into constants, as [`Module::freeze`] makes it, with nothing
+    /// else optimized.
+    pub(crate) fn fold_attributes(&self, preserved: &[String]) -> Result<Module> {
+        Ok(Self::from_raw(ffi::module_fold_attributes(self.raw(), preserved)?))
     }
 
     /// Makes sure that no handle on a graph of it or of its submodules lives, before libtorch rewrites them.

@@ -90,7 +90,7 @@ fn copy_code(source: &Module, target: &Module) -> Result<()> {
         let this = graph.inputs().first().copied().ok_or_else(|| Error::invalid("a method has no `self`"))?;
         this.set_type(&target.type_of())?;
         retype(graph.block())?;
-        ffi::module_copy_method(source.raw(), &method, target.raw(), graph.raw())?;
+        ffi::module_copy_method(source.raw(), &method, target.raw(), &method, graph.raw())?;
     }
     if target.has_method("__setstate__") {
         let state = target.call::<super::IValue>("__getstate__", &[])?;

@@ -3,7 +3,7 @@
 use super::block::Block;
 use super::ffi::bridge as ffi;
 use super::graph::{Code, GRAVEYARD, Graph};
-use super::ivalue::IValue;
+use super::ivalue::{IValue, cooked_values, raw_items};
 use super::value::Value;
 use crate::error::{Error, Result};
 
@@ -313,6 +313,18 @@ impl<'g> Node<'g> {
             return Err(Error::invalid("a block's arguments and results cannot be destroyed"));
         }
         Ok(ffi::node_retire(self.raw, self.graph.graveyard()?)?)
+    }
+
+    /// Runs the operator once on `inputs`; what it gives.
+    ///
+    /// # Errors
+    /// Where there is no such operator, the number of inputs is another one, or it fails.
+    pub fn run(self, inputs: &[IValue]) -> Result<Vec<IValue>> {
+        let wanted = self.inputs().len();
+        if inputs.len() != wanted {
+            return Err(Error::invalid(format!("'{}' takes {wanted} inputs, not {}", self.kind(), inputs.len())));
+        }
+        cooked_values(&*ffi::node_run(self.raw, raw_items(inputs)?)?)
     }
 
     /// Whether it comes before `other`; both may lie in different blocks.

@@ -105,7 +105,7 @@ fn collect_function(graph: &Graph, path: &str, found: &mut Vec<Layer>) -> Result
 }
 
 /// The path of the submodule whose method `node` calls, where attributes lead there, and the method's name.
-fn called_method(node: Node<'_>) -> Option<(String, String)> {
+pub(super) fn called_method(node: Node<'_>) -> Option<(String, String)> {
     Some((node.input(0)?.attribute_path()?.join("."), node.name_attribute()?))
 }
 

@@ -1,13 +1,20 @@
 //! Quantization passes over TorchScript modules.
 
+mod block_order;
+mod dedup_module_uses;
+mod fold_conv_batch_norm;
 mod fuse_linear;
 mod insert_observers;
+mod insert_quant_dequant;
 mod layers;
 pub mod op_table;
 mod register_prepack_params;
 mod replace_convolution;
 
+pub use dedup_module_uses::dedup_module_uses;
+pub use fold_conv_batch_norm::fold_conv_batch_norm;
 pub use insert_observers::insert_observers;
+pub use insert_quant_dequant::insert_quant_dequant;
 pub use layers::{Coverage, Layer, layer_operator, layers, source_of};
 pub use register_prepack_params::register_prepack_params;
 

@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeSet, HashMap};
 
+use super::block_order::block_order;
 use super::source_of;
 use crate::error::{Context, Error, Result};
 use crate::ir::{Graph, IValue, Module, Node, Tensor, Type, Use, Value};
@@ -109,7 +110,7 @@ fn plan<'g>(
         name
     };
     let mut plan = Vec::new();
-    for node in visited(graph).into_iter().filter(|node| is_packed_param(*node)) {
+    for node in block_order(graph).into_iter().filter(|node| is_packed_param(*node)) {
         let mut attribute = next("");
         while module.has_attribute(&attribute) {
             attribute = next("_");
@@ -152,20 +153,6 @@ impl Packing<'_> {
         }
         Ok(())
     }
-}
-
-/// The graph's nodes in the order in which libtorch's pass numbers them: a block's own nodes first, then the blocks
-/// within, last one first.
-fn visited(graph: &Graph) -> Vec<Node<'_>> {
-    let mut blocks = vec![graph.block()];
-    let mut nodes = Vec::new();
-    while let Some(block) = blocks.pop() {
-        for node in block.nodes() {
-            nodes.push(node);
-            blocks.extend(node.blocks());
-        }
-    }
-    nodes
 }
 
 fn described(node: Node<'_>) -> String {

@@ -1,4 +1,5 @@
-//! Observed modules as text that does not depend on the names and the order that observers were given.
+//! Modules as text that does not depend on the names and the order that passes gave to observers and to quantization
+//! parameters.
 
 use std::collections::{BTreeMap, HashMap};
 use std::fmt::Write;
@@ -15,6 +16,13 @@ pub fn is_observer(name: &str) -> bool {
     name.starts_with("_observer_")
 }
 
+/// Whether a pass made the name up for a quantization parameter: `input.1_scale_0`.
+pub fn is_qparam(name: &str) -> bool {
+    let Some((start, number)) = name.rsplit_once('_') else { return false };
+    let kinds = ["_scale", "_zero_point", "_axis", "_scalar_type"];
+    number.parse::<usize>().is_ok() && kinds.iter().any(|kind| start.ends_with(kind))
+}
+
 impl Canonical {
     pub fn of(module: &Module) -> Self {
         let mut this = Self { text: String::new(), observers: BTreeMap::new() };
@@ -23,13 +31,20 @@ impl Canonical {
     }
 
     fn module(&mut self, module: &Module, path: &str) {
-        let attributes: Vec<_> = module.attributes().into_iter().filter(|a| !is_observer(&a.name)).collect();
+        let made_up = |name: &str| is_observer(name) || is_qparam(name);
+        let attributes: Vec<_> = module.attributes().into_iter().filter(|a| !made_up(&a.name)).collect();
         let names: Vec<_> = attributes.iter().map(|a| format!("{}: {}", a.name, plain(&a.type_name))).collect();
         writeln!(self.text, "module '{path}' {} {{{}}}", plain(&module.class_name()), names.join(", ")).unwrap();
         let mut observers = 0;
         for method in module.method_names() {
             let graph = module.graph(&method).unwrap();
-            let mut writer = Writer { module, names: HashMap::new(), text: String::new(), observed: Vec::new() };
+            let mut writer = Writer {
+                module,
+                names: HashMap::new(),
+                read: HashMap::new(),
+                text: String::new(),
+                observed: Vec::new(),
+            };
             for (i, input) in graph.inputs().into_iter().enumerate() {
                 writer.names.insert(input, format!("%in{i}"));
             }
@@ -67,6 +82,9 @@ fn plain(name: &str) -> String {
 struct Writer<'g, 'm> {
     module: &'m Module,
     names: HashMap<Value<'g>, String>,
+    /// What reads the same attribute (other than a tensor, which is observed where it is read) or is the same constant
+    /// has one name.
+    read: HashMap<String, String>,
     text: String,
     observed: Vec<(String, Module)>,
 }
@@ -119,6 +137,17 @@ impl<'g> Writer<'g, '_> {
             return;
         }
         let inputs: Vec<_> = node.inputs().into_iter().map(|input| self.value(input, depth)).collect();
+        let attributes = self.attributes(node);
+        if let ("prim::GetAttr" | "prim::Constant", [output]) = (node.kind(), &node.outputs()[..])
+            && !output.type_of().is_tensor()
+        {
+            let content = format!("{}{attributes}{inputs:?}", node.kind());
+            if let Some(name) = self.read.get(&content) {
+                self.names.insert(*output, name.clone());
+                return;
+            }
+            self.read.insert(content, format!("%{}", self.names.len()));
+        }
         let mut outputs = Vec::new();
         for output in node.outputs() {
             let name = format!("%{}", self.names.len());
@@ -129,7 +158,7 @@ impl<'g> Writer<'g, '_> {
         }
         let indent = "  ".repeat(depth);
         let results = outputs.join(", ");
-        writeln!(self.text, "{indent}{results} = {}{}({})", node.kind(), attributes(node), inputs.join(", ")).unwrap();
+        writeln!(self.text, "{indent}{results} = {}{}({})", node.kind(), attributes, inputs.join(", ")).unwrap();
         for block in node.blocks() {
             for input in block.inputs() {
                 let name = format!("%{}", self.names.len());
@@ -139,19 +168,32 @@ impl<'g> Writer<'g, '_> {
             self.block(block, depth + 2);
         }
     }
+
+    fn attributes(&self, node: Node<'g>) -> String {
+        if let Some(function) = node.output(0).and_then(Value::function_name) {
+            return format!("[function {function}]");
+        }
+        if let Some(value) = self.qparam(node) {
+            return format!("[{value}]");
+        }
+        let attribute = |name: String| {
+            let value = node.attribute(&name).map(|value| content(&value));
+            format!("{name}={value:?}")
+        };
+        format!("{:?}", node.attribute_names().into_iter().map(attribute).collect::<Vec<_>>())
+    }
+
+    /// What a quantization parameter is.
+    fn qparam(&self, node: Node<'g>) -> Option<String> {
+        let name = node.name_attribute().filter(|name| node.kind() == "prim::GetAttr" && is_qparam(name))?;
+        let owner = self.module.submodule(&node.input(0)?.attribute_path()?.join(".")).unwrap();
+        Some(content(&owner.attribute(&name).unwrap()))
+    }
 }
 
-fn attributes(node: Node<'_>) -> String {
-    if let Some(function) = node.output(0).and_then(Value::function_name) {
-        return format!("[function {function}]");
+fn content(value: &IValue) -> String {
+    match value {
+        IValue::Tensor(tensor) => format!("{tensor:?} {:?}", tensor.to_f32_vec().unwrap()),
+        other => format!("{other:?}"),
     }
-    let mut text = Vec::new();
-    for name in node.attribute_names() {
-        let value = match node.attribute(&name) {
-            Some(IValue::Tensor(tensor)) => format!("{tensor:?} {:?}", tensor.to_f32_vec().unwrap()),
-            other => format!("{other:?}"),
-        };
-        text.push(format!("{name}={value}"));
-    }
-    format!("{text:?}")
 }

@@ -1,11 +1,12 @@
 //! Ours and libtorch's `InsertObservers` on the same file.
 
 use jitquant::ir::{IValue, Module, Tensor, Type};
-use jitquant::pass::{QuantType, insert_observers};
+use jitquant::pass::{QuantType, insert_observers, insert_quant_dequant};
 use jitquant::qconfig::{QConfig, QConfigDict};
 use jitquant_oracle as oracle;
 
 use super::canonical::Canonical;
+use super::same::{assert_same, loaded, saved_and_loaded};
 
 /// An observer in nothing but TorchScript. Its state takes part in the comparison.
 pub fn observer(class: &str, dtype: i64, qscheme: i64) -> Module {
@@ -93,10 +94,6 @@ pub struct Case {
 pub struct Checked {
     pub module: Module,
     pub canonical: Canonical,
-}
-
-fn saved_and_loaded(module: &Module) -> Module {
-    Module::load_bytes(&module.save_bytes().unwrap()).unwrap()
 }
 
 impl Case {
@@ -206,7 +203,26 @@ impl Case {
             assert_eq!(state(observer), state(&their_canonical.observers[value]), "the observer of {value}");
         }
         self.check_quantized(&ours, &theirs);
+        self.check_stages(&theirs);
         Checked { module: ours, canonical: our_canonical }
+    }
+
+    /// Each later pass of ours makes of `observed` (once it is calibrated) what libtorch's makes of it, as far as
+    /// libtorch's come.
+    fn check_stages(&self, observed: &Module) {
+        if self.method != "forward" {
+            return; // libtorch's go on with `forward` whatever the method
+        }
+        let observed = observed.save_bytes().unwrap();
+        let ours = insert_quant_dequant(&loaded(&observed), &self.method, false, false, self.quant_type);
+        let ours = saved_and_loaded(&ours.expect("our insert_quant_dequant"));
+        let output = self.run(&ours).expect("what our insert_quant_dequant made");
+        let theirs = oracle::insert_quant_dequant(&observed, &self.method, self.is_dynamic());
+        // What libtorch makes is not always a model that can be loaded and run: with tuples, or embedding bags.
+        let Some(theirs) = theirs.ok().and_then(|bytes| Module::load_bytes(&bytes).ok()) else { return };
+        let Ok(expected) = self.run(&theirs) else { return };
+        assert_same(&ours, &theirs);
+        assert_eq!(tensors(&output), tensors(&expected), "after InsertQuantDeQuant");
     }
 
     /// libtorch's later passes take `observed` (once it is calibrated), and the result comes within `decibels` of float.

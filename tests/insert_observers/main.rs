@@ -8,6 +8,7 @@ mod canonical;
 mod compare;
 mod models;
 mod random_models;
+mod same;
 
 mod differences;
 mod files;

@@ -63,14 +63,14 @@ fn is_half(observer: &Module) -> bool {
 }
 
 /// A number, or a constant tensor without dimensions.
-fn is_scalar(value: Value<'_>) -> bool {
+pub(in crate::pass) fn is_scalar(value: Value<'_>) -> bool {
     let constant = value.constant();
     matches!(value.type_of().kind().as_str(), "IntType" | "FloatType" | "ComplexType" | "NumberType")
         || constant.is_some_and(|constant| constant.as_tensor().is_some_and(|tensor| tensor.shape().is_empty()))
 }
 
 /// The values that have to be observed for `output` to count as observed too; empty where it needs its own observer.
-pub(super) fn passes_from<'g>(output: Value<'g>) -> Vec<Value<'g>> {
+pub(in crate::pass) fn passes_from<'g>(output: Value<'g>) -> Vec<Value<'g>> {
     let node = output.node();
     let Some(row) = Operator::of(node) else { return Vec::new() };
     let first = || Operator::argument(node, 0).into_iter().collect();

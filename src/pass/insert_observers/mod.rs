@@ -7,7 +7,7 @@
 //! 4. `attach`: observers become submodules `_observer_N`, and each planned value goes through one.
 
 mod calls;
-mod facts;
+pub(super) mod facts;
 mod plan;
 
 use std::collections::{BTreeMap, HashMap, HashSet};

@@ -301,8 +301,9 @@ impl<'g> Planner<'g, '_> {
             return;
         }
         let value = self.after_relu.get(&value).copied().unwrap_or(value);
-        // A function has no module to hold an observer.
-        if visit.is_first && !visit.context.is_function && observed.insert(value) {
+        // A function has no module to hold an observer. What a later walk would observe is planned no more and counts as
+        // observed, as in libtorch.
+        if !visit.context.is_function && observed.insert(value) && visit.is_first {
             visit.found.push((value, observer));
         }
     }

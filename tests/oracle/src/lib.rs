@@ -44,6 +44,26 @@ mod ffi {
         /// libtorch's `InsertQuantDeQuant`.
         fn insert_quant_dequant(module: &[u8], method: &str, dynamic: bool) -> Result<Vec<u8>>;
 
+        /// libtorch's `FoldConvBatchNorm`.
+        fn fold_conv_batch_norm(module: &[u8]) -> Result<Vec<u8>>;
+
+        /// libtorch's `DedupModuleUses`.
+        fn dedup_module_uses(module: &[u8]) -> Result<Vec<u8>>;
+
+        /// libtorch's `InsertObserversForOnDevicePTQ`.
+        fn insert_observers_on_device(
+            module: &[u8],
+            method: &str,
+            qconfigs: &[QConfigEntry],
+            dynamic: bool,
+        ) -> Result<Vec<u8>>;
+
+        /// libtorch's `InsertQuantDeQuantOnDevicePTQ`.
+        fn insert_quant_dequant_on_device(module: &[u8], method: &str, dynamic: bool) -> Result<Vec<u8>>;
+
+        /// libtorch's `FinalizeOnDevicePTQ`.
+        fn finalize_on_device(module: &[u8], method: &str, dynamic: bool) -> Result<Vec<u8>>;
+
         /// libtorch's `Finalize`.
         fn finalize(module: &[u8], dynamic: bool) -> Result<Vec<u8>>;
     }
@@ -96,6 +116,56 @@ pub fn register_prepack_params(
 pub fn insert_quant_dequant(module: &[u8], method: &str, dynamic: bool) -> Result<Vec<u8>, cxx::Exception> {
     let _turn = turn();
     ffi::insert_quant_dequant(module, method, dynamic)
+}
+
+/// libtorch's `FoldConvBatchNorm`.
+///
+/// # Errors
+/// What libtorch throws.
+pub fn fold_conv_batch_norm(module: &[u8]) -> Result<Vec<u8>, cxx::Exception> {
+    let _turn = turn();
+    ffi::fold_conv_batch_norm(module)
+}
+
+/// libtorch's `DedupModuleUses`.
+///
+/// # Errors
+/// What libtorch throws.
+pub fn dedup_module_uses(module: &[u8]) -> Result<Vec<u8>, cxx::Exception> {
+    let _turn = turn();
+    ffi::dedup_module_uses(module)
+}
+
+/// libtorch's `InsertObserversForOnDevicePTQ`.
+///
+/// # Errors
+/// What libtorch throws.
+pub fn insert_observers_on_device(
+    module: &[u8],
+    method: &str,
+    qconfigs: &[QConfigEntry],
+    dynamic: bool,
+) -> Result<Vec<u8>, cxx::Exception> {
+    let _turn = turn();
+    ffi::insert_observers_on_device(module, method, qconfigs, dynamic)
+}
+
+/// libtorch's `InsertQuantDeQuantOnDevicePTQ`.
+///
+/// # Errors
+/// What libtorch throws.
+pub fn insert_quant_dequant_on_device(module: &[u8], method: &str, dynamic: bool) -> Result<Vec<u8>, cxx::Exception> {
+    let _turn = turn();
+    ffi::insert_quant_dequant_on_device(module, method, dynamic)
+}
+
+/// libtorch's `FinalizeOnDevicePTQ`.
+///
+/// # Errors
+/// What libtorch throws.
+pub fn finalize_on_device(module: &[u8], method: &str, dynamic: bool) -> Result<Vec<u8>, cxx::Exception> {
+    let _turn = turn();
+    ffi::finalize_on_device(module, method, dynamic)
 }
 
 /// libtorch's `Finalize`.

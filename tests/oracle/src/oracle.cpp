@@ -1,6 +1,8 @@
 #include "oracle.h"
 
 #include <torch/csrc/jit/api/module.h>
+#include <torch/csrc/jit/passes/fold_conv_bn.h>
+#include <torch/csrc/jit/passes/quantization/dedup_module_uses.h>
 #include <torch/csrc/jit/passes/quantization/finalize.h>
 #include <torch/csrc/jit/passes/quantization/insert_observers.h>
 #include <torch/csrc/jit/passes/quantization/insert_quant_dequant.h>
@@ -34,9 +36,7 @@ static rust::Vec<uint8_t> save(const jit::Module &module) {
 
 static jit::QuantType quant_type(bool dynamic) { return dynamic ? jit::QuantType::DYNAMIC : jit::QuantType::STATIC; }
 
-rust::Vec<uint8_t> insert_observers(rust::Slice<const uint8_t> bytes, rust::Str method,
-                                    rust::Slice<const QConfigEntry> qconfigs, bool inplace, bool dynamic) {
-  jit::Module module = load(bytes);
+static jit::QConfigDict qconfig_dict(rust::Slice<const QConfigEntry> qconfigs) {
   jit::QConfigDict dict;
   for (const QConfigEntry &entry : qconfigs) {
     std::optional<jit::QConfig> qconfig;
@@ -44,7 +44,41 @@ rust::Vec<uint8_t> insert_observers(rust::Slice<const uint8_t> bytes, rust::Str 
       qconfig = jit::QConfig(load(entry.activation), load(entry.weight));
     dict.emplace(std::string(entry.path), qconfig);
   }
-  return save(jit::InsertObservers(module, text(method), dict, inplace, quant_type(dynamic)));
+  return dict;
+}
+
+rust::Vec<uint8_t> insert_observers(rust::Slice<const uint8_t> bytes, rust::Str method,
+                                    rust::Slice<const QConfigEntry> qconfigs, bool inplace, bool dynamic) {
+  jit::Module module = load(bytes);
+  return save(jit::InsertObservers(module, text(method), qconfig_dict(qconfigs), inplace, quant_type(dynamic)));
+}
+
+rust::Vec<uint8_t> insert_observers_on_device(rust::Slice<const uint8_t> bytes, rust::Str method,
+                                              rust::Slice<const QConfigEntry> qconfigs, bool dynamic) {
+  jit::Module module = load(bytes);
+  return save(jit::InsertObserversForOnDevicePTQ(module, text(method), qconfig_dict(qconfigs), /*inplace=*/false,
+                                                 quant_type(dynamic)));
+}
+
+rust::Vec<uint8_t> insert_quant_dequant_on_device(rust::Slice<const uint8_t> bytes, rust::Str method, bool dynamic) {
+  jit::Module module = load(bytes);
+  return save(jit::InsertQuantDeQuantOnDevicePTQ(module, text(method), /*inplace=*/false, /*debug=*/false,
+                                                 quant_type(dynamic)));
+}
+
+rust::Vec<uint8_t> finalize_on_device(rust::Slice<const uint8_t> bytes, rust::Str method, bool dynamic) {
+  jit::Module module = load(bytes);
+  return save(jit::FinalizeOnDevicePTQ(module, quant_type(dynamic), text(method)));
+}
+
+rust::Vec<uint8_t> fold_conv_batch_norm(rust::Slice<const uint8_t> bytes) {
+  return save(jit::FoldConvBatchNorm(load(bytes)));
+}
+
+rust::Vec<uint8_t> dedup_module_uses(rust::Slice<const uint8_t> bytes) {
+  jit::Module module = load(bytes);
+  jit::DedupModuleUses(module);
+  return save(module);
 }
 
 Prepacked register_prepack_params(rust::Slice<const uint8_t> bytes, rust::Str method,
