@@ -106,7 +106,8 @@ typedef struct jq_qconfig {
   const struct jq_module *weight;
 } jq_qconfig;
 
-// Whether a node is one that is asked for: anything but 0 says yes.
+// Whether a node is one that is asked for: 1 says yes, 0 no; a negative number ends the call with `JQ_ERROR_CANCELLED`,
+// and the module stays as it was.
 //
 // It runs on the thread that made the call, and asks about the node through the `jq_node_…` functions; no other
 // function of this library may be called from it. It must not throw an exception or jump out.
@@ -517,6 +518,26 @@ jq_status jq_insert_observers(const struct jq_module *module,
                               int32_t inplace,
                               jq_quant_type quant_type,
                               struct jq_module **observed);
+
+// `InsertQuantDeQuant`: a copy of `observed`, whose method `method` was watched by observers, that rounds what they
+// watched as INT8 does, into `*quantized`, to be freed with `jq_module_free`.
+//
+// Tensors are copied, or shared with `observed` where `inplace` is not 0. With `debug` not 0, operators whose float form
+// computes something else are named in the log. `observed` stays as it is. Any thread.
+jq_status jq_insert_quant_dequant(const struct jq_module *observed,
+                                  const char *method,
+                                  int32_t inplace,
+                                  int32_t debug,
+                                  jq_quant_type quant_type,
+                                  struct jq_module **quantized);
+
+// `FoldConvBatchNorm`: a copy of `module` whose convolutions have taken over the batch norms behind them, into
+// `*folded`, to be freed with `jq_module_free`. `module` stays as it is. Any thread.
+jq_status jq_fold_conv_batch_norm(const struct jq_module *module, struct jq_module **folded);
+
+// `DedupModuleUses`: gives each use of a submodule of `module` that is used more than once a submodule of its own. Any
+// thread, as long as no other one uses the module.
+jq_status jq_dedup_module_uses(struct jq_module *module);
 
 // `RegisterPrePackParams`: each packed weight that `method` of `module` computes in a node that `is_packed_param` takes
 // is kept in an attribute of `module` whose name begins with `attr_prefix`, and the float weight is released when the

@@ -23,7 +23,8 @@ pub struct jq_qconfig {
     pub weight: *const jq_module,
 }
 
-/// Whether a node is one that is asked for: anything but 0 says yes.
+/// Whether a node is one that is asked for: 1 says yes, 0 no; a negative number ends the call with `JQ_ERROR_CANCELLED`,
+/// and the module stays as it was.
 ///
 /// It runs on the thread that made the call, and asks about the node through the `jq_node_…` functions; no other
 /// function of this library may be called from it. It must not throw an exception or jump out.
@@ -72,6 +73,60 @@ pub unsafe extern "C" fn jq_insert_observers(
     })
 }
 
+/// `InsertQuantDeQuant`: a copy of `observed`, whose method `method` was watched by observers, that rounds what they
+/// watched as INT8 does, into `*quantized`, to be freed with `jq_module_free`.
+///
+/// Tensors are copied, or shared with `observed` where `inplace` is not 0. With `debug` not 0, operators whose float form
+/// computes something else are named in the log. `observed` stays as it is. Any thread.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn jq_insert_quant_dequant(
+    observed: *const jq_module,
+    method: *const c_char,
+    inplace: i32,
+    debug: i32,
+    quant_type: jq_quant_type,
+    quantized: *mut *mut jq_module,
+) -> jq_status {
+    enter(|| {
+        let room = argument::room(quantized, "quantized")?;
+        let observed = module::resolve(observed, "observed")?;
+        // SAFETY: the caller's promise.
+        let method = unsafe { argument::text(method, "method")? };
+        let quant_type = self::quant_type(quant_type)?;
+        let _turn = graph_turn();
+        let result = pass::insert_quant_dequant(&observed, method, inplace != 0, debug != 0, quant_type)?;
+        // SAFETY: the caller's promise.
+        unsafe { room.put(module::issue(result)) };
+        Ok(())
+    })
+}
+
+/// `FoldConvBatchNorm`: a copy of `module` whose convolutions have taken over the batch norms behind them, into
+/// `*folded`, to be freed with `jq_module_free`. `module` stays as it is. Any thread.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn jq_fold_conv_batch_norm(module: *const jq_module, folded: *mut *mut jq_module) -> jq_status {
+    enter(|| {
+        let room = argument::room(folded, "folded")?;
+        let module = module::resolve(module, "module")?;
+        let _turn = graph_turn();
+        let result = pass::fold_conv_batch_norm(&module)?;
+        // SAFETY: the caller's promise.
+        unsafe { room.put(module::issue(result)) };
+        Ok(())
+    })
+}
+
+/// `DedupModuleUses`: gives each use of a submodule of `module` that is used more than once a submodule of its own. Any
+/// thread, as long as no other one uses the module.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn jq_dedup_module_uses(module: *mut jq_module) -> jq_status {
+    enter(|| {
+        let module = module::resolve(module, "module")?;
+        let _turn = graph_turn();
+        Ok(pass::dedup_module_uses(&module)?)
+    })
+}
+
 /// `RegisterPrePackParams`: each packed weight that `method` of `module` computes in a node that `is_packed_param` takes
 /// is kept in an attribute of `module` whose name begins with `attr_prefix`, and the float weight is released when the
 /// method runs.
@@ -99,7 +154,12 @@ pub unsafe extern "C" fn jq_register_prepack_params(
         };
         let _turn = graph_turn();
         // SAFETY: the caller's promise.
-        let takes = |node: crate::ir::Node<'_>| visit(node, |node| unsafe { filter(node, user_data) != 0 });
+        let ask = |node: crate::ir::Node<'_>| visit(node, |node| unsafe { filter(node, user_data) });
+        // The pass asks about all nodes before it changes anything.
+        let takes = |node: crate::ir::Node<'_>| match ask(node) {
+            answer if answer < 0 => Failure::cancelled().leave(),
+            answer => answer != 0,
+        };
         let registered = pass::register_prepack_params(&module, method, takes, prefix)?;
         // SAFETY: the caller's promise.
         unsafe { room.put(strings::issue(registered)) };

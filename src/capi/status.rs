@@ -45,6 +45,15 @@ impl Failure {
         Self { status: JQ_ERROR_ARGUMENT, message: message.into() }
     }
 
+    pub(super) fn cancelled() -> Self {
+        Self { status: JQ_ERROR_CANCELLED, message: "cancelled".into() }
+    }
+
+    /// Leaves the call that [`enter`] runs with this failure, from a place that has no way to return one.
+    pub(super) fn leave(self) -> ! {
+        std::panic::resume_unwind(Box::new(self))
+    }
+
     pub(super) fn handle(message: impl Into<String>) -> Self {
         Self { status: JQ_ERROR_HANDLE, message: message.into() }
     }
@@ -80,16 +89,16 @@ pub(super) fn enter(body: impl FnOnce() -> Outcome<()>) -> jq_status {
     let failure = match catch_unwind(AssertUnwindSafe(body)) {
         Ok(Ok(())) => return JQ_OK,
         Ok(Err(failure)) => failure,
-        Err(panic) => Failure {
+        Err(panic) => panic.downcast().map(|failure| *failure).unwrap_or_else(|panic| Failure {
             status: JQ_ERROR_INTERNAL,
             message: format!("internal error in jitquant: {}", panic_text(panic.as_ref())),
-        },
+        }),
     };
     LAST_ERROR.with_borrow_mut(|last| *last = c_text(&failure.message));
     failure.status
 }
 
-pub(super) fn panic_text(panic: &(dyn Any + Send)) -> &str {
+fn panic_text(panic: &(dyn Any + Send)) -> &str {
     let text = panic.downcast_ref::<String>().map(String::as_str);
     text.or(panic.downcast_ref::<&str>().copied()).unwrap_or("panic")
 }
@@ -129,4 +138,25 @@ pub extern "C" fn jq_torch_version() -> *const c_char {
 #[unsafe(no_mangle)]
 pub extern "C" fn jq_init() -> jq_status {
     enter(|| Ok(crate::init()?))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn message() -> String {
+        // SAFETY: never null, and this thread makes no other call meanwhile.
+        unsafe { std::ffi::CStr::from_ptr(jq_last_error()) }.to_str().unwrap().to_owned()
+    }
+
+    #[test]
+    fn panics_and_failures_become_a_status() {
+        assert_eq!(enter(|| panic!("lost at {}", 7)), JQ_ERROR_INTERNAL);
+        assert_eq!(message(), "internal error in jitquant: lost at 7");
+        assert_eq!(enter(|| Failure::cancelled().leave()), JQ_ERROR_CANCELLED);
+        assert_eq!(enter(|| Err(Error::invalid("a\0b").into())), JQ_ERROR_ARGUMENT);
+        assert_eq!(message(), "a\u{fffd}b");
+        assert_eq!(enter(|| Ok(())), JQ_OK);
+        assert_eq!(message(), "a\u{fffd}b", "a call that succeeds leaves the last message");
+    }
 }

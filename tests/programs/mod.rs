@@ -45,3 +45,23 @@ pub fn run<A: AsRef<OsStr>>(program: &Path, arguments: &[A], environment: &[(&st
     assert!(output.status.success(), "{}: {:?}\n{out}\n{err}", program.display(), output.status);
     out.into_owned()
 }
+
+/// Compiles a C++ program against libtorch and libjitquant.so.
+pub fn build_with_torch(source: &Path, program: &Path) {
+    let (libtorch, library) = (libtorch(), library_folder());
+    let include = |folder: &str| format!("-isystem{}", libtorch.join(folder).display());
+    let folders = [libtorch.join("lib"), library];
+    let mut libraries = vec!["-Wl,--no-as-needed".to_owned()];
+    for folder in &folders {
+        libraries.push(format!("-L{}", folder.display()));
+        libraries.push(format!("-Wl,-rpath,{}", folder.display()));
+    }
+    libraries.extend(["-ljitquant", "-ltorch_cpu", "-lc10"].map(str::to_owned));
+    build(
+        &std::env::var("CXX").unwrap_or_else(|_| "c++".to_owned()),
+        &["-std=c++20", "-Wall", "-Wextra", &include("include"), &include("include/torch/csrc/api/include")],
+        source,
+        program,
+        &libraries.iter().map(String::as_str).collect::<Vec<_>>(),
+    );
+}
