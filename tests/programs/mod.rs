@@ -38,9 +38,16 @@ pub fn build(compiler: &str, options: &[&str], source: &Path, program: &Path, li
     assert!(output.status.success(), "{}: {}", source.display(), String::from_utf8_lossy(&output.stderr));
 }
 
+/// A command without cargo's LD_LIBRARY_PATH, which would hide a program's own way to its libraries.
+pub fn alone(program: impl AsRef<OsStr>) -> Command {
+    let mut command = Command::new(program);
+    command.env_remove("LD_LIBRARY_PATH");
+    command
+}
+
 /// What the program says on stdout; it has to succeed.
 pub fn run<A: AsRef<OsStr>>(program: &Path, arguments: &[A], environment: &[(&str, &OsStr)]) -> String {
-    let output = Command::new(program).args(arguments).envs(environment.iter().copied()).output().unwrap();
+    let output = alone(program).args(arguments).envs(environment.iter().copied()).output().unwrap();
     let (out, err) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
     assert!(output.status.success(), "{}: {:?}\n{out}\n{err}", program.display(), output.status);
     out.into_owned()
