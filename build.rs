@@ -14,7 +14,7 @@ mod torch {
         let libtorch = locate();
         let include = libtorch.join("include");
         let mut build = cxx_build::bridges(["src/ir/ffi.rs", "src/observer/operators.rs"]);
-        for file in ["cpp/graph.cpp", "cpp/module.cpp", "cpp/observers.cpp", "cpp/quantization.cpp"] {
+        for file in ["cpp/graph.cpp", "cpp/host.cpp", "cpp/module.cpp", "cpp/observers.cpp", "cpp/quantization.cpp"] {
             build.file(file);
         }
         build
@@ -38,6 +38,8 @@ mod torch {
             println!("cargo:rustc-link-lib=dylib={library}");
         }
         println!("cargo:rustc-cdylib-link-arg=-Wl,-soname,libjitquant.so");
+        // In a libtorch of another version, functions may be missing: the library then has to load far enough to say so.
+        println!("cargo:rustc-cdylib-link-arg=-Wl,-z,lazy");
         println!("cargo:libtorch={}", libtorch.display());
         println!("cargo:rerun-if-changed=cpp");
         println!("cargo:rerun-if-env-changed=LIBTORCH");

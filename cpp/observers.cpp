@@ -1,7 +1,7 @@
 // The operators `jitquant::observe_*`: they hand tensors' memory to the arithmetic in src/observer.
 #include <ATen/ATen.h>
-#include <torch/library.h>
 
+#include "library.h"
 #include "observers.h"
 #include "rust/cxx.h"
 
@@ -139,7 +139,7 @@ template <class... Args> void skip(const Tensor &, const Tensor &, const Tensor 
 // Keeps this file's registrations in whatever links the library.
 void keep_observer_operators() {}
 
-TORCH_LIBRARY_FRAGMENT(jitquant, m) {
+JITQUANT_DEFINITIONS(observer_definitions, m) {
   m.def("observe_min_max(Tensor x, Tensor(a!) min_val, Tensor(b!) max_val, str name='') -> ()");
   m.def("observe_moving_average(Tensor x, Tensor(a!) min_val, Tensor(b!) max_val, float averaging_constant=0.01, "
         "str name='') -> ()");
@@ -152,7 +152,7 @@ TORCH_LIBRARY_FRAGMENT(jitquant, m) {
         "bool reduce_range=False, float eps=1.1920928955078125e-07, str name='') -> (Tensor, Tensor)");
 }
 
-TORCH_LIBRARY_IMPL(jitquant, CPU, m) {
+JITQUANT_KERNELS(observer_kernels, CPU, m) {
   m.impl("observe_min_max", observe_min_max);
   m.impl("observe_moving_average", observe_moving_average);
   m.impl("observe_min_max_per_channel", observe_min_max_per_channel);
@@ -162,7 +162,7 @@ TORCH_LIBRARY_IMPL(jitquant, CPU, m) {
   m.impl("qparams", qparams);
 }
 
-TORCH_LIBRARY_IMPL(jitquant, Meta, m) {
+JITQUANT_KERNELS(observer_shapes, Meta, m) {
   m.impl("observe_min_max", skip<Text>);
   m.impl("observe_moving_average", skip<double, Text>);
   m.impl("observe_min_max_per_channel", skip<int64_t, Text>);

@@ -146,6 +146,9 @@ typedef void (*jq_log_sink)(jq_log_level level, const char *target, const char *
 // A mistake in this library. Please report it with the message.
 #define JQ_ERROR_INTERNAL 7
 
+// The process has a libtorch of another version than the library was built for: nothing of the library works.
+#define JQ_ERROR_VERSION 8
+
 // `uint8_t`
 #define JQ_U8 0
 

@@ -46,9 +46,11 @@ inline void check_library() {
     if (jq_abi_version() != JQ_ABI_VERSION)
       throw c10::Error("libjitquant.so (" + std::string(jq_version()) +
                        ") is of another version than the jitquant.h that this program was compiled with");
-    if (std::string(jq_torch_version()) != TORCH_VERSION)
-      throw c10::Error("libjitquant.so was built for libtorch " + std::string(jq_torch_version()) +
-                       ", this program for " TORCH_VERSION);
+    // Patch releases have the same ABI.
+    std::string built_for = jq_torch_version();
+    if (built_for.substr(0, built_for.rfind('.')) !=
+        std::to_string(TORCH_VERSION_MAJOR) + "." + std::to_string(TORCH_VERSION_MINOR))
+      throw c10::Error("libjitquant.so was built for libtorch " + built_for + ", this program for " TORCH_VERSION);
     return true;
   }();
   (void)fits;

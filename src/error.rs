@@ -13,6 +13,9 @@ pub enum Error {
     /// libtorch refused a call; the message is libtorch's, without its C++ backtrace.
     #[error("{0}")]
     Torch(String),
+    /// The process has a libtorch of another version than the library was built for.
+    #[error("{0}")]
+    Host(String),
     /// A file could not be read or written.
     #[error("{}: {cause}", path.display())]
     Io {

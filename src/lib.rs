@@ -36,11 +36,14 @@ pub use pipeline::{Converted, FloatLayer, Prepared, Quantizer, Report};
 /// jitquant's operators.
 ///
 /// # Errors
-/// Where libtorch refuses the registration (another library registered operators of the same names).
+/// Where the process has a libtorch of another version than the library was built for; nothing else of it works then.
 #[cfg(feature = "torch")]
 pub fn init() -> Result<()> {
     observer::keep_observer_operators();
-    Ok(())
+    match ir::ffi::bridge::host_refusal() {
+        "" => Ok(()),
+        refusal => Err(Error::Host(refusal.to_owned())),
+    }
 }
 
 /// The version of the libtorch that this library was built with, e.g. `2.13.0`.

@@ -107,7 +107,6 @@ pub unsafe extern "C" fn jq_module_from_torch(torch_module: *const c_void, modul
     enter(|| {
         let room = argument::room(module, "module")?;
         let host = argument::host(torch_module, "torch_module", "torch::jit::Module")?;
-        crate::init()?;
         // SAFETY: the caller's promise.
         unsafe { room.put(issue(Module::from_host(host))) };
         Ok(())

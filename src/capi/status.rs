@@ -26,6 +26,8 @@ pub const JQ_ERROR_TORCH: jq_status = 5;
 pub const JQ_ERROR_CANCELLED: jq_status = 6;
 /// A mistake in this library. Please report it with the message.
 pub const JQ_ERROR_INTERNAL: jq_status = 7;
+/// The process has a libtorch of another version than the library was built for: nothing of the library works.
+pub const JQ_ERROR_VERSION: jq_status = 8;
 
 /// The version of this header's functions and structures. It grows when a program compiled against an older header
 /// would no longer work.
@@ -64,6 +66,7 @@ impl From<Error> for Failure {
         fn status(error: &Error) -> jq_status {
             match error {
                 Error::Torch(_) => JQ_ERROR_TORCH,
+                Error::Host(_) => JQ_ERROR_VERSION,
                 Error::Io { .. } => JQ_ERROR_IO,
                 Error::File { .. } => JQ_ERROR_FILE,
                 Error::Invalid(_) => JQ_ERROR_ARGUMENT,
@@ -86,7 +89,8 @@ pub(super) fn c_text(text: &str) -> CString {
 
 /// Runs the body of a C function: errors and panics become a status, and their message [`jq_last_error`].
 pub(super) fn enter(body: impl FnOnce() -> Outcome<()>) -> jq_status {
-    let failure = match catch_unwind(AssertUnwindSafe(body)) {
+    let checked = || crate::init().map_err(Failure::from).and_then(|()| body());
+    let failure = match catch_unwind(AssertUnwindSafe(checked)) {
         Ok(Ok(())) => return JQ_OK,
         Ok(Err(failure)) => failure,
         Err(panic) => panic.downcast().map(|failure| *failure).unwrap_or_else(|panic| Failure {
@@ -137,7 +141,8 @@ pub extern "C" fn jq_torch_version() -> *const c_char {
 /// that holds `jitquant::` operators. Any thread.
 #[unsafe(no_mangle)]
 pub extern "C" fn jq_init() -> jq_status {
-    enter(|| Ok(crate::init()?))
+    // `enter` does it for every function.
+    enter(|| Ok(()))
 }
 
 #[cfg(test)]

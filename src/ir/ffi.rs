@@ -62,6 +62,7 @@ pub(crate) mod bridge {
         include!("module.h");
         include!("graph.h");
         include!("quantization.h");
+        include!("host.h");
 
         type Graph;
         type Block;
@@ -317,6 +318,7 @@ pub(crate) mod bridge {
         fn tensor_copy(tensor: &Tensor) -> Result<UniquePtr<Tensor>>;
 
         // The host
+        fn host_refusal() -> &'static str;
         fn torch_version() -> String;
         fn torch_set_threads(threads: i32);
         fn torch_threads() -> i32;

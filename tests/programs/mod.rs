@@ -55,20 +55,23 @@ pub fn run<A: AsRef<OsStr>>(program: &Path, arguments: &[A], environment: &[(&st
 
 /// Compiles a C++ program against libtorch and libjitquant.so.
 pub fn build_with_torch(source: &Path, program: &Path) {
-    let (libtorch, library) = (libtorch(), library_folder());
+    let folder = library_folder();
+    let folder = folder.display();
+    build_with_libtorch(source, program, &[&format!("-L{folder}"), &format!("-Wl,-rpath,{folder}"), "-ljitquant"]);
+}
+
+/// Compiles a C++ program against libtorch, and `libraries` before it.
+pub fn build_with_libtorch(source: &Path, program: &Path, libraries: &[&str]) {
+    let libtorch = libtorch();
     let include = |folder: &str| format!("-isystem{}", libtorch.join(folder).display());
-    let folders = [libtorch.join("lib"), library];
-    let mut libraries = vec!["-Wl,--no-as-needed".to_owned()];
-    for folder in &folders {
-        libraries.push(format!("-L{}", folder.display()));
-        libraries.push(format!("-Wl,-rpath,{}", folder.display()));
-    }
-    libraries.extend(["-ljitquant", "-ltorch_cpu", "-lc10"].map(str::to_owned));
+    let lib = libtorch.join("lib");
+    let (search, rpath) = (format!("-L{}", lib.display()), format!("-Wl,-rpath,{}", lib.display()));
+    let torch = ["-Wl,--no-as-needed", &search, &rpath];
     build(
         &std::env::var("CXX").unwrap_or_else(|_| "c++".to_owned()),
         &["-std=c++20", "-Wall", "-Wextra", &include("include"), &include("include/torch/csrc/api/include")],
         source,
         program,
-        &libraries.iter().map(String::as_str).collect::<Vec<_>>(),
+        &[&torch, libraries, &["-ltorch_cpu", "-lc10"]].concat(),
     );
 }
