@@ -67,8 +67,9 @@ void observe_moving_average(const Tensor &x, const Tensor &min, const Tensor &ma
 void make_room(const Tensor &x, const Tensor &min, const Tensor &max, int64_t axis, const std::string &name) {
   TORCH_CHECK(axis >= -x.dim() && axis < x.dim(), name, ": has ", x.dim(), " dimensions, no channel axis ", axis);
   if (min.numel() == 0 && max.numel() == 0) {
-    min.resize_({x.size(axis)}).fill_(std::numeric_limits<float>::infinity());
-    max.resize_({x.size(axis)}).fill_(-std::numeric_limits<float>::infinity());
+    // The memory of an empty tensor that was loaded from a file cannot grow.
+    min.set_(at::full({x.size(axis)}, std::numeric_limits<float>::infinity(), min.options()));
+    max.set_(at::full({x.size(axis)}, -std::numeric_limits<float>::infinity(), max.options()));
   }
   TORCH_CHECK(min.numel() == x.size(axis) && max.numel() == x.size(axis), name, ": has ", x.size(axis),
               " channels along axis ", axis, ", but ", min.numel(), " were observed before");

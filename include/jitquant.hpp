@@ -172,6 +172,19 @@ inline Module InsertQuantDeQuant(Module &module, const std::string &method_name,
   return detail::module_of(quantized);
 }
 
+// A copy of `module`, which InsertQuantDeQuant gave, with quantized:: operators and packed weights, frozen.
+// `preserved_attrs` are methods and attributes that stay beside forward.
+inline Module Finalize(Module &module, QuantType quant_type = QuantType::STATIC,
+                       const std::vector<std::string> &preserved_attrs = std::vector<std::string>()) {
+  std::vector<const char *> preserved;
+  for (const auto &name : preserved_attrs)
+    preserved.push_back(name.c_str());
+  detail::ModuleHandle finalized;
+  detail::check(
+      jq_finalize(detail::share(module).get(), quant_type, preserved.data(), preserved.size(), finalized.out()));
+  return detail::module_of(finalized);
+}
+
 // A copy of `module` whose convolutions have taken over the batch norms behind them.
 inline Module FoldConvBatchNorm(const Module &module) {
   detail::ModuleHandle folded;

@@ -3,9 +3,10 @@
 use std::collections::BTreeMap;
 
 use crate::error::{Context, Error, Result};
-use crate::ir::ffi::bridge as ffi;
 use crate::ir::{DType, IValue, Module};
-use crate::pass::{Coverage, Layer, QuantType, insert_observers, layers};
+use crate::pass::{
+    Coverage, Layer, QuantType, finalize, fold_conv_batch_norm, insert_observers, insert_quant_dequant, layers,
+};
 use crate::qconfig::{Part, QConfigDict, QConfigSpec, unknown_path};
 use crate::watch::step;
 
@@ -130,9 +131,7 @@ impl Quantizer {
         step("folding batch norms", 2, 4)?;
         let folded = match self.quant_type {
             QuantType::Static => {
-                copy.ensure_graphs_unborrowed()?;
-                let folded = ffi::libtorch_fold_conv_batch_norm(copy.raw());
-                Module::from_raw(folded.context(|| "folding batch norms into convolutions".into())?)
+                fold_conv_batch_norm(&copy).context(|| "folding batch norms into convolutions".into())?
             }
             QuantType::Dynamic => copy,
         };
@@ -165,7 +164,7 @@ impl Quantizer {
 }
 
 /// Why a layer that was meant to be quantized is not.
-const UNFUSED: &str = "libtorch's fusion did not recognize what surrounds it";
+const UNFUSED: &str = "fusion did not recognize what surrounds it";
 
 /// The method that is quantized.
 const METHOD: &str = "forward";
@@ -221,15 +220,12 @@ impl Prepared {
         if self.quant_type == QuantType::Static && self.batches == 0 && !self.was_calibrated() {
             return Err(Error::invalid("static quantization needs data: call calibrate before convert"));
         }
-        let dynamic = self.quant_type == QuantType::Dynamic;
-        self.module.ensure_graphs_unborrowed()?;
         step("inserting quantize and dequantize", 0, 2)?;
-        let quantized = ffi::libtorch_insert_quant_dequant(self.module.raw(), METHOD, dynamic)
+        let quantized = insert_quant_dequant(&self.module, METHOD, false, false, self.quant_type)
             .context(|| "inserting quantize and dequantize".into())?;
         step("fusing and prepacking quantized operators", 1, 2)?;
-        let finalized = ffi::libtorch_finalize(&quantized, dynamic, &self.preserve)
+        let module = finalize(&quantized, self.quant_type, &self.preserve)
             .context(|| "fusing and prepacking quantized operators".into())?;
-        let module = Module::from_raw(finalized);
         let report = self.report(&module)?;
         if report.quantized_layers == 0 {
             return Err(Error::invalid(format!(

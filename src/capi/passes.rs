@@ -6,7 +6,7 @@ use super::argument;
 use super::module::{self, graph_turn, jq_module};
 use super::node::{jq_node, visit};
 use super::quantizer::{jq_quant_type, quant_type};
-use super::status::{Failure, enter, jq_status};
+use super::status::{Failure, Outcome, enter, jq_status};
 use super::strings::{self, jq_strings};
 use crate::pass;
 use crate::qconfig::{QConfig, QConfigDict};
@@ -95,6 +95,38 @@ pub unsafe extern "C" fn jq_insert_quant_dequant(
         let quant_type = self::quant_type(quant_type)?;
         let _turn = graph_turn();
         let result = pass::insert_quant_dequant(&observed, method, inplace != 0, debug != 0, quant_type)?;
+        // SAFETY: the caller's promise.
+        unsafe { room.put(module::issue(result)) };
+        Ok(())
+    })
+}
+
+/// `Finalize`: a copy of `quantized`, which `jq_insert_quant_dequant` gave, with `quantized::` operators and packed
+/// weights, frozen, into `*finalized`, to be freed with `jq_module_free`.
+///
+/// The `count` texts at `preserved` name methods and attributes that stay beside `forward`; may be null where there are
+/// none. `quantized` stays as it is. Any thread.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn jq_finalize(
+    quantized: *const jq_module,
+    quant_type: jq_quant_type,
+    preserved: *const *const c_char,
+    count: usize,
+    finalized: *mut *mut jq_module,
+) -> jq_status {
+    enter(|| {
+        let room = argument::room(finalized, "finalized")?;
+        let quantized = module::resolve(quantized, "quantized")?;
+        let quant_type = self::quant_type(quant_type)?;
+        // SAFETY: the caller's promise.
+        let preserved = unsafe { argument::items(preserved, count, "preserved")? };
+        let name = |(i, name): (usize, &*const c_char)| {
+            // SAFETY: the caller's promise.
+            Ok(unsafe { argument::text(*name, &format!("preserved[{i}]"))? }.to_owned())
+        };
+        let preserved = preserved.iter().enumerate().map(name).collect::<Outcome<Vec<_>>>()?;
+        let _turn = graph_turn();
+        let result = pass::finalize(&quantized, quant_type, &preserved)?;
         // SAFETY: the caller's promise.
         unsafe { room.put(module::issue(result)) };
         Ok(())

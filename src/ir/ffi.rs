@@ -61,7 +61,6 @@ pub(crate) mod bridge {
     unsafe extern "C++" {
         include!("module.h");
         include!("graph.h");
-        include!("quantization.h");
         include!("host.h");
 
         type Graph;
@@ -323,10 +322,5 @@ pub(crate) mod bridge {
         fn torch_set_threads(threads: i32);
         fn torch_threads() -> i32;
         fn torch_silence_warnings();
-
-        // libtorch's quantization passes
-        fn libtorch_insert_quant_dequant(module: &Module, method: &str, dynamic: bool) -> Result<UniquePtr<Module>>;
-        fn libtorch_finalize(module: &Module, dynamic: bool, preserved: &[String]) -> Result<UniquePtr<Module>>;
-        fn libtorch_fold_conv_batch_norm(module: &Module) -> Result<UniquePtr<Module>>;
     }
 }

@@ -173,11 +173,6 @@ impl Graph {
         &self.raw
     }
 
-    /// Whether some handle on the graph lives.
-    pub(crate) fn is_leased(raw: &ffi::Graph) -> bool {
-        leases().contains_key(&address(raw))
-    }
-
     /// The block that keeps destroyed nodes until the last handle goes.
     pub(crate) fn graveyard(&self) -> Result<&ffi::Block> {
         let mut leases = leases();

@@ -532,19 +532,6 @@ impl Module {
     pub(crate) fn fold_attributes(&self, preserved: &[String]) -> Result<Module> {
         Ok(Self::from_raw(ffi::module_fold_attributes(self.raw(), preserved)?))
     }
-
-    /// Makes sure that no handle on a graph of it or of its submodules lives, before libtorch rewrites them.
-    pub(crate) fn ensure_graphs_unborrowed(&self) -> Result<()> {
-        for (path, module) in self.modules() {
-            for method in module.method_names() {
-                if Graph::is_leased(&*ffi::module_method_graph(module.raw(), &method)?) {
-                    let place = join_path(&path, &method);
-                    return Err(Error::invalid(format!("a handle on the graph of '{place}' is still held")));
-                }
-            }
-        }
-        Ok(())
-    }
 }
 
 /// `a.b`, or `a` or `b` alone where the other one is empty.

@@ -2,6 +2,7 @@
 
 mod block_order;
 mod dedup_module_uses;
+mod finalize;
 mod fold_conv_batch_norm;
 mod fuse_linear;
 mod insert_observers;
@@ -12,6 +13,7 @@ mod register_prepack_params;
 mod replace_convolution;
 
 pub use dedup_module_uses::dedup_module_uses;
+pub use finalize::{finalize, fold_quantized_prepacking_ops, insert_prepack_unpack, quant_fusion};
 pub use fold_conv_batch_norm::fold_conv_batch_norm;
 pub use insert_observers::insert_observers;
 pub use insert_quant_dequant::insert_quant_dequant;

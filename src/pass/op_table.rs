@@ -7,8 +7,12 @@
 //! Arguments are counted from the first tensor-side argument: of a node its inputs, of a called function what follows
 //! the callee, of a module's method what follows the module.
 
+mod forms;
+
 use std::collections::HashMap;
 use std::sync::LazyLock;
+
+pub use forms::{DynamicForm, Form, FormInput, Packing, ResultQParams};
 
 use super::QuantType;
 use crate::ir::{Node, Use};
@@ -127,6 +131,15 @@ pub struct Operator {
     pub is_clamp: bool,
     /// Whether it only asks for a tensor's shape, so that it needs no dequantized input.
     pub is_tensor_info: bool,
+    /// The quantized operators that it becomes.
+    pub forms: &'static [Form],
+    /// The operator of `aten` that takes quantized tensors as it does float ones, mostly itself; the result has the fixed
+    /// parameters or those of the input.
+    pub runs_quantized: Option<&'static str>,
+    /// How its weight is packed.
+    pub packing: Option<Packing>,
+    /// What it becomes in dynamic quantization.
+    pub dynamic: Option<DynamicForm>,
 }
 
 impl Operator {
@@ -144,6 +157,10 @@ impl Operator {
             relu: ReluFusion::No,
             is_clamp: false,
             is_tensor_info: false,
+            forms: &[],
+            runs_quantized: None,
+            packing: None,
+            dynamic: None,
         }
     }
 
@@ -202,6 +219,34 @@ impl Operator {
         self.passes(PassThrough::Value)
     }
 
+    const fn becomes(mut self, forms: &'static [Form]) -> Self {
+        self.forms = forms;
+        self
+    }
+
+    const fn runs_quantized(self) -> Self {
+        match self.op {
+            Op::Node(kind) => self.runs_quantized_as(kind),
+            _ => self,
+        }
+    }
+
+    /// For operators in place, where only the other ones have a kernel.
+    const fn runs_quantized_as(mut self, kind: &'static str) -> Self {
+        self.runs_quantized = Some(kind);
+        self
+    }
+
+    const fn packed(mut self, packing: Packing) -> Self {
+        self.packing = Some(packing);
+        self
+    }
+
+    const fn dynamic(mut self, form: DynamicForm) -> Self {
+        self.dynamic = Some(form);
+        self
+    }
+
     const fn tensor_info(mut self) -> Self {
         self.is_tensor_info = true;
         self
@@ -229,50 +274,51 @@ use Propagation::{BothArguments, FirstArgument};
 #[rustfmt::skip]
 pub static OPERATORS: &[Operator] = &[
     // A quantized kernel with a weight.
-    node("aten::conv1d").kernel(Static).weight(1).bias(2),
-    node("aten::conv2d").kernel(Static).weight(1).bias(2),
-    node("aten::conv3d").kernel(Static).weight(1).bias(2),
-    node("aten::conv_transpose1d").kernel(Static).weight(1).bias(2),
-    node("aten::conv_transpose2d").kernel(Static).weight(1).bias(2),
-    node("aten::linear").kernel(StaticAndDynamic).weight(1).bias(2).before_relu(None),
+    node("aten::conv1d").kernel(Static).weight(1).bias(2).packed(forms::CONV1D_PACKING).becomes(forms::CONV1D),
+    node("aten::conv2d").kernel(Static).weight(1).bias(2).packed(forms::CONV2D_PACKING).becomes(forms::CONV2D),
+    node("aten::conv3d").kernel(Static).weight(1).bias(2).packed(forms::CONV3D_PACKING).becomes(forms::CONV3D),
+    node("aten::conv_transpose1d").kernel(Static).weight(1).bias(2).packed(forms::CONV_TRANSPOSE1D_PACKING).becomes(forms::CONV_TRANSPOSE1D),
+    node("aten::conv_transpose2d").kernel(Static).weight(1).bias(2).packed(forms::CONV_TRANSPOSE2D_PACKING).becomes(forms::CONV_TRANSPOSE2D),
+    node("aten::linear").kernel(StaticAndDynamic).weight(1).bias(2).before_relu(None)
+        .packed(forms::LINEAR_PACKING).becomes(forms::LINEAR).dynamic(forms::LINEAR_DYNAMIC),
     function("linear").kernel(StaticAndDynamic).weight(1).bias(2),
     function("conv2d").kernel(Static),
     node("aten::embedding_bag").kernel(WeightOnly).weight(0).unobserved(&[2, 6]),
     function("embedding_bag").kernel(WeightOnly).weight(1),
 
     // A quantized kernel without one.
-    node("aten::batch_norm").kernel(Static),
+    node("aten::batch_norm").kernel(Static).becomes(forms::BATCH_NORM),
     function("batch_norm").kernel(Static).only(0),
-    node("aten::layer_norm").kernel(Static),
+    node("aten::layer_norm").kernel(Static).becomes(forms::LAYER_NORM),
     function("layer_norm").kernel(Static),
-    node("aten::group_norm").kernel(Static),
+    node("aten::group_norm").kernel(Static).becomes(forms::GROUP_NORM),
     function("group_norm").kernel(Static),
-    node("aten::instance_norm").kernel(Static),
+    node("aten::instance_norm").kernel(Static).becomes(forms::INSTANCE_NORM),
     function("instance_norm").kernel(Static),
-    node("aten::hardswish").kernel(Static),
-    node("aten::hardswish_").kernel(Static),
+    node("aten::hardswish").kernel(Static).becomes(forms::HARDSWISH),
+    node("aten::hardswish_").kernel(Static).becomes(forms::HARDSWISH),
     function("hardswish").kernel(Static),
-    node("aten::elu").kernel(Static),
-    node("aten::elu_").kernel(Static),
+    node("aten::elu").kernel(Static).becomes(forms::ELU),
+    node("aten::elu_").kernel(Static).becomes(forms::ELU),
     function("elu").kernel(Static),
     node("aten::celu").kernel(Static),
     node("aten::celu_").kernel(Static),
     function("celu").kernel(Static),
 
     // Quantized where their inputs are.
-    node("aten::cat").propagates(FirstArgument),
-    node("aten::add").propagates(BothArguments).before_relu(Some(2)),
-    node("aten::add_").propagates(BothArguments).before_relu(Some(2)),
-    node("aten::mul").propagates(BothArguments).before_relu(None),
-    node("aten::mul_").propagates(BothArguments).before_relu(None),
+    node("aten::cat").propagates(FirstArgument).becomes(forms::CAT),
+    node("aten::add").propagates(BothArguments).before_relu(Some(2)).becomes(forms::ADD),
+    node("aten::add_").propagates(BothArguments).before_relu(Some(2)).becomes(forms::ADD_IN_PLACE),
+    node("aten::mul").propagates(BothArguments).before_relu(None).becomes(forms::MUL),
+    node("aten::mul_").propagates(BothArguments).before_relu(None).becomes(forms::MUL_IN_PLACE),
 
     // Results in a known range.
-    node("aten::sigmoid").fixed(Fixed::UNIT),
-    node("aten::sigmoid_").fixed(Fixed::UNIT),
-    node("aten::hardsigmoid").fixed(Fixed::UNIT),
-    node("aten::hardsigmoid_").fixed(Fixed::UNIT),
-    node("aten::tanh").fixed(Fixed::SIGNED_UNIT),
-    node("aten::tanh_").fixed(Fixed::SIGNED_UNIT),
+    node("aten::sigmoid").fixed(Fixed::UNIT).runs_quantized(),
+    node("aten::sigmoid_").fixed(Fixed::UNIT).runs_quantized_as("aten::sigmoid"),
+    node("aten::hardsigmoid").fixed(Fixed::UNIT).runs_quantized(),
+    node("aten::hardsigmoid_").fixed(Fixed::UNIT).runs_quantized(),
+    node("aten::tanh").fixed(Fixed::SIGNED_UNIT).runs_quantized(),
+    node("aten::tanh_").fixed(Fixed::SIGNED_UNIT).runs_quantized_as("aten::tanh"),
 
     // Elements are moved or selected.
     node("aten::relu").passes(Shape).relu(),
@@ -309,36 +355,36 @@ pub static OPERATORS: &[Operator] = &[
     node("aten::sort").passes(FirstOutput),
 
     // Elements are computed on, within their range.
-    node("aten::avg_pool1d").passes(Value),
-    node("aten::avg_pool2d").passes(Value),
-    node("aten::avg_pool3d").passes(Value),
+    node("aten::avg_pool1d").passes(Value).runs_quantized(),
+    node("aten::avg_pool2d").passes(Value).runs_quantized(),
+    node("aten::avg_pool3d").passes(Value).runs_quantized(),
     function("avg_pool1d").passes(Value),
     function("avg_pool2d").passes(Value),
     function("avg_pool3d").passes(Value),
-    node("aten::adaptive_avg_pool1d").passes(Value),
-    node("aten::adaptive_avg_pool2d").passes(Value),
-    node("aten::adaptive_avg_pool3d").passes(Value),
+    node("aten::adaptive_avg_pool1d").passes(Value).runs_quantized(),
+    node("aten::adaptive_avg_pool2d").passes(Value).runs_quantized(),
+    node("aten::adaptive_avg_pool3d").passes(Value).runs_quantized(),
     function("adaptive_avg_pool1d").passes(Value),
     function("adaptive_avg_pool2d").passes(Value),
     function("adaptive_avg_pool3d").passes(Value),
-    node("aten::mean").passes(Value),
+    node("aten::mean").passes(Value).runs_quantized(),
     node("aten::upsample_nearest1d").passes(Value),
-    node("aten::upsample_nearest2d").passes(Value),
-    node("aten::upsample_nearest3d").passes(Value),
+    node("aten::upsample_nearest2d").passes(Value).runs_quantized(),
+    node("aten::upsample_nearest3d").passes(Value).runs_quantized(),
     node("aten::upsample_linear1d").passes(Value),
-    node("aten::upsample_bilinear2d").passes(Value),
+    node("aten::upsample_bilinear2d").passes(Value).runs_quantized(),
     node("aten::upsample_trilinear3d").passes(Value),
     node("aten::upsample_bicubic2d").passes(Value),
     function("interpolate").passes(Value),
     function("upsample").passes(Value),
     function("upsample_bilinear").passes(Value),
     function("upsample_nearest").passes(Value),
-    node("aten::leaky_relu").passes(Value),
-    node("aten::leaky_relu_").passes(Value),
+    node("aten::leaky_relu").passes(Value).runs_quantized(),
+    node("aten::leaky_relu_").passes(Value).runs_quantized(),
     function("leaky_relu").passes(Value),
-    node("aten::clamp").clamp(),
-    node("aten::hardtanh").clamp(),
-    node("aten::hardtanh_").clamp(),
+    node("aten::clamp").clamp().runs_quantized(),
+    node("aten::hardtanh").clamp().runs_quantized(),
+    node("aten::hardtanh_").clamp().runs_quantized(),
     function("hardtanh").passes(Value),
 
     // Containers and branches.

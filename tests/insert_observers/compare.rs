@@ -1,7 +1,7 @@
 //! Ours and libtorch's `InsertObservers` on the same file.
 
 use jitquant::ir::{IValue, Module, Tensor, Type};
-use jitquant::pass::{QuantType, insert_observers, insert_quant_dequant};
+use jitquant::pass::{QuantType, finalize, insert_observers, insert_quant_dequant};
 use jitquant::qconfig::{QConfig, QConfigDict};
 use jitquant_oracle as oracle;
 
@@ -214,15 +214,39 @@ impl Case {
             return; // libtorch's go on with `forward` whatever the method
         }
         let observed = observed.save_bytes().unwrap();
-        let ours = insert_quant_dequant(&loaded(&observed), &self.method, false, false, self.quant_type);
-        let ours = saved_and_loaded(&ours.expect("our insert_quant_dequant"));
-        let output = self.run(&ours).expect("what our insert_quant_dequant made");
-        let theirs = oracle::insert_quant_dequant(&observed, &self.method, self.is_dynamic());
-        // What libtorch makes is not always a model that can be loaded and run: with tuples, or embedding bags.
-        let Some(theirs) = theirs.ok().and_then(|bytes| Module::load_bytes(&bytes).ok()) else { return };
+        let quantized = insert_quant_dequant(&loaded(&observed), &self.method, false, false, self.quant_type);
+        let quantized = quantized.expect("our insert_quant_dequant");
+        let int8 = finalize(&quantized, self.quant_type, &[]).expect("our finalize");
+        let dynamic = self.is_dynamic();
+        let theirs = oracle::insert_quant_dequant(&observed, &self.method, dynamic);
+        self.check_stage("InsertQuantDeQuant", &quantized, theirs.ok());
+        self.check_stage("Finalize", &int8, oracle::quantize(&observed, &self.method, dynamic).ok());
+    }
+
+    /// All our passes one after the other make the INT8 model that all of libtorch's make, where that is one that can be
+    /// loaded and run; ours.
+    pub fn check_end_to_end(&self) -> Module {
+        let dynamic = self.is_dynamic();
+        let observed = self.ours().expect("our insert_observers");
+        self.run(&observed).unwrap();
+        let quantized = insert_quant_dequant(&observed, &self.method, false, false, self.quant_type);
+        let int8 = finalize(&quantized.expect("our insert_quant_dequant"), self.quant_type, &[]).expect("our finalize");
+        let theirs = self.theirs().ok().and_then(|observed| {
+            self.run(&observed).unwrap();
+            oracle::quantize(&observed.save_bytes().unwrap(), &self.method, dynamic).ok()
+        });
+        self.check_stage("all passes", &int8, theirs);
+        int8
+    }
+
+    /// Ours runs, and it is what theirs is, where theirs is a model that can be loaded and run.
+    fn check_stage(&self, stage: &str, ours: &Module, theirs: Option<Vec<u8>>) {
+        let ours = saved_and_loaded(ours);
+        let output = self.run(&ours).unwrap_or_else(|e| panic!("ours after {stage}: {e}"));
+        let Some(theirs) = theirs.and_then(|bytes| Module::load_bytes(&bytes).ok()) else { return };
         let Ok(expected) = self.run(&theirs) else { return };
         assert_same(&ours, &theirs);
-        assert_eq!(tensors(&output), tensors(&expected), "after InsertQuantDeQuant");
+        assert_eq!(tensors(&output), tensors(&expected), "after {stage}");
     }
 
     /// libtorch's later passes take `observed` (once it is calibrated), and the result comes within `decibels` of float.

@@ -13,5 +13,7 @@ mod models;
 
 mod dedup_module_uses;
 mod fold_conv_batch_norm;
+mod operators;
 #[path = "../insert_observers/same.rs"]
 mod same;
+mod symbols;

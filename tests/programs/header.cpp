@@ -15,6 +15,7 @@ namespace jit = torch::jit;
 // The same types, so a program moves over by changing the namespace.
 static_assert(std::is_same_v<decltype(jitquant::InsertObservers), decltype(jit::InsertObservers)>);
 static_assert(std::is_same_v<decltype(jitquant::InsertQuantDeQuant), decltype(jit::InsertQuantDeQuant)>);
+static_assert(std::is_same_v<decltype(jitquant::Finalize), decltype(jit::Finalize)>);
 static_assert(std::is_same_v<decltype(jitquant::FoldConvBatchNorm), decltype(jit::FoldConvBatchNorm)>);
 static_assert(std::is_same_v<decltype(jitquant::DedupModuleUses), decltype(jit::DedupModuleUses)>);
 static_assert(std::is_same_v<decltype(jitquant::RegisterPrePackParams), decltype(jit::RegisterPrePackParams)>);
@@ -86,9 +87,13 @@ static void passes() {
   auto x = torch::randn({16, 8});
   EXPECT(torch::equal(ours.forward({x}).toTensor(), net.forward({x}).toTensor()));
   theirs.forward({x});
-  auto a = jitquant::InsertQuantDeQuant(ours, "forward", false, false).forward({x}).toTensor();
-  auto b = jit::InsertQuantDeQuant(theirs, "forward", false, false).forward({x}).toTensor();
+  ours = jitquant::InsertQuantDeQuant(ours, "forward", false, false);
+  theirs = jit::InsertQuantDeQuant(theirs, "forward", false, false);
+  auto a = ours.forward({x}).toTensor(), b = theirs.forward({x}).toTensor();
   EXPECT(torch::equal(a, b) && !torch::equal(a, net.forward({x}).toTensor()));
+  a = jitquant::Finalize(ours, jit::QuantType::STATIC, {"training"}).forward({x}).toTensor();
+  b = jit::Finalize(theirs, jit::QuantType::STATIC, {"training"}).forward({x}).toTensor();
+  EXPECT(torch::equal(a, b));
   EXPECT(torch::equal(jitquant::FoldConvBatchNorm(net).forward({x}).toTensor(), net.forward({x}).toTensor()));
   jitquant::DedupModuleUses(net);
 

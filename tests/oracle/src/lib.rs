@@ -64,6 +64,9 @@ mod ffi {
         /// libtorch's `FinalizeOnDevicePTQ`.
         fn finalize_on_device(module: &[u8], method: &str, dynamic: bool) -> Result<Vec<u8>>;
 
+        /// libtorch's `InsertQuantDeQuant` and `Finalize`, nothing saved in between.
+        fn quantize(module: &[u8], method: &str, dynamic: bool) -> Result<Vec<u8>>;
+
         /// libtorch's `Finalize`.
         fn finalize(module: &[u8], dynamic: bool) -> Result<Vec<u8>>;
     }
@@ -166,6 +169,16 @@ pub fn insert_quant_dequant_on_device(module: &[u8], method: &str, dynamic: bool
 pub fn finalize_on_device(module: &[u8], method: &str, dynamic: bool) -> Result<Vec<u8>, cxx::Exception> {
     let _turn = turn();
     ffi::finalize_on_device(module, method, dynamic)
+}
+
+/// libtorch's `InsertQuantDeQuant` and `Finalize`, nothing saved in between: a saved file's constants are shared, and
+/// libtorch then fuses less.
+///
+/// # Errors
+/// What libtorch throws.
+pub fn quantize(module: &[u8], method: &str, dynamic: bool) -> Result<Vec<u8>, cxx::Exception> {
+    let _turn = turn();
+    ffi::quantize(module, method, dynamic)
 }
 
 /// libtorch's `Finalize`.

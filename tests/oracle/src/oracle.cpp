@@ -102,6 +102,12 @@ rust::Vec<uint8_t> insert_quant_dequant(rust::Slice<const uint8_t> bytes, rust::
   return save(jit::InsertQuantDeQuant(module, text(method), false, false, quant_type(dynamic)));
 }
 
+rust::Vec<uint8_t> quantize(rust::Slice<const uint8_t> bytes, rust::Str method, bool dynamic) {
+  jit::Module module = load(bytes);
+  jit::Module quantized = jit::InsertQuantDeQuant(module, text(method), false, false, quant_type(dynamic));
+  return save(jit::Finalize(quantized, quant_type(dynamic)));
+}
+
 rust::Vec<uint8_t> finalize(rust::Slice<const uint8_t> bytes, bool dynamic) {
   jit::Module module = load(bytes);
   return save(jit::Finalize(module, quant_type(dynamic)));
