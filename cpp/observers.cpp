@@ -1,6 +1,10 @@
 // The operators `jitquant::observe_*`: they hand tensors' memory to the arithmetic in src/observer.
 #include <ATen/ATen.h>
 
+#include <array>
+#include <functional>
+#include <mutex>
+
 #include "library.h"
 #include "observers.h"
 #include "rust/cxx.h"
@@ -46,10 +50,18 @@ float &scalar(const Tensor &x, const char *buffer) {
 
 rust::Str str(const std::string &text) { return rust::Str(text); }
 
+// One thread at a time changes an observer's state; different observers mostly have different locks.
+std::mutex &turn(const Tensor &min) {
+  static std::array<std::mutex, 64> turns;
+  return turns[std::hash<const void *>()(min.unsafeGetTensorImpl()) / 64 % turns.size()];
+}
+using Turn = std::lock_guard<std::mutex>;
+
 void observe_min_max(const Tensor &x, const Tensor &min, const Tensor &max, const std::string &name) {
   if (!is_observable(x))
     return;
   Tensor values = dense(x);
+  Turn turn_of_this(turn(min));
   in_rust([&] { observe_range(read(values), scalar(min, "min_val"), scalar(max, "max_val"), str(name)); });
 }
 
@@ -58,6 +70,7 @@ void observe_moving_average(const Tensor &x, const Tensor &min, const Tensor &ma
   if (!is_observable(x))
     return;
   Tensor values = dense(x);
+  Turn turn_of_this(turn(min));
   in_rust([&] {
     observe_average(read(values), scalar(min, "min_val"), scalar(max, "max_val"), averaging_constant, str(name));
   });
@@ -79,6 +92,7 @@ void observe_min_max_per_channel(const Tensor &x, const Tensor &min, const Tenso
                                  const std::string &name) {
   if (!is_observable(x))
     return;
+  Turn turn_of_this(turn(min));
   make_room(x, min, max, axis, name);
   Tensor values = x.detach().to(c10::kCPU, c10::kFloat).contiguous();
   auto sizes = values.sizes();
@@ -92,6 +106,7 @@ void observe_moving_average_per_channel(const Tensor &x, const Tensor &min, cons
                                         double averaging_constant, const std::string &name) {
   if (!is_observable(x))
     return;
+  Turn turn_of_this(turn(min));
   make_room(x, min, max, axis, name);
   Tensor values = x.detach().to(c10::kCPU, c10::kFloat).contiguous();
   auto sizes = values.sizes();
@@ -106,6 +121,7 @@ void observe_histogram(const Tensor &x, const Tensor &histogram, const Tensor &m
   if (!is_observable(x))
     return;
   Tensor values = dense(x);
+  Turn turn_of_this(turn(min));
   in_rust([&] {
     observe_counts(read(values), write(histogram, "histogram"), scalar(min, "min_val"), scalar(max, "max_val"),
                    str(name));
@@ -136,6 +152,22 @@ using Text = const std::string &;
 template <class... Args> void skip(const Tensor &, const Tensor &, const Tensor &, Args...) {}
 
 } // namespace
+
+std::unique_ptr<NormalMode> leave_inference_mode() { return std::make_unique<NormalMode>(false); }
+
+std::unique_ptr<IValues> observer_take(const Module &observer) {
+  NormalMode normal(false);
+  auto min = observer.attr("min_val").toTensor(), max = observer.attr("max_val").toTensor();
+  Turn turn_of_this(turn(min));
+  IValues state{min.clone(), max.clone()};
+  min.fill_(std::numeric_limits<float>::infinity());
+  max.fill_(-std::numeric_limits<float>::infinity());
+  if (observer.hasattr("histogram")) {
+    state.emplace_back(observer.attr("histogram").toTensor().clone());
+    observer.attr("histogram").toTensor().zero_();
+  }
+  return std::make_unique<IValues>(std::move(state));
+}
 
 // Keeps this file's registrations in whatever links the library.
 void keep_observer_operators() {}

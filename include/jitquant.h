@@ -534,6 +534,17 @@ jq_status jq_insert_quant_dequant(const struct jq_module *observed,
                                   jq_quant_type quant_type,
                                   struct jq_module **quantized);
 
+// `Finalize`: a copy of `quantized`, which `jq_insert_quant_dequant` gave, with `quantized::` operators and packed
+// weights, frozen, into `*finalized`, to be freed with `jq_module_free`.
+//
+// The `count` texts at `preserved` name methods and attributes that stay beside `forward`; may be null where there are
+// none. `quantized` stays as it is. Any thread.
+jq_status jq_finalize(const struct jq_module *quantized,
+                      jq_quant_type quant_type,
+                      const char *const *preserved,
+                      size_t count,
+                      struct jq_module **finalized);
+
 // `FoldConvBatchNorm`: a copy of `module` whose convolutions have taken over the batch norms behind them, into
 // `*folded`, to be freed with `jq_module_free`. `module` stays as it is. Any thread.
 jq_status jq_fold_conv_batch_norm(const struct jq_module *module, struct jq_module **folded);
@@ -555,6 +566,13 @@ jq_status jq_register_prepack_params(struct jq_module *module,
                                      void *user_data,
                                      const char *attr_prefix,
                                      struct jq_strings **names);
+
+// Replaces the host's `torch::jit::Module` at `torch_module`, which it has just loaded, by what the environment variable
+// `JITQUANT` asks for: `observe:FILE` by a module that records its ranges, `quantize:FILE` by an INT8 one that was made
+// with the ranges recorded there. What cannot be replaced stays as it is, and stderr says why, once for each model.
+//
+// libjitquant_preload.so calls it for every model that a program loads; see docs/zero-touch.md. Any thread.
+jq_status jq_zero_touch(void *torch_module);
 
 // Hands messages of `level` and above to `sink`, with `user_data`; null: to nobody, which is how the library starts.
 //

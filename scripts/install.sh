@@ -24,6 +24,10 @@ install -m 644 "$root"/include/jitquant.{h,hpp} "$prefix/include/"
 # Beside and renamed: a program that runs with the old library keeps it.
 install -m 755 "$built/libjitquant.so" "$prefix/lib/.libjitquant.so.new"
 mv "$prefix/lib/.libjitquant.so.new" "$prefix/lib/libjitquant.so"
+# Small, and without libtorch: it is built here.
+"${CXX:-c++}" -std=c++17 -O2 -fPIC -shared -fvisibility=hidden -Wl,-soname,libjitquant_preload.so \
+    "$root/preload/preload.cpp" -o "$prefix/lib/.libjitquant_preload.so.new" -ldl
+mv "$prefix/lib/.libjitquant_preload.so.new" "$prefix/lib/libjitquant_preload.so"
 fill jitquantConfig.cmake lib/cmake/jitquant
 fill jitquantConfigVersion.cmake lib/cmake/jitquant
 fill jitquant.pc lib/pkgconfig

@@ -25,6 +25,8 @@ pub mod qconfig;
 
 #[cfg(feature = "torch")]
 pub mod watch;
+#[cfg(feature = "torch")]
+mod zero_touch;
 
 pub use error::{Error, Result};
 #[cfg(feature = "torch")]

@@ -192,6 +192,11 @@ impl Prepared {
         &self.module
     }
 
+    /// The observers and their paths.
+    pub(crate) fn observers(&self) -> Vec<(String, Module)> {
+        self.module.modules().into_iter().filter(|(path, _)| is_observer(path)).collect()
+    }
+
     /// The layers that will be quantized.
     pub fn layers(&self) -> impl Iterator<Item = &Layer> {
         self.layers.iter().filter(|planned| planned.reason.is_none()).map(|planned| &planned.layer)
@@ -237,8 +242,7 @@ impl Prepared {
     }
 
     fn was_calibrated(&self) -> bool {
-        let observers = self.module.modules().into_iter().filter(|(path, _)| is_observer(path));
-        observers.into_iter().any(|(_, observer)| match observer.attribute("min_val") {
+        self.observers().into_iter().any(|(_, observer)| match observer.attribute("min_val") {
             Ok(IValue::Tensor(min)) => {
                 min.to_vec::<f32>().is_ok_and(|values| values.iter().any(|value| value.is_finite()))
             }

@@ -8,7 +8,8 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 /// The files of src/capi in the order in which the header has them.
-const PARTS: [&str; 9] = ["status", "buffer", "strings", "value", "module", "report", "quantizer", "node", "passes"];
+const PARTS: [&str; 10] =
+    ["status", "buffer", "strings", "value", "module", "report", "quantizer", "node", "passes", "zero_touch"];
 const LAST: &str = "log";
 
 fn root() -> PathBuf {

@@ -21,6 +21,7 @@ mod report;
 mod status;
 mod strings;
 mod value;
+mod zero_touch;
 
 pub use buffer::{JQ_BF16, JQ_BOOL, JQ_F16, JQ_F32, JQ_F64, JQ_I8, JQ_I16, JQ_I32, JQ_I64, JQ_U8, jq_buffer, jq_dtype};
 pub use log::*;
@@ -32,3 +33,4 @@ pub use report::*;
 pub use status::*;
 pub use strings::*;
 pub use value::*;
+pub use zero_touch::*;

@@ -62,6 +62,7 @@ pub(crate) mod bridge {
         include!("module.h");
         include!("graph.h");
         include!("host.h");
+        include!("observers.h");
 
         type Graph;
         type Block;
@@ -315,6 +316,11 @@ pub(crate) mod bridge {
         fn tensor_is_cpu(tensor: &Tensor) -> bool;
         fn tensor_equal(tensor: &Tensor, other: &Tensor) -> Result<bool>;
         fn tensor_copy(tensor: &Tensor) -> Result<UniquePtr<Tensor>>;
+
+        // Observers
+        type NormalMode;
+        fn leave_inference_mode() -> UniquePtr<NormalMode>;
+        fn observer_take(observer: &Module) -> Result<UniquePtr<IValues>>;
 
         // The host
         fn host_refusal() -> &'static str;

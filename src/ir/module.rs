@@ -117,6 +117,12 @@ impl Module {
         unsafe { ffi::module_store(self.raw(), module as usize) }
     }
 
+    /// Takes what an observer has observed out of it: its buffers `min_val`, `max_val` and, where it has one, `histogram`.
+    /// Threads may observe meanwhile; each observation is in one of the results.
+    pub(crate) fn take_observed(&self) -> Result<Vec<IValue>> {
+        super::ivalue::cooked_values(&*ffi::observer_take(self.raw())?)
+    }
+
     /// A module with nothing in it, of a class of its own called `name`.
     ///
     /// # Errors

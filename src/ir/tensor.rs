@@ -164,6 +164,11 @@ impl Tensor {
         Ok(T::from_bytes(&ffi::tensor_to_bytes(&self.0)?))
     }
 
+    /// The elements' bytes in row-major order; of a quantized tensor its integers'.
+    pub(crate) fn raw_bytes(&self) -> Result<Vec<u8>> {
+        Ok(ffi::tensor_to_bytes(&self.0)?)
+    }
+
     /// The elements as f32 in row-major order, dequantized or converted where they are of another type.
     ///
     /// # Errors

@@ -2,6 +2,7 @@
 //! a TorchScript observer's buffers.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use super::{
     ChannelLayout, Dtype, Histogram, NotFinite, QParams, QParamsError, QRange, Scheme, observe_min_max,
@@ -63,6 +64,14 @@ mod bridge {
 
 pub(crate) use bridge::keep_observer_operators;
 
+/// Whether a tensor that cannot be observed (it has NaN) is passed over instead of ending the model's run.
+static LENIENT: AtomicBool = AtomicBool::new(false);
+
+/// From now on observers pass over what they cannot observe: for applications that do not know of them.
+pub(crate) fn observe_leniently() {
+    LENIENT.store(true, Ordering::Relaxed);
+}
+
 /// A panic becomes an error: nothing may unwind into C++.
 fn guarded<E: std::fmt::Display>(name: &str, call: impl FnOnce() -> Result<(), E>) -> Result<(), String> {
     let name = if name.is_empty() { "an observed tensor" } else { name };
@@ -71,6 +80,10 @@ fn guarded<E: std::fmt::Display>(name: &str, call: impl FnOnce() -> Result<(), E
         call().map_err(|e| e.to_string())
     };
     match catch_unwind(AssertUnwindSafe(watched)) {
+        Ok(Err(e)) if LENIENT.load(Ordering::Relaxed) => {
+            tracing::warn!("{name}: {e}; these values do not count");
+            Ok(())
+        }
         Ok(result) => result.map_err(|e| format!("{name}: {e}")),
         Err(panic) => {
             let text = panic.downcast_ref::<String>().map(String::as_str).or(panic.downcast_ref::<&str>().copied());
