@@ -14,7 +14,7 @@ mod torch {
         let libtorch = locate();
         let include = libtorch.join("include");
         let mut build = cxx_build::bridges(["src/ir/ffi.rs", "src/observer/operators.rs"]);
-        for file in ["cpp/graph.cpp", "cpp/host.cpp", "cpp/module.cpp", "cpp/observers.cpp"] {
+        for file in ["cpp/graph.cpp", "cpp/host.cpp", "cpp/module.cpp", "cpp/observers.cpp", "cpp/plugin.cpp"] {
             build.file(file);
         }
         build

@@ -27,6 +27,12 @@
 // would no longer work.
 #define JQ_ABI_VERSION 1
 
+// The pass `prepack`: in every graph that libtorch executes, weights that are packed at each run are packed once
+#define JQ_PASS_PREPACK 1
+
+// The pass `observe`: in every graph that libtorch executes, what static quantization would observe is observed
+#define JQ_PASS_OBSERVE 2
+
 // A TorchScript module. Two handles may be on the same module. Free each with `jq_module_free`.
 typedef struct jq_module jq_module;
 
@@ -38,6 +44,9 @@ typedef struct jq_prepared jq_prepared;
 
 // How modules are to be quantized. Free it with `jq_quantizer_free`.
 typedef struct jq_quantizer jq_quantizer;
+
+// The ranges that the pass `observe` collected. It does not change. Free it with `jq_ranges_free`.
+typedef struct jq_ranges jq_ranges;
 
 // What becomes, or became, of a model's layers. It does not change. Free it with `jq_report_free`.
 typedef struct jq_report jq_report;
@@ -112,6 +121,20 @@ typedef struct jq_qconfig {
 // It runs on the thread that made the call, and asks about the node through the `jq_node_…` functions; no other
 // function of this library may be called from it. It must not throw an exception or jump out.
 typedef int32_t (*jq_node_filter)(const struct jq_node *node, void *user_data);
+
+// The range of a tensor in an executed graph. The text belongs to the `jq_ranges` and goes with it.
+typedef struct jq_range {
+  // Which graph it is in: a number that equal graphs share, in every process.
+  uint64_t graph;
+  // The name of the value in the graph.
+  const char *value;
+  // The smallest value.
+  float min;
+  // The largest value.
+  float max;
+  // How many tensors were observed.
+  uint64_t count;
+} jq_range;
 
 // How much a message matters.
 typedef int32_t jq_log_level;
@@ -566,6 +589,33 @@ jq_status jq_register_prepack_params(struct jq_module *module,
                                      void *user_data,
                                      const char *attr_prefix,
                                      struct jq_strings **names);
+
+// Registers the passes of `mask` (a sum of `JQ_PASS_…`) with libtorch's pass manager; those that are registered already
+// stay so. The environment variable `JITQUANT_PASSES` (`prepack,observe`) does the same when the library is loaded.
+//
+// libtorch runs a pass when it optimizes a graph, on the third run of a model by default. Its list of passes has no lock:
+// no other thread may run models during the call.
+jq_status jq_register_passes(uint32_t mask);
+
+// Takes the passes away from libtorch. What they did to graphs stays. No other thread may run models during the call.
+jq_status jq_clear_passes(void);
+
+// The ranges that the pass `observe` has collected in this process until now, into `*ranges`, to be freed with
+// `jq_ranges_free`. Any thread.
+jq_status jq_ranges_collect(struct jq_ranges **ranges);
+
+// How many ranges there are, into `*count`. Any thread.
+jq_status jq_ranges_count(const struct jq_ranges *ranges, size_t *count);
+
+// Range `index`, into `*range`; they are ordered by graph and value. Any thread.
+jq_status jq_ranges_get(const struct jq_ranges *ranges, size_t index, struct jq_range *range);
+
+// Frees the ranges. Null is allowed. Any thread.
+jq_status jq_ranges_free(struct jq_ranges *ranges);
+
+// Writes what the pass `observe` has collected in this process until now to `path`, as TOML: a table for each graph, and in
+// it `value = [min, max, count]`. Any thread.
+jq_status jq_ranges_save(const char *path);
 
 // Replaces the host's `torch::jit::Module` at `torch_module`, which it has just loaded, by what the environment variable
 // `JITQUANT` asks for: `observe:FILE` by a module that records its ranges, `quantize:FILE` by an INT8 one that was made

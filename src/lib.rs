@@ -21,6 +21,8 @@ pub mod pass;
 #[cfg(feature = "torch")]
 mod pipeline;
 #[cfg(feature = "torch")]
+pub mod plugin;
+#[cfg(feature = "torch")]
 pub mod qconfig;
 
 #[cfg(feature = "torch")]

@@ -62,7 +62,8 @@ fn a_program_is_observed_and_then_quantized() {
         counts.flat_map(|counts| counts.split(',')).filter_map(|count| count.trim().parse::<f64>().ok()).sum()
     };
     assert!(total(&once) > 10_000.0);
-    assert_eq!(total(&twice), 2.0 * total(&once));
+    // Counts move between bins in f32 when a range grows.
+    assert!((total(&twice) / total(&once) - 2.0).abs() < 1e-6, "{} and {}", total(&once), total(&twice));
 
     let (int8, said) = app(&digits(), SHAPE, Some(&quantize));
     assert!(!said.contains("jitquant"), "{said}");
@@ -92,14 +93,15 @@ fn what_does_not_fit_runs_in_float_and_says_so_once() {
 
     // Recorded for a model with other weights.
     let other = Module::load(digits()).unwrap();
-    let (path, bias) = (folder.path().join("other.pt"), "bias");
-    let part = other.modules().into_iter().find(|(_, part)| part.has_attribute(bias)).unwrap().1;
-    let shape = match part.attribute(bias).unwrap() {
-        jitquant::ir::IValue::Tensor(tensor) => tensor.shape(),
-        other => panic!("{other:?}"),
+    let path = folder.path().join("other.pt");
+    let weight = |(_, part): &(String, Module)| match part.attribute("weight") {
+        Ok(jitquant::ir::IValue::Tensor(tensor)) => Some((part.clone(), tensor.shape())),
+        _ => None,
     };
-    let zeros = vec![0.0f32; shape.iter().product::<i64>() as usize];
-    part.set_attribute(bias, &jitquant::ir::Tensor::from_slice(&zeros, &shape).unwrap().into()).unwrap();
+    let (part, shape) = other.modules().iter().find_map(weight).unwrap();
+    let weights = vec![0.1f32; shape.iter().product::<i64>() as usize];
+    let weights = jitquant::ir::Tensor::from_slice(&weights, &shape).unwrap();
+    part.set_attribute("weight", &weights.into()).unwrap();
     other.save(&path).unwrap();
     app(&path, SHAPE, Some(&format!("observe:{}", calib.display())));
     says(&quantize, "nothing is recorded there for it");

@@ -30,7 +30,7 @@ pub(super) fn fingerprint(module: &Module) -> Result<u64> {
 }
 
 /// A printed graph without the numbers that tell classes of one name apart: they depend on what was loaded before.
-fn unmangled(text: &str) -> String {
+pub(crate) fn unmangled(text: &str) -> String {
     let mut parts = text.split("___torch_mangle_");
     let mut plain = parts.next().unwrap_or_default().to_owned();
     for part in parts {
@@ -40,7 +40,7 @@ fn unmangled(text: &str) -> String {
 }
 
 /// FNV-1a, 64 bits (Fowler, Noll, Vo).
-struct Fnv(u64);
+pub(crate) struct Fnv(pub u64);
 
 impl Default for Fnv {
     fn default() -> Self {
@@ -49,14 +49,14 @@ impl Default for Fnv {
 }
 
 impl Fnv {
-    fn bytes(&mut self, bytes: &[u8]) {
+    pub fn bytes(&mut self, bytes: &[u8]) {
         for byte in bytes {
             self.0 = (self.0 ^ u64::from(*byte)).wrapping_mul(0x0100_0000_01b3);
         }
     }
 
     /// A text and its end.
-    fn text(&mut self, text: &str) {
+    pub fn text(&mut self, text: &str) {
         self.bytes(text.as_bytes());
         self.bytes(&[0]);
     }

@@ -1,7 +1,7 @@
 //! Quantization of applications that do not know of it: each model that one loads is replaced by one that records its
 //! ranges, or by an INT8 one made with recorded ranges. docs/zero-touch.md is the guide.
 
-mod fingerprint;
+pub(crate) mod fingerprint;
 mod recorded;
 #[allow(unsafe_code)]
 mod recorder;
