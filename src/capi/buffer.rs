@@ -92,7 +92,10 @@ pub(super) unsafe fn read(buffer: &jq_buffer, argument: &str) -> Outcome<Tensor>
     }
     // SAFETY: the caller's promise: the last element that the strides lead to is the last one in these bytes.
     let elements = unsafe { std::slice::from_raw_parts(buffer.data.cast::<u8>(), reach * dtype.size()) };
-    Ok(Tensor::from_bytes(dtype, shape, &gather(elements, dtype.size(), shape, &strides, count))?)
+    let Some(gathered) = gather(elements, dtype.size(), shape, &strides, count) else {
+        return refuse(format!("shape {shape:?} holds more than fits into memory"));
+    };
+    Ok(Tensor::from_bytes(dtype, shape, &gathered)?)
 }
 
 /// How many elements there are; `None` where that is no number.
@@ -122,9 +125,11 @@ fn is_row_major(shape: &[i64], strides: &[i64]) -> bool {
     shape.iter().zip(strides).zip(row_major(shape)).all(|((size, stride), dense)| *size == 1 || *stride == dense)
 }
 
-/// The elements in row-major order.
-fn gather(elements: &[u8], size: usize, shape: &[i64], strides: &[i64], count: usize) -> Vec<u8> {
-    let mut bytes = Vec::with_capacity(count * size);
+/// The elements in row-major order; `None` where there is no memory for them: with strides of 0, a few elements may stand
+/// for any number.
+fn gather(elements: &[u8], size: usize, shape: &[i64], strides: &[i64], count: usize) -> Option<Vec<u8>> {
+    let mut bytes = Vec::new();
+    bytes.try_reserve_exact(count.checked_mul(size)?).ok()?;
     let mut position = vec![0i64; shape.len()];
     for _ in 0..count {
         let offset: i64 = position.iter().zip(strides).map(|(at, stride)| at * stride).sum();
@@ -138,7 +143,7 @@ fn gather(elements: &[u8], size: usize, shape: &[i64], strides: &[i64], count: u
             position[dim] = 0;
         }
     }
-    bytes
+    Some(bytes)
 }
 
 #[cfg(test)]
