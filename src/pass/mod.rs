@@ -8,6 +8,7 @@ mod fuse_linear;
 mod insert_observers;
 mod insert_quant_dequant;
 mod layers;
+mod on_device;
 pub mod op_table;
 mod register_prepack_params;
 mod replace_convolution;
@@ -21,7 +22,13 @@ pub use insert_observers::insert_observers;
 pub(crate) use insert_observers::observed_in_graph;
 pub use insert_quant_dequant::insert_quant_dequant;
 pub use layers::{Coverage, Layer, layer_operator, layers, source_of};
+pub use on_device::{finalize_on_device_ptq, insert_observers_for_on_device_ptq, insert_quant_dequant_on_device_ptq};
 pub use register_prepack_params::register_prepack_params;
+
+/// The snippets of `docs/passes.md`.
+#[cfg(doctest)]
+#[doc = include_str!("../../docs/passes.md")]
+struct Guide;
 
 /// When activations are quantized.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]

@@ -4,7 +4,7 @@
 use std::collections::{BTreeMap, HashMap};
 use std::fmt::Write;
 
-use jitquant::ir::{Block, IValue, Module, Node, Value, join_path};
+use jitquant::ir::{Block, Graph, IValue, Module, Node, Value, join_path};
 
 /// Every method of every module of a tree, and the observers by the value that they watch.
 pub struct Canonical {
@@ -38,6 +38,10 @@ impl Canonical {
         let mut observers = 0;
         for method in module.method_names() {
             let graph = module.graph(&method).unwrap();
+            if method.starts_with("reset_observers_") {
+                writeln!(self.text, "method '{}' resets {:?}", join_path(path, &method), reset(&graph)).unwrap();
+                continue;
+            }
             let mut writer = Writer {
                 module,
                 names: HashMap::new(),
@@ -71,6 +75,16 @@ impl Canonical {
             }
         }
     }
+}
+
+/// The classes of the observers that the code resets, in whatever order.
+fn reset(graph: &Graph) -> Vec<String> {
+    let calls = graph.nodes().filter(|node| node.kind() == "prim::CallMethod");
+    let mut reset: Vec<_> = calls
+        .map(|node| format!("{} {:?}", plain(&node.inputs()[0].type_of().text()), node.name_attribute()))
+        .collect();
+    reset.sort();
+    reset
 }
 
 /// A type's or a class's name without what keeps classes of the same name apart.
@@ -175,6 +189,9 @@ impl<'g> Writer<'g, '_> {
         }
         if let Some(value) = self.qparam(node) {
             return format!("[{value}]");
+        }
+        if node.name_attribute().is_some_and(|name| node.kind() == "prim::GetAttr" && is_observer(&name)) {
+            return "[an observer]".to_owned();
         }
         let attribute = |name: String| {
             let value = node.attribute(&name).map(|value| content(&value));

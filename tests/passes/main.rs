@@ -12,7 +12,9 @@ mod compare;
 mod models;
 
 mod dedup_module_uses;
+mod differences;
 mod fold_conv_batch_norm;
+mod on_device;
 mod operators;
 #[path = "../insert_observers/same.rs"]
 mod same;

@@ -1,6 +1,6 @@
 //! Every operator and every fusion of the table, in a model that quantizes what is before and behind it.
 
-use jitquant::ir::Module;
+use jitquant::ir::{IValue, Module, Tensor, Type};
 use jitquant::observer::{ObserverConfig, ObserverKind};
 use jitquant::qconfig::QConfig;
 
@@ -264,6 +264,41 @@ fn dynamic_layers() {
         ] {
             check(&Case::new(model(&layers, body), &[&[2, 4]]).dynamic(dtype), body, kind);
         }
+    }
+}
+
+fn embedding_bag_observer(operator: &str) -> Module {
+    let module = Module::new("test.PlaceholderObserver").unwrap();
+    let int = Type::parse("int").unwrap();
+    module.register_attribute("dtype", &int, &IValue::Int(6)).unwrap();
+    module.register_attribute("qscheme", &int, &IValue::Int(0)).unwrap();
+    module.register_attribute("custom_op", &Type::parse("str").unwrap(), &operator.into()).unwrap();
+    module.define("def forward(self, x: Tensor) -> Tensor:\n    return x\n").unwrap();
+    module
+}
+
+#[test]
+fn embedding_bags() {
+    let bag = Module::new("torch.nn.modules.sparse.EmbeddingBag").unwrap();
+    bag.register_parameter("weight", crate::compare::random(&[10, 12], 3)).unwrap();
+    bag.define(
+        "def forward(self, indices: Tensor, offsets: Tensor):
+             y, a, b, c = torch.embedding_bag(self.weight, indices, offsets, False, 0, False, None, False, None)
+             return y",
+    )
+    .unwrap();
+    let body = "
+def forward(self, indices: Tensor, offsets: Tensor):
+    return self.bag.forward(indices, offsets)";
+    for operator in ["embedding_bag_byte", "embedding_bag_4bit"] {
+        let observer = embedding_bag_observer(operator);
+        let qconfig = QConfig { activation: observer.clone(), weight: observer };
+        let indices = Tensor::from_slice(&[9i64, 6, 5, 7, 8, 8, 9, 2, 8, 6, 6, 9], &[12]).unwrap();
+        let case = Case::new(model(&[("bag", &bag)], body), &[])
+            .qconfig("", Some(qconfig))
+            .input(indices)
+            .input(Tensor::from_slice(&[0i64, 4], &[2]).unwrap());
+        check(&case, operator, &format!("quantized::{operator}_rowwise_offsets"));
     }
 }
 

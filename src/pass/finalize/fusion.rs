@@ -144,7 +144,19 @@ fn has_qparams_of(quantize: Node<'_>, source: Value<'_>) -> bool {
 }
 
 fn replace<'g>(quantize: Node<'g>, float: Node<'g>, kind: &str, inputs: &[Value<'g>], form: &Form) -> Result<()> {
-    let fused = quantize.graph().create(kind, inputs, 1)?.insert_before(quantize)?;
+    let mut numbers = inputs.to_vec();
+    for (value, input) in numbers.iter_mut().zip(form.inputs) {
+        // Parameters that are calculated while the code runs are tensors.
+        let conversion = match input {
+            FormInput::Scale => "aten::Float",
+            FormInput::ZeroPoint => "aten::Int",
+            _ => continue,
+        };
+        if value.type_of().is_tensor() {
+            *value = quantize.insert_operator(conversion, &[*value])?;
+        }
+    }
+    let fused = quantize.graph().create(kind, &numbers, 1)?.insert_before(quantize)?;
     fused.copy_metadata(float)?;
     let result = fused.outputs()[0];
     quantize.outputs()[0].replace_all_uses_with(result)?;

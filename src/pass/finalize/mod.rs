@@ -6,7 +6,7 @@
 //! 3. freezing (libtorch's): attributes become constants.
 //! 4. `fold_prepack`: weights are packed now, and kept as attributes.
 
-mod fold_prepack;
+pub(super) mod fold_prepack;
 mod fusion;
 mod prepack;
 

@@ -66,14 +66,36 @@ pub fn insert_observers(
     quant_type: QuantType,
 ) -> Result<Module> {
     module.graph(method)?;
+    let (clone, by_module) = clone_configured(module, qconfigs, inplace)?;
+    observe(&clone, method, &by_module, quant_type, |_| true)?;
+    Ok(clone)
+}
+
+/// The observers of modules, by [`Module::id`].
+pub(super) type Configured = HashMap<usize, Option<QConfig>>;
+
+/// A clone in which modules that are configured differently have classes of their own, and its modules' observers.
+pub(super) fn clone_configured(module: &Module, qconfigs: &QConfigDict, inplace: bool) -> Result<(Module, Configured)> {
     let by_path = inherit(module, qconfigs);
     let identity = |path: &str| by_path.get(path).and_then(Option::as_ref).map(|q| (q.activation.id(), q.weight.id()));
     let clone = module.clone_by(inplace, identity)?;
-    let by_module =
-        clone.modules().into_iter().map(|(path, part)| (part.id(), by_path.get(&path).cloned().flatten())).collect();
-    prepare(&clone, method)?;
-    observe(&clone, method, &by_module, quant_type).context(|| format!("inserting observers for '{method}'"))?;
-    Ok(clone)
+    let modules = clone.modules().into_iter();
+    let by_module = modules.map(|(path, part)| (part.id(), by_path.get(&path).cloned().flatten())).collect();
+    Ok((clone, by_module))
+}
+
+/// Has `method` observe those of the values to observe that `is_wanted`; the modules that got observers, one of each
+/// class, and the observers' names.
+pub(super) fn observe(
+    module: &Module,
+    method: &str,
+    qconfigs: &Configured,
+    quant_type: QuantType,
+    is_wanted: impl Fn(Value<'_>) -> bool,
+) -> Result<Vec<(Module, Vec<String>)>> {
+    let what = || format!("inserting observers for '{method}'");
+    prepare(module, method).context(what)?;
+    attach_planned(module, method, qconfigs, quant_type, is_wanted).context(what)
 }
 
 /// The observers of each submodule path.
@@ -120,12 +142,13 @@ fn prepare(module: &Module, method: &str) -> Result<()> {
     Ok(())
 }
 
-fn observe(
+fn attach_planned(
     module: &Module,
     method: &str,
-    qconfigs: &HashMap<usize, Option<QConfig>>,
+    qconfigs: &Configured,
     quant_type: QuantType,
-) -> Result<()> {
+    is_wanted: impl Fn(Value<'_>) -> bool,
+) -> Result<Vec<(Module, Vec<String>)>> {
     let graphs = CalledGraphs::of(module, method)?;
     let plan = plan(module, method, &graphs, qconfigs, quant_type)?;
     let mut instances: HashMap<usize, Vec<(String, Module)>> = HashMap::new();
@@ -133,17 +156,22 @@ fn observe(
         instances.entry(part.type_of().id()).or_default().push((path, part));
     }
     let mut number = 0;
-    for observation in &plan.observations {
+    let mut attached: Vec<(Module, Vec<String>)> = Vec::new();
+    for observation in plan.observations.iter().filter(|observation| is_wanted(observation.value)) {
         let class = observation.module.type_of().id();
-        attach(observation, &instances[&class], &mut number)?;
+        let name = attach(observation, &instances[&class], &mut number)?;
+        match attached.iter_mut().find(|(module, _)| module.type_of().id() == class) {
+            Some((_, names)) => names.push(name),
+            None => attached.push((observation.module.clone(), vec![name])),
+        }
     }
-    Ok(())
+    Ok(attached)
 }
 
-/// Gives each instance of the class an observer, and has the value go through it.
+/// Gives each instance of the class an observer, and has the value go through it; the observer's name.
 ///
 /// Instances whose code is not reached get one too: they share the class, and with it the attribute.
-fn attach(observation: &Observation<'_>, instances: &[(String, Module)], number: &mut usize) -> Result<()> {
+fn attach(observation: &Observation<'_>, instances: &[(String, Module)], number: &mut usize) -> Result<String> {
     let value = observation.value;
     let name = loop {
         let name = format!("_observer_{number}");
@@ -171,7 +199,8 @@ fn attach(observation: &Observation<'_>, instances: &[(String, Module)], number:
         observed.set_debug_name(&debug_name)?;
     }
     value.replace_all_uses_with(observed)?;
-    observed.node().replace_input(1, value)
+    observed.node().replace_input(1, value)?;
+    Ok(name)
 }
 
 /// A value as a person finds it in the model: `layer1.0.conv1.weight`, `layer1.0: the result of aten::add (net.py:7)`.

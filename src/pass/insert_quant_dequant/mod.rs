@@ -8,11 +8,11 @@
 //!    take them in.
 
 mod embedding_bag;
-mod observed;
+pub(super) mod observed;
 mod propagate;
-mod replace;
+pub(super) mod replace;
 mod replicate;
-mod weights;
+pub(super) mod weights;
 
 use std::collections::HashSet;
 
@@ -88,11 +88,7 @@ fn remove_observers(module: &Module, observed: &[ObservedCode]) -> Result<()> {
     let mut removed = HashSet::new();
     for code in observed {
         for observer in code.observers()? {
-            let object = observer.call.inputs()[0].node();
-            observer.call.destroy()?;
-            if object.outputs().iter().all(|output| !output.is_used()) {
-                object.destroy()?;
-            }
+            observer.remove_call()?;
             let (name, owner) = observer.owner()?;
             if removed.insert((owner.type_of().id(), name.clone())) {
                 Module::remove_attribute_of_class(&observed::instances(module, &owner), &name)?;

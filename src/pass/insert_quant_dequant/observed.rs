@@ -8,7 +8,7 @@ use crate::pass::block_order::block_order;
 use crate::pass::layers::called_method;
 
 /// A method's code with the modules that run it: a graph belongs to a class, which may have many instances.
-pub(super) struct ObservedCode {
+pub(in crate::pass) struct ObservedCode {
     pub graph: Graph,
     /// The modules on which the code is called, and after them the other instances of the class.
     pub instances: Vec<Module>,
@@ -17,7 +17,7 @@ pub(super) struct ObservedCode {
 }
 
 /// A call of an observer.
-pub(super) struct Observer<'g> {
+pub(in crate::pass) struct Observer<'g> {
     pub call: Node<'g>,
     /// The observer's path, seen from the module that runs the code.
     path: Vec<String>,
@@ -31,7 +31,7 @@ fn is_observer(value: Value<'_>) -> bool {
 }
 
 /// The code that `method` of `module` runs, callees before callers.
-pub(super) fn observed_code(module: &Module, method: &str) -> Result<Vec<ObservedCode>> {
+pub(in crate::pass) fn observed_code(module: &Module, method: &str) -> Result<Vec<ObservedCode>> {
     let mut all = Vec::new();
     collect(module, method, &mut all, &mut HashMap::new(), &mut HashSet::new())?;
     for code in &mut all {
@@ -75,7 +75,7 @@ fn collect(
 }
 
 /// The modules below `root` of the class of `module`.
-pub(super) fn instances(root: &Module, module: &Module) -> Vec<Module> {
+pub(in crate::pass) fn instances(root: &Module, module: &Module) -> Vec<Module> {
     let class = module.type_of().id();
     let mut seen = HashSet::new();
     let all = root.modules().into_iter().map(|(_, part)| part);
@@ -109,6 +109,11 @@ impl<'g> Observer<'g> {
         self.of(&self.module)
     }
 
+    /// The names of the attributes that lead to it from `self`.
+    pub fn path(&self) -> &[String] {
+        &self.path
+    }
+
     /// Its name and a module that holds it.
     pub fn owner(&self) -> Result<(String, Module)> {
         match self.path.split_last() {
@@ -122,6 +127,16 @@ impl<'g> Observer<'g> {
         self.call.input(1).ok_or_else(|| Error::invalid(format!("observer '{}' watches nothing", self.path.join("."))))
     }
 
+    /// Takes the call out of the code, once nobody uses its output.
+    pub fn remove_call(&self) -> Result<()> {
+        let object = self.call.inputs()[0].node();
+        self.call.destroy()?;
+        match object.outputs().iter().all(|output| !output.is_used()) {
+            true => object.destroy(),
+            false => Ok(()),
+        }
+    }
+
     /// The observer's output, which the code goes on with.
     pub fn output(&self) -> Value<'g> {
         self.call.outputs()[0]
@@ -129,8 +144,12 @@ impl<'g> Observer<'g> {
 }
 
 /// Whether it keeps nothing: activations of dynamic quantization, weights and indices of embedding bags.
-pub(super) fn is_placeholder(observer: &Module) -> bool {
+pub(in crate::pass) fn is_placeholder(observer: &Module) -> bool {
     observer.class_name().contains("PlaceholderObserver")
+}
+
+fn named(observer: &Module) -> String {
+    observer.type_of().unmangled_class_name().unwrap_or_default()
 }
 
 /// The integer attribute `name` of an observer (`dtype`, `qscheme`, `ch_axis`).
@@ -138,18 +157,18 @@ fn integer(observer: &Module, name: &str) -> Result<i64> {
     observer
         .attribute(name)?
         .as_int()
-        .ok_or_else(|| Error::invalid(format!("'{name}' of observer {} is not a number", observer.class_name())))
+        .ok_or_else(|| Error::invalid(format!("'{name}' of observer {} is not a number", named(observer))))
 }
 
 /// The element type that an observer asks for, as libtorch's number.
-pub(super) fn dtype(observer: &Module) -> Result<i64> {
+pub(in crate::pass) fn dtype(observer: &Module) -> Result<i64> {
     integer(observer, "dtype")
 }
 
 /// The quantization parameters of a value: a suffix of the attribute's name and its content each, in the order of the
 /// arguments of `aten::quantize_per_tensor` and `aten::quantize_per_channel`.
 #[derive(Clone)]
-pub(super) struct QParams {
+pub(in crate::pass) struct QParams {
     pub attributes: Vec<(&'static str, IValue)>,
     pub per_channel: bool,
 }
@@ -157,10 +176,15 @@ pub(super) struct QParams {
 /// libtorch's numbers of the schemes with a scale for each channel, affine and symmetric (`c10/core/QScheme.h`).
 const PER_CHANNEL: [i64; 2] = [1, 3];
 
+/// Whether an observer finds a scale for each channel.
+pub(in crate::pass) fn is_per_channel(observer: &Module) -> Result<bool> {
+    Ok(PER_CHANNEL.contains(&integer(observer, "qscheme")?))
+}
+
 impl QParams {
     /// What the observer found.
     pub fn of(observer: &Module) -> Result<Self> {
-        Self::ask(observer).context(|| format!("asking observer {} for its parameters", observer.class_name()))
+        Self::ask(observer).context(|| format!("asking observer {} for its parameters", named(observer)))
     }
 
     fn ask(observer: &Module) -> Result<Self> {
@@ -184,7 +208,7 @@ impl QParams {
         };
         let scales = scale.to_f32_vec()?;
         let zero_points: Vec<i32> = zero_point.to_f32_vec()?.into_iter().map(|value| value as i32).collect();
-        let per_channel = PER_CHANNEL.contains(&integer(observer, "qscheme")?);
+        let per_channel = is_per_channel(observer)?;
         let mut attributes = match (per_channel, &scales[..], &zero_points[..]) {
             (true, ..) => vec![
                 ("_scale", Tensor::from_slice(&scales, &scale.shape())?.into()),

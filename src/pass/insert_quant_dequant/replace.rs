@@ -8,7 +8,7 @@ use crate::ir::{DType, Graph, IValue, Node, Type, Value};
 use crate::pass::QuantType;
 
 /// Puts quantize and dequantize in the place of every observer of the code. The observers' calls stay, unused.
-pub(super) fn replace_observers(code: &ObservedCode, quant_type: QuantType) -> Result<()> {
+pub(in crate::pass) fn replace_observers(code: &ObservedCode, quant_type: QuantType) -> Result<()> {
     for observer in code.observers()? {
         let names = register_qparams(code, &observer)?;
         let at = observer.call.next();
@@ -117,7 +117,7 @@ fn quantize_and_dequantize<'g>(
 }
 
 /// Inserts `value` quantized with the range that it has when the model runs, and dequantized again.
-pub(super) fn dynamic_quantization<'g>(at: Node<'g>, value: Value<'g>, dtype: Value<'g>) -> Result<Value<'g>> {
+pub(in crate::pass) fn dynamic_quantization<'g>(at: Node<'g>, value: Value<'g>, dtype: Value<'g>) -> Result<Value<'g>> {
     // FBGEMM's kernels overflow without it, QNNPACK's do not look at it.
     let reduce_range = at.insert_constant(true)?;
     let graph = at.graph();
@@ -133,7 +133,7 @@ pub(super) fn dynamic_quantization<'g>(at: Node<'g>, value: Value<'g>, dtype: Va
 }
 
 /// Inserts `quantized` dequantized, number `number` of those of `original`, before `at`.
-pub(super) fn dequantize<'g>(
+pub(in crate::pass) fn dequantize<'g>(
     at: Node<'g>,
     quantized: Value<'g>,
     original: Value<'g>,
@@ -146,10 +146,10 @@ pub(super) fn dequantize<'g>(
 }
 
 /// Inserts a node with one output before `at`.
-pub(super) fn insert<'g>(at: Node<'g>, kind: &str, inputs: &[Value<'g>]) -> Result<Value<'g>> {
+pub(in crate::pass) fn insert<'g>(at: Node<'g>, kind: &str, inputs: &[Value<'g>]) -> Result<Value<'g>> {
     Ok(at.graph().create(kind, inputs, 1)?.insert_before(at)?.outputs()[0])
 }
 
-pub(super) fn name_after(value: Value<'_>, original: Value<'_>, what: &str) -> Result<()> {
+pub(in crate::pass) fn name_after(value: Value<'_>, original: Value<'_>, what: &str) -> Result<()> {
     value.set_debug_name(&format!("{}.{what}", original.debug_name()))
 }

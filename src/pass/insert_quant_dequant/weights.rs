@@ -9,7 +9,7 @@ use crate::pass::layers::called_method;
 use crate::pass::op_table::Operator;
 
 /// Whether an operator takes `value` as its weight, in this code or in what it calls.
-pub(super) fn is_weight(module: &Module, value: Value<'_>) -> bool {
+pub(in crate::pass) fn is_weight(module: &Module, value: Value<'_>) -> bool {
     value.uses().into_iter().any(|place| {
         if Operator::of_use(place).is_some_and(|(row, argument)| row.weight == Some(argument)) {
             return true;
@@ -25,7 +25,7 @@ pub(super) fn is_weight(module: &Module, value: Value<'_>) -> bool {
 }
 
 /// Whether what `value` is depends on the method's arguments, and not on the module alone.
-pub(super) fn depends_on_arguments(value: Value<'_>) -> bool {
+pub(in crate::pass) fn depends_on_arguments(value: Value<'_>) -> bool {
     match value.is_block_input() {
         true => value.graph().inputs().first() != Some(&value),
         false => !value.node().blocks().is_empty() || value.node().inputs().into_iter().any(depends_on_arguments),
@@ -33,7 +33,7 @@ pub(super) fn depends_on_arguments(value: Value<'_>) -> bool {
 }
 
 /// Shows every observer of a weight the weight that it watches, in each module that runs the code.
-pub(super) fn run_observers(code: &ObservedCode) -> Result<()> {
+pub(in crate::pass) fn run_observers(code: &ObservedCode) -> Result<()> {
     for observer in code.observers()? {
         if !is_weight(&code.instances[0], observer.output()) || depends_on_arguments(observer.original()?) {
             continue;
