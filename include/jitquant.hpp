@@ -135,6 +135,35 @@ inline int32_t ask_filter(const jq_node *node, void *user_data) {
   return filter.call(-1, static_cast<torch::jit::Node *>(torch_node));
 }
 
+template <class Pass>
+Module observe(Pass pass, const Module &module, const std::string &method, const QConfigDict &qconfig_dict,
+               bool inplace, QuantType quant_type) {
+  auto input = share(module);
+  std::vector<ModuleHandle> observers;
+  std::vector<jq_qconfig> qconfigs;
+  for (const auto &[path, qconfig] : qconfig_dict) {
+    jq_qconfig entry{path.c_str(), nullptr, nullptr};
+    if (qconfig) {
+      observers.push_back(share(std::get<0>(*qconfig)));
+      entry.activation = observers.back().get();
+      observers.push_back(share(std::get<1>(*qconfig)));
+      entry.weight = observers.back().get();
+    }
+    qconfigs.push_back(entry);
+  }
+  ModuleHandle observed;
+  check(pass(input.get(), method.c_str(), qconfigs.data(), qconfigs.size(), inplace, quant_type, observed.out()));
+  return module_of(observed);
+}
+
+template <class Pass>
+Module quantize(Pass pass, const Module &module, const std::string &method, bool inplace, bool debug,
+                QuantType quant_type) {
+  ModuleHandle quantized;
+  check(pass(share(module).get(), method.c_str(), inplace, debug, quant_type, quantized.out()));
+  return module_of(quantized);
+}
+
 } // namespace detail
 
 // The version of the library.
@@ -144,32 +173,34 @@ inline std::string version() { return jq_version(); }
 // those of `module`.
 inline Module InsertObservers(Module &module, const std::string &method_name, const QConfigDict &qconfig_dict,
                               bool inplace, QuantType quant_type = QuantType::STATIC) {
-  auto input = detail::share(module);
-  std::vector<detail::ModuleHandle> observers;
-  std::vector<jq_qconfig> qconfigs;
-  for (const auto &[path, qconfig] : qconfig_dict) {
-    jq_qconfig entry{path.c_str(), nullptr, nullptr};
-    if (qconfig) {
-      observers.push_back(detail::share(std::get<0>(*qconfig)));
-      entry.activation = observers.back().get();
-      observers.push_back(detail::share(std::get<1>(*qconfig)));
-      entry.weight = observers.back().get();
-    }
-    qconfigs.push_back(entry);
-  }
-  detail::ModuleHandle observed;
-  detail::check(jq_insert_observers(input.get(), method_name.c_str(), qconfigs.data(), qconfigs.size(), inplace,
-                                    quant_type, observed.out()));
-  return detail::module_of(observed);
+  return detail::observe(jq_insert_observers, module, method_name, qconfig_dict, inplace, quant_type);
+}
+
+// The same in a method observe_… that is added, for models that are quantized where they run.
+inline Module InsertObserversForOnDevicePTQ(Module &module, const std::string &method_name,
+                                            const QConfigDict &qconfig_dict, bool inplace,
+                                            QuantType quant_type = QuantType::STATIC) {
+  return detail::observe(jq_insert_observers_for_on_device_ptq, module, method_name, qconfig_dict, inplace, quant_type);
 }
 
 // A copy of `module`, which was observed, that rounds as INT8 does.
 inline Module InsertQuantDeQuant(Module &module, const std::string &method_name, bool inplace, bool debug,
                                  QuantType quant_type = QuantType::STATIC) {
-  detail::ModuleHandle quantized;
-  detail::check(jq_insert_quant_dequant(detail::share(module).get(), method_name.c_str(), inplace, debug, quant_type,
-                                        quantized.out()));
-  return detail::module_of(quantized);
+  return detail::quantize(jq_insert_quant_dequant, module, method_name, inplace, debug, quant_type);
+}
+
+// The same for a method observe_…; the result is in a method quantize_….
+inline Module InsertQuantDeQuantOnDevicePTQ(Module &module, const std::string &method_name, bool inplace, bool debug,
+                                            QuantType quant_type = QuantType::STATIC) {
+  return detail::quantize(jq_insert_quant_dequant_on_device_ptq, module, method_name, inplace, debug, quant_type);
+}
+
+// A copy of `module` with methods that pack weights and that run in INT8 beside the method quantize_… that is named.
+inline Module FinalizeOnDevicePTQ(Module &module, QuantType quant_type, const std::string &method_name) {
+  detail::ModuleHandle finalized;
+  detail::check(
+      jq_finalize_on_device_ptq(detail::share(module).get(), quant_type, method_name.c_str(), finalized.out()));
+  return detail::module_of(finalized);
 }
 
 // A copy of `module`, which InsertQuantDeQuant gave, with quantized:: operators and packed weights, frozen.

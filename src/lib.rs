@@ -73,3 +73,8 @@ pub fn threads() -> i32 {
 pub fn silence_torch_warnings() {
     ir::ffi::bridge::torch_silence_warnings();
 }
+
+/// The program of `docs/rust.md`.
+#[cfg(all(doctest, feature = "torch"))]
+#[doc = include_str!("../docs/rust.md")]
+struct RustGuide;

@@ -8,7 +8,9 @@ use super::node::{jq_node, visit};
 use super::quantizer::{jq_quant_type, quant_type};
 use super::status::{Failure, Outcome, enter, jq_status};
 use super::strings::{self, jq_strings};
-use crate::pass;
+use crate::error::Result;
+use crate::ir::Module;
+use crate::pass::{self, QuantType};
 use crate::qconfig::{QConfig, QConfigDict};
 
 /// The observers of one part of a model.
@@ -45,32 +47,75 @@ pub unsafe extern "C" fn jq_insert_observers(
     quant_type: jq_quant_type,
     observed: *mut *mut jq_module,
 ) -> jq_status {
-    enter(|| {
-        let room = argument::room(observed, "observed")?;
-        let module = module::resolve(module, "module")?;
-        // SAFETY: the caller's promise.
-        let method = unsafe { argument::text(method, "method")? };
-        let quant_type = self::quant_type(quant_type)?;
-        let mut dict = QConfigDict::new();
-        // SAFETY: the caller's promise.
-        for (i, entry) in unsafe { argument::items(qconfigs, count, "qconfigs")? }.iter().enumerate() {
-            // SAFETY: the caller's promise.
-            let path = unsafe { argument::text(entry.path, &format!("qconfigs[{i}].path"))? };
-            let qconfig = match entry.activation.is_null() && entry.weight.is_null() {
-                true => None,
-                false => Some(QConfig {
-                    activation: module::resolve(entry.activation, &format!("qconfigs[{i}].activation"))?,
-                    weight: module::resolve(entry.weight, &format!("qconfigs[{i}].weight"))?,
-                }),
-            };
-            dict.insert(path.to_owned(), qconfig);
-        }
-        let _turn = graph_turn();
-        let result = pass::insert_observers(&module, method, &dict, inplace != 0, quant_type)?;
-        // SAFETY: the caller's promise.
-        unsafe { room.put(module::issue(result)) };
-        Ok(())
+    // SAFETY: the caller's promise.
+    enter(|| unsafe {
+        observe(pass::insert_observers, module, method, (qconfigs, count), inplace, quant_type, observed)
     })
+}
+
+/// `InsertObserversForOnDevicePTQ`: as `jq_insert_observers`, in a method `observe_{method}` that is added, for models that are
+/// quantized where they run.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn jq_insert_observers_for_on_device_ptq(
+    module: *const jq_module,
+    method: *const c_char,
+    qconfigs: *const jq_qconfig,
+    count: usize,
+    inplace: i32,
+    quant_type: jq_quant_type,
+    observed: *mut *mut jq_module,
+) -> jq_status {
+    // SAFETY: the caller's promise.
+    enter(|| unsafe {
+        observe(
+            pass::insert_observers_for_on_device_ptq,
+            module,
+            method,
+            (qconfigs, count),
+            inplace,
+            quant_type,
+            observed,
+        )
+    })
+}
+
+type ObserverPass = fn(&Module, &str, &QConfigDict, bool, QuantType) -> Result<Module>;
+
+/// # Safety
+/// The texts and the `qconfigs` are as the header asks for, `observed` as for [`argument::Out::put`].
+unsafe fn observe(
+    insert: ObserverPass,
+    module: *const jq_module,
+    method: *const c_char,
+    (qconfigs, count): (*const jq_qconfig, usize),
+    inplace: i32,
+    quant_type: jq_quant_type,
+    observed: *mut *mut jq_module,
+) -> Outcome<()> {
+    let room = argument::room(observed, "observed")?;
+    let module = module::resolve(module, "module")?;
+    // SAFETY: the caller's promise.
+    let method = unsafe { argument::text(method, "method")? };
+    let quant_type = self::quant_type(quant_type)?;
+    let mut dict = QConfigDict::new();
+    // SAFETY: the caller's promise.
+    for (i, entry) in unsafe { argument::items(qconfigs, count, "qconfigs")? }.iter().enumerate() {
+        // SAFETY: the caller's promise.
+        let path = unsafe { argument::text(entry.path, &format!("qconfigs[{i}].path"))? };
+        let qconfig = match entry.activation.is_null() && entry.weight.is_null() {
+            true => None,
+            false => Some(QConfig {
+                activation: module::resolve(entry.activation, &format!("qconfigs[{i}].activation"))?,
+                weight: module::resolve(entry.weight, &format!("qconfigs[{i}].weight"))?,
+            }),
+        };
+        dict.insert(path.to_owned(), qconfig);
+    }
+    let _turn = graph_turn();
+    let result = insert(&module, method, &dict, inplace != 0, quant_type)?;
+    // SAFETY: the caller's promise.
+    unsafe { room.put(module::issue(result)) };
+    Ok(())
 }
 
 /// `InsertQuantDeQuant`: a copy of `observed`, whose method `method` was watched by observers, that rounds what they
@@ -87,18 +132,50 @@ pub unsafe extern "C" fn jq_insert_quant_dequant(
     quant_type: jq_quant_type,
     quantized: *mut *mut jq_module,
 ) -> jq_status {
-    enter(|| {
-        let room = argument::room(quantized, "quantized")?;
-        let observed = module::resolve(observed, "observed")?;
-        // SAFETY: the caller's promise.
-        let method = unsafe { argument::text(method, "method")? };
-        let quant_type = self::quant_type(quant_type)?;
-        let _turn = graph_turn();
-        let result = pass::insert_quant_dequant(&observed, method, inplace != 0, debug != 0, quant_type)?;
-        // SAFETY: the caller's promise.
-        unsafe { room.put(module::issue(result)) };
-        Ok(())
+    // SAFETY: the caller's promise.
+    enter(|| unsafe { quantize(pass::insert_quant_dequant, observed, method, inplace, debug, quant_type, quantized) })
+}
+
+/// `InsertQuantDeQuantOnDevicePTQ`: as `jq_insert_quant_dequant`, for the method `observe_…` that
+/// `jq_insert_observers_for_on_device_ptq` made; the result is in a method `quantize_…`.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn jq_insert_quant_dequant_on_device_ptq(
+    observed: *const jq_module,
+    method: *const c_char,
+    inplace: i32,
+    debug: i32,
+    quant_type: jq_quant_type,
+    quantized: *mut *mut jq_module,
+) -> jq_status {
+    // SAFETY: the caller's promise.
+    enter(|| unsafe {
+        quantize(pass::insert_quant_dequant_on_device_ptq, observed, method, inplace, debug, quant_type, quantized)
     })
+}
+
+type QuantizePass = fn(&Module, &str, bool, bool, QuantType) -> Result<Module>;
+
+/// # Safety
+/// `method` is as the header asks for, `quantized` as for [`argument::Out::put`].
+unsafe fn quantize(
+    insert: QuantizePass,
+    observed: *const jq_module,
+    method: *const c_char,
+    inplace: i32,
+    debug: i32,
+    quant_type: jq_quant_type,
+    quantized: *mut *mut jq_module,
+) -> Outcome<()> {
+    let room = argument::room(quantized, "quantized")?;
+    let observed = module::resolve(observed, "observed")?;
+    // SAFETY: the caller's promise.
+    let method = unsafe { argument::text(method, "method")? };
+    let quant_type = self::quant_type(quant_type)?;
+    let _turn = graph_turn();
+    let result = insert(&observed, method, inplace != 0, debug != 0, quant_type)?;
+    // SAFETY: the caller's promise.
+    unsafe { room.put(module::issue(result)) };
+    Ok(())
 }
 
 /// `Finalize`: a copy of `quantized`, which `jq_insert_quant_dequant` gave, with `quantized::` operators and packed
@@ -127,6 +204,29 @@ pub unsafe extern "C" fn jq_finalize(
         let preserved = preserved.iter().enumerate().map(name).collect::<Outcome<Vec<_>>>()?;
         let _turn = graph_turn();
         let result = pass::finalize(&quantized, quant_type, &preserved)?;
+        // SAFETY: the caller's promise.
+        unsafe { room.put(module::issue(result)) };
+        Ok(())
+    })
+}
+
+/// `FinalizeOnDevicePTQ`: a copy of `quantized` with methods that pack weights and that run in INT8 beside the method
+/// `quantize_…` that `method` names, into `*finalized`, to be freed with `jq_module_free`. Any thread.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn jq_finalize_on_device_ptq(
+    quantized: *const jq_module,
+    quant_type: jq_quant_type,
+    method: *const c_char,
+    finalized: *mut *mut jq_module,
+) -> jq_status {
+    enter(|| {
+        let room = argument::room(finalized, "finalized")?;
+        let quantized = module::resolve(quantized, "quantized")?;
+        let quant_type = self::quant_type(quant_type)?;
+        // SAFETY: the caller's promise.
+        let method = unsafe { argument::text(method, "method")? };
+        let _turn = graph_turn();
+        let result = pass::finalize_on_device_ptq(&quantized, quant_type, method)?;
         // SAFETY: the caller's promise.
         unsafe { room.put(module::issue(result)) };
         Ok(())

@@ -15,6 +15,11 @@ namespace jit = torch::jit;
 // The same types, so a program moves over by changing the namespace.
 static_assert(std::is_same_v<decltype(jitquant::InsertObservers), decltype(jit::InsertObservers)>);
 static_assert(std::is_same_v<decltype(jitquant::InsertQuantDeQuant), decltype(jit::InsertQuantDeQuant)>);
+static_assert(
+    std::is_same_v<decltype(jitquant::InsertObserversForOnDevicePTQ), decltype(jit::InsertObserversForOnDevicePTQ)>);
+static_assert(
+    std::is_same_v<decltype(jitquant::InsertQuantDeQuantOnDevicePTQ), decltype(jit::InsertQuantDeQuantOnDevicePTQ)>);
+static_assert(std::is_same_v<decltype(jitquant::FinalizeOnDevicePTQ), decltype(jit::FinalizeOnDevicePTQ)>);
 static_assert(std::is_same_v<decltype(jitquant::Finalize), decltype(jit::Finalize)>);
 static_assert(std::is_same_v<decltype(jitquant::FoldConvBatchNorm), decltype(jit::FoldConvBatchNorm)>);
 static_assert(std::is_same_v<decltype(jitquant::DedupModuleUses), decltype(jit::DedupModuleUses)>);
@@ -96,6 +101,13 @@ static void passes() {
   EXPECT(torch::equal(a, b));
   EXPECT(torch::equal(jitquant::FoldConvBatchNorm(net).forward({x}).toTensor(), net.forward({x}).toTensor()));
   jitquant::DedupModuleUses(net);
+
+  auto dynamic = jit::QuantType::DYNAMIC;
+  jit::Module device = jitquant::InsertObserversForOnDevicePTQ(net, "forward", qconfigs, false, dynamic);
+  device.get_method("observe_forward")({x});
+  device = jitquant::InsertQuantDeQuantOnDevicePTQ(device, "observe_forward", false, false, dynamic);
+  device = jitquant::FinalizeOnDevicePTQ(device, dynamic, "quantize_forward");
+  EXPECT(device.find_method("quantized_forward") && !net.find_method("quantized_forward"));
 
   jitquant::QConfigDict float_only{{"", std::nullopt}};
   EXPECT(observers(jitquant::InsertObservers(net, "forward", float_only, true, jit::QuantType::DYNAMIC)).empty());
