@@ -4,7 +4,9 @@ export PATH := $(PATH):$(or $(CARGO_HOME),$(HOME)/.cargo)/bin
 # Progress for people, silence for logs.
 quiet := $(shell test -t 2 || echo --quiet)
 
-.PHONY: help setup demo test models bench clean distclean
+PREFIX ?= /usr/local
+
+.PHONY: help setup demo install test models bench clean distclean
 .NOTPARALLEL:
 
 help: ## Lists what can be made (the default).
@@ -16,6 +18,10 @@ setup: ## Installs what is missing: Debian packages, libtorch into .libtorch/ (5
 demo: setup ## Quantizes a trained digit classifier and compares it with the original. Sets up first.
 	@scripts/step.sh "cargo build" cargo build $(quiet)
 	@scripts/step.sh "demo" scripts/demo.sh
+
+install: setup ## Installs libjitquant.so, headers, a CMake package and a pkg-config file under PREFIX (/usr/local).
+	@scripts/step.sh "cargo build" cargo build $(quiet) --release --lib --no-default-features --features torch
+	@scripts/step.sh "install" scripts/install.sh "$(PREFIX)"
 
 test: ## Runs every check: formatting, lints, tests with and without libtorch, documentation. Sets up first.
 	@scripts/setup.sh test

@@ -14,7 +14,7 @@ mod torch {
         let libtorch = locate();
         let include = libtorch.join("include");
         let mut build = cxx_build::bridges(["src/ir/ffi.rs", "src/observer/operators.rs", "src/engine/bridge.rs"]);
-        for file in ["graph", "module", "observers", "packed"] {
+        for file in ["graph", "host", "module", "observers", "packed", "plugin"] {
             build.file(format!("cpp/{file}.cpp"));
         }
         build
@@ -40,6 +40,9 @@ mod torch {
             println!("cargo:rustc-link-lib=dylib={library}");
         }
         println!("cargo:rustc-link-arg={}", openmp(&libtorch));
+        println!("cargo:rustc-cdylib-link-arg=-Wl,-soname,libjitquant.so");
+        // In a libtorch of another version, functions may be missing: the library then has to load far enough to say so.
+        println!("cargo:rustc-cdylib-link-arg=-Wl,-z,lazy");
         println!("cargo:libtorch={}", libtorch.display());
         println!("cargo:rerun-if-changed=cpp");
         println!("cargo:rerun-if-env-changed=LIBTORCH");

@@ -101,6 +101,10 @@ rust::Vec<uint8_t> module_save_bytes(const Module &module) {
 }
 
 std::unique_ptr<Module> module_handle(const Module &module) { return own(Module(module)); }
+std::unique_ptr<Module> module_from_address(size_t address) {
+  return own(Module(*reinterpret_cast<const Module *>(address)));
+}
+void module_store(const Module &module, size_t address) { *reinterpret_cast<Module *>(address) = module; }
 std::unique_ptr<Module> module_clone(const Module &module) { return own(module.clone()); }
 std::unique_ptr<Module> module_deepcopy(const Module &module) { return own(module.deepcopy()); }
 
@@ -296,6 +300,10 @@ std::unique_ptr<IValue> ivalue_dict(const Type &key, const Type &value, std::uni
 }
 
 std::unique_ptr<IValue> ivalue_copy(const IValue &value) { return own(IValue(value)); }
+std::unique_ptr<IValue> ivalue_from_address(size_t address) {
+  return own(IValue(*reinterpret_cast<const IValue *>(address)));
+}
+void ivalue_store(const IValue &value, size_t address) { *reinterpret_cast<IValue *>(address) = value; }
 rust::String ivalue_tag(const IValue &value) { return value.isModule() ? "Module" : value.tagKind(); }
 std::unique_ptr<Type> ivalue_type(const IValue &value) { return own(Type{value.type()}); }
 std::unique_ptr<Tensor> ivalue_to_tensor(const IValue &value) { return own(Tensor(value.toTensor())); }
@@ -342,6 +350,7 @@ std::unique_ptr<Tensor> tensor_from_address(size_t address) {
   return own(Tensor(*reinterpret_cast<Tensor *>(address)));
 }
 size_t tensor_address(const Tensor &tensor) { return reinterpret_cast<size_t>(&tensor); }
+void tensor_store(const Tensor &tensor, size_t address) { *reinterpret_cast<Tensor *>(address) = tensor; }
 bool tensor_defined(const Tensor &tensor) { return tensor.defined(); }
 int32_t tensor_dtype(const Tensor &tensor) { return static_cast<int32_t>(tensor.scalar_type()); }
 rust::Vec<int64_t> tensor_shape(const Tensor &tensor) {
@@ -355,15 +364,21 @@ size_t tensor_bytes_len(const Tensor &tensor) {
   return tensor.defined() && tensor.layout() == at::kStrided && !tensor.is_nested() ? tensor.nbytes() : 0;
 }
 
-rust::Vec<uint8_t> tensor_to_bytes(const Tensor &tensor) {
-  TORCH_CHECK(tensor.layout() == c10::kStrided && !tensor.is_nested(),
-              "a sparse or nested tensor has no plain elements");
+// The elements (of a quantized tensor its integers) one after the other in the CPU's memory.
+std::unique_ptr<Tensor> tensor_plain(const Tensor &tensor) {
+  TORCH_CHECK(tensor.defined() && tensor.layout() == c10::kStrided && !tensor.is_nested(),
+              "a sparse, nested or undefined tensor has no plain elements");
   auto plain = tensor.is_quantized() ? tensor.int_repr() : tensor;
-  plain = plain.detach().cpu().contiguous();
+  return own(plain.detach().cpu().contiguous());
+}
+size_t tensor_data(const Tensor &tensor) { return reinterpret_cast<size_t>(tensor.const_data_ptr()); }
+
+rust::Vec<uint8_t> tensor_to_bytes(const Tensor &tensor) {
+  auto plain = tensor_plain(tensor);
   rust::Vec<uint8_t> bytes;
-  bytes.reserve(plain.nbytes());
-  const auto *begin = static_cast<const uint8_t *>(plain.const_data_ptr());
-  std::copy(begin, begin + plain.nbytes(), std::back_inserter(bytes));
+  bytes.reserve(plain->nbytes());
+  const auto *begin = static_cast<const uint8_t *>(plain->const_data_ptr());
+  std::copy(begin, begin + plain->nbytes(), std::back_inserter(bytes));
   return bytes;
 }
 

@@ -12,6 +12,8 @@ rust::Vec<ExtraFile> module_extra_files(rust::Str path);
 void module_save_file(const Module &module, rust::Str path, rust::Slice<const ExtraFile> extra);
 rust::Vec<uint8_t> module_save_bytes(const Module &module);
 std::unique_ptr<Module> module_handle(const Module &module);
+std::unique_ptr<Module> module_from_address(size_t address);
+void module_store(const Module &module, size_t address);
 std::unique_ptr<Module> module_clone(const Module &module);
 std::unique_ptr<Module> module_deepcopy(const Module &module);
 std::unique_ptr<Module> module_of_new_class_like(const Module &module);
@@ -63,6 +65,8 @@ std::unique_ptr<IValue> ivalue_list(const Type &element, std::unique_ptr<IValues
 std::unique_ptr<IValue> ivalue_dict(const Type &key, const Type &value, std::unique_ptr<IValues> keys,
                                     std::unique_ptr<IValues> values);
 std::unique_ptr<IValue> ivalue_copy(const IValue &value);
+std::unique_ptr<IValue> ivalue_from_address(size_t address);
+void ivalue_store(const IValue &value, size_t address);
 rust::String ivalue_tag(const IValue &value);
 std::unique_ptr<Type> ivalue_type(const IValue &value);
 std::unique_ptr<Tensor> ivalue_to_tensor(const IValue &value);
@@ -82,6 +86,9 @@ std::unique_ptr<Tensor> tensor_from_bytes(int32_t dtype, rust::Slice<const int64
 std::unique_ptr<Tensor> tensor_handle(const Tensor &tensor);
 std::unique_ptr<Tensor> tensor_from_address(size_t address);
 size_t tensor_address(const Tensor &tensor);
+void tensor_store(const Tensor &tensor, size_t address);
+std::unique_ptr<Tensor> tensor_plain(const Tensor &tensor);
+size_t tensor_data(const Tensor &tensor);
 bool tensor_defined(const Tensor &tensor);
 int32_t tensor_dtype(const Tensor &tensor);
 rust::Vec<int64_t> tensor_shape(const Tensor &tensor);

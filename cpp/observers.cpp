@@ -1,7 +1,11 @@
 // The operators `jitquant::observe_*`: they hand tensors' memory to the arithmetic in src/observer.
 #include <ATen/ATen.h>
-#include <torch/library.h>
 
+#include <array>
+#include <functional>
+#include <mutex>
+
+#include "library.h"
 #include "observers.h"
 #include "tensors.h"
 
@@ -37,10 +41,18 @@ float &scalar(const Tensor &x, const char *buffer) {
 
 rust::Str str(const std::string &text) { return rust::Str(text); }
 
+// One thread at a time changes an observer's state; different observers mostly have different locks.
+std::mutex &turn(const Tensor &min) {
+  static std::array<std::mutex, 64> turns;
+  return turns[std::hash<const void *>()(min.unsafeGetTensorImpl()) / 64 % turns.size()];
+}
+using Turn = std::lock_guard<std::mutex>;
+
 void observe_min_max(const Tensor &x, const Tensor &min, const Tensor &max, const std::string &name) {
   if (!is_observable(x))
     return;
   Tensor values = dense(x);
+  Turn turn_of_this(turn(min));
   in_rust([&] { observe_range(read(values), scalar(min, "min_val"), scalar(max, "max_val"), str(name)); });
 }
 
@@ -49,6 +61,7 @@ void observe_moving_average(const Tensor &x, const Tensor &min, const Tensor &ma
   if (!is_observable(x))
     return;
   Tensor values = dense(x);
+  Turn turn_of_this(turn(min));
   in_rust([&] {
     observe_average(read(values), scalar(min, "min_val"), scalar(max, "max_val"), averaging_constant, str(name));
   });
@@ -70,6 +83,7 @@ void observe_min_max_per_channel(const Tensor &x, const Tensor &min, const Tenso
                                  const std::string &name) {
   if (!is_observable(x))
     return;
+  Turn turn_of_this(turn(min));
   make_room(x, min, max, axis, name);
   Tensor values = x.detach().to(c10::kCPU, c10::kFloat).contiguous();
   auto sizes = values.sizes();
@@ -83,6 +97,7 @@ void observe_moving_average_per_channel(const Tensor &x, const Tensor &min, cons
                                         double averaging_constant, const std::string &name) {
   if (!is_observable(x))
     return;
+  Turn turn_of_this(turn(min));
   make_room(x, min, max, axis, name);
   Tensor values = x.detach().to(c10::kCPU, c10::kFloat).contiguous();
   auto sizes = values.sizes();
@@ -97,6 +112,7 @@ void observe_histogram(const Tensor &x, const Tensor &histogram, const Tensor &m
   if (!is_observable(x))
     return;
   Tensor values = dense(x);
+  Turn turn_of_this(turn(min));
   in_rust([&] {
     observe_counts(read(values), write(histogram, "histogram"), scalar(min, "min_val"), scalar(max, "max_val"),
                    str(name));
@@ -128,10 +144,26 @@ template <class... Args> void skip(const Tensor &, const Tensor &, const Tensor 
 
 } // namespace
 
+std::unique_ptr<NormalMode> leave_inference_mode() { return std::make_unique<NormalMode>(false); }
+
+std::unique_ptr<IValues> observer_take(const Module &observer) {
+  NormalMode normal(false);
+  auto min = observer.attr("min_val").toTensor(), max = observer.attr("max_val").toTensor();
+  Turn turn_of_this(turn(min));
+  IValues state{min.clone(), max.clone()};
+  min.fill_(std::numeric_limits<float>::infinity());
+  max.fill_(-std::numeric_limits<float>::infinity());
+  if (observer.hasattr("histogram")) {
+    state.emplace_back(observer.attr("histogram").toTensor().clone());
+    observer.attr("histogram").toTensor().zero_();
+  }
+  return std::make_unique<IValues>(std::move(state));
+}
+
 // Keeps this file's registrations in whatever links the library.
 void keep_observer_operators() {}
 
-TORCH_LIBRARY_FRAGMENT(jitquant, m) {
+JITQUANT_DEFINITIONS(observer_definitions, m) {
   m.def("observe_min_max(Tensor x, Tensor(a!) min_val, Tensor(b!) max_val, str name='') -> ()");
   m.def("observe_moving_average(Tensor x, Tensor(a!) min_val, Tensor(b!) max_val, float averaging_constant=0.01, "
         "str name='') -> ()");
@@ -144,7 +176,7 @@ TORCH_LIBRARY_FRAGMENT(jitquant, m) {
         "bool reduce_range=False, float eps=1.1920928955078125e-07, str name='') -> (Tensor, Tensor)");
 }
 
-TORCH_LIBRARY_IMPL(jitquant, CPU, m) {
+JITQUANT_KERNELS(observer_kernels, CPU, m) {
   m.impl("observe_min_max", observe_min_max);
   m.impl("observe_moving_average", observe_moving_average);
   m.impl("observe_min_max_per_channel", observe_min_max_per_channel);
@@ -154,7 +186,7 @@ TORCH_LIBRARY_IMPL(jitquant, CPU, m) {
   m.impl("qparams", qparams);
 }
 
-TORCH_LIBRARY_IMPL(jitquant, Meta, m) {
+JITQUANT_KERNELS(observer_shapes, Meta, m) {
   m.impl("observe_min_max", skip<Text>);
   m.impl("observe_moving_average", skip<double, Text>);
   m.impl("observe_min_max_per_channel", skip<int64_t, Text>);

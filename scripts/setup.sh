@@ -50,6 +50,8 @@ missing_packages() {
         echo python3-venv
     fi
     [ "$purpose" != test ] || have clang-format || have clang-format-14 || echo clang-format
+    [ "$purpose" != test ] || have cmake || echo cmake
+    [ "$purpose" != test ] || have pkg-config || echo pkg-config
 }
 
 # install_packages COMMAND-PREFIX...

@@ -26,8 +26,8 @@ clang_format() {
     if command -v clang-format-14 >/dev/null 2>&1; then
         tool=clang-format-14
     fi
-    mapfile -t files < <(find cpp include src tests benches examples -type f \
-        \( -name '*.h' -o -name '*.hpp' -o -name '*.cc' -o -name '*.cpp' \) 2>/dev/null | LC_ALL=C sort)
+    mapfile -t files < <(find cpp include preload src tests benches examples -type f \
+        \( -name '*.h' -o -name '*.hpp' -o -name '*.c' -o -name '*.cc' -o -name '*.cpp' \) 2>/dev/null | LC_ALL=C sort)
     if [ ${#files[@]} -eq 0 ]; then
         echo "    no C++ files"
     elif "$tool" --version | grep -q 'version 14\.'; then

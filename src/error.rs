@@ -13,6 +13,9 @@ pub enum Error {
     /// libtorch refused a call; the message is libtorch's, without its C++ backtrace.
     #[error("{0}")]
     Torch(String),
+    /// The process has a libtorch of another version than the library was built for.
+    #[error("{0}")]
+    Host(String),
     /// A file could not be read or written.
     #[error("{}: {cause}", path.display())]
     Io {
@@ -32,6 +35,9 @@ pub enum Error {
     /// An argument, a configuration or a graph does not fit what was asked.
     #[error("{0}")]
     Invalid(String),
+    /// Whoever watches the call ([`watch::watched`](crate::watch::watched)) ended it.
+    #[error("cancelled")]
+    Cancelled,
     /// An error with a note on what was being done.
     #[error("{context}: {cause}")]
     Context {

@@ -6,6 +6,9 @@
 
 #[cfg(feature = "torch")]
 #[allow(unsafe_code)]
+pub mod capi;
+#[cfg(feature = "torch")]
+#[allow(unsafe_code)]
 pub mod engine;
 mod error;
 #[cfg(feature = "torch")]
@@ -21,7 +24,14 @@ pub mod pass;
 #[cfg(feature = "torch")]
 mod pipeline;
 #[cfg(feature = "torch")]
+pub mod plugin;
+#[cfg(feature = "torch")]
 pub mod qconfig;
+
+#[cfg(feature = "torch")]
+pub mod watch;
+#[cfg(feature = "torch")]
+mod zero_touch;
 
 pub use error::{Error, Result};
 #[cfg(feature = "torch")]
@@ -33,11 +43,14 @@ pub use pipeline::{Converted, FloatLayer, Prepared, Quantizer, Report};
 /// jitquant's operators.
 ///
 /// # Errors
-/// Where libtorch refuses the registration (another library registered operators of the same names).
+/// Where the process has a libtorch of another version than the library was built for; nothing else of it works then.
 #[cfg(feature = "torch")]
 pub fn init() -> Result<()> {
     observer::keep_observer_operators();
-    Ok(())
+    match ir::ffi::bridge::host_refusal() {
+        "" => Ok(()),
+        refusal => Err(Error::Host(refusal.to_owned())),
+    }
 }
 
 /// The version of the libtorch that this library was built with, e.g. `2.13.0`.
@@ -63,3 +76,8 @@ pub fn threads() -> i32 {
 pub fn silence_torch_warnings() {
     ir::ffi::bridge::torch_silence_warnings();
 }
+
+/// The program of `docs/rust.md`.
+#[cfg(all(doctest, feature = "torch"))]
+#[doc = include_str!("../docs/rust.md")]
+struct RustGuide;

@@ -8,6 +8,7 @@ use crate::pass::{
     Coverage, Layer, QuantType, finalize, fold_conv_batch_norm, insert_observers, insert_quant_dequant, layers,
 };
 use crate::qconfig::{Part, QConfigDict, QConfigSpec, unknown_path};
+use crate::watch::step;
 
 /// Quantizes modules: which way, with which observers, and which parts.
 ///
@@ -112,7 +113,9 @@ impl Quantizer {
     /// configuration does not fit it, or a pass refuses it.
     pub fn prepare(&self, module: &Module) -> Result<Prepared> {
         crate::init()?;
+        step("reading the model", 0, 4)?;
         refuse_unfit(module)?;
+        step("cloning the module", 1, 4)?;
         let copy = module.deep_clone().context(|| "cloning the module".into())?;
         if copy.is_training() {
             copy.train(false)?;
@@ -125,12 +128,14 @@ impl Quantizer {
                 Some(reason) => format!("no layer would be quantized; the first one: {reason}"),
             }));
         }
+        step("folding batch norms", 2, 4)?;
         let folded = match self.quant_type {
             QuantType::Static => {
                 fold_conv_batch_norm(&copy).context(|| "folding batch norms into convolutions".into())?
             }
             QuantType::Dynamic => copy,
         };
+        step("inserting observers", 3, 4)?;
         let observed = insert_observers(&folded, METHOD, &qconfigs, true, self.quant_type)
             .context(|| "inserting observers".into())?;
         Ok(Prepared {
@@ -187,6 +192,11 @@ impl Prepared {
         &self.module
     }
 
+    /// The observers and their paths.
+    pub(crate) fn observers(&self) -> Vec<(String, Module)> {
+        self.module.modules().into_iter().filter(|(path, _)| is_observer(path)).collect()
+    }
+
     /// The layers that will be quantized.
     pub fn layers(&self) -> impl Iterator<Item = &Layer> {
         self.layers.iter().filter(|planned| planned.reason.is_none()).map(|planned| &planned.layer)
@@ -201,6 +211,7 @@ impl Prepared {
     where
         IValue: From<&'a T>,
     {
+        step("running the model", 0, 0)?;
         let output = self.module.call(METHOD, inputs)?;
         self.batches += 1;
         Ok(output)
@@ -214,8 +225,10 @@ impl Prepared {
         if self.quant_type == QuantType::Static && self.batches == 0 && !self.was_calibrated() {
             return Err(Error::invalid("static quantization needs data: call calibrate before convert"));
         }
+        step("inserting quantize and dequantize", 0, 2)?;
         let quantized = insert_quant_dequant(&self.module, METHOD, false, false, self.quant_type)
             .context(|| "inserting quantize and dequantize".into())?;
+        step("fusing and prepacking quantized operators", 1, 2)?;
         let module = finalize(&quantized, self.quant_type, &self.preserve)
             .context(|| "fusing and prepacking quantized operators".into())?;
         let report = self.report(&module)?;
@@ -229,8 +242,7 @@ impl Prepared {
     }
 
     fn was_calibrated(&self) -> bool {
-        let observers = self.module.modules().into_iter().filter(|(path, _)| is_observer(path));
-        observers.into_iter().any(|(_, observer)| match observer.attribute("min_val") {
+        self.observers().into_iter().any(|(_, observer)| match observer.attribute("min_val") {
             Ok(IValue::Tensor(min)) => {
                 min.to_vec::<f32>().is_ok_and(|values| values.iter().any(|value| value.is_finite()))
             }

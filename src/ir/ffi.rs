@@ -3,6 +3,8 @@
 //! C++ objects are seen as opaque references. Functions that change an object take `&T` as well: the object lives in
 //! C++, Rust never reads its memory, and who may change what is decided by the safe types above this file.
 
+use crate::plugin::{record_range, register_passes_from_environment, run_graph_pass};
+
 #[cxx::bridge(namespace = "jitquant")]
 // Only the conversions to and from tch use addresses.
 #[cfg_attr(not(feature = "tch"), allow(dead_code))]
@@ -58,9 +60,18 @@ pub(crate) mod bridge {
         content: Vec<u8>,
     }
 
+    extern "Rust" {
+        fn run_graph_pass(graph: SharedPtr<Graph>, pass: u32);
+        fn register_passes_from_environment();
+        fn record_range(x: &[f32], graph: i64, value: &str);
+    }
+
     unsafe extern "C++" {
         include!("module.h");
         include!("graph.h");
+        include!("host.h");
+        include!("observers.h");
+        include!("plugin.h");
 
         type Graph;
         type Block;
@@ -209,6 +220,8 @@ pub(crate) mod bridge {
         fn module_save_file(module: &Module, path: &str, extra: &[ExtraFile]) -> Result<()>;
         fn module_save_bytes(module: &Module) -> Result<Vec<u8>>;
         fn module_handle(module: &Module) -> UniquePtr<Module>;
+        unsafe fn module_from_address(address: usize) -> UniquePtr<Module>;
+        unsafe fn module_store(module: &Module, address: usize);
         fn module_clone(module: &Module) -> Result<UniquePtr<Module>>;
         fn module_deepcopy(module: &Module) -> Result<UniquePtr<Module>>;
         fn module_of_new_class_like(module: &Module) -> Result<UniquePtr<Module>>;
@@ -278,6 +291,8 @@ pub(crate) mod bridge {
             values: UniquePtr<IValues>,
         ) -> Result<UniquePtr<IValue>>;
         fn ivalue_copy(value: &IValue) -> UniquePtr<IValue>;
+        unsafe fn ivalue_from_address(address: usize) -> UniquePtr<IValue>;
+        unsafe fn ivalue_store(value: &IValue, address: usize);
         fn ivalue_tag(value: &IValue) -> String;
         fn ivalue_type(value: &IValue) -> Result<UniquePtr<Type>>;
         fn ivalue_to_tensor(value: &IValue) -> Result<UniquePtr<Tensor>>;
@@ -297,6 +312,9 @@ pub(crate) mod bridge {
         fn tensor_handle(tensor: &Tensor) -> UniquePtr<Tensor>;
         unsafe fn tensor_from_address(address: usize) -> UniquePtr<Tensor>;
         fn tensor_address(tensor: &Tensor) -> usize;
+        unsafe fn tensor_store(tensor: &Tensor, address: usize);
+        fn tensor_plain(tensor: &Tensor) -> Result<UniquePtr<Tensor>>;
+        fn tensor_data(tensor: &Tensor) -> usize;
         fn tensor_defined(tensor: &Tensor) -> bool;
         fn tensor_dtype(tensor: &Tensor) -> i32;
         fn tensor_shape(tensor: &Tensor) -> Vec<i64>;
@@ -308,7 +326,17 @@ pub(crate) mod bridge {
         fn tensor_equal(tensor: &Tensor, other: &Tensor) -> Result<bool>;
         fn tensor_copy(tensor: &Tensor) -> Result<UniquePtr<Tensor>>;
 
+        // Observers
+        type NormalMode;
+        fn leave_inference_mode() -> UniquePtr<NormalMode>;
+        fn observer_take(observer: &Module) -> Result<UniquePtr<IValues>>;
+
+        // libtorch's pass manager
+        fn pass_register(before_fusion: bool, pass: u32) -> Result<u32>;
+        fn pass_clear(before_fusion: bool, registered: u32) -> Result<()>;
+
         // The host
+        fn host_refusal() -> &'static str;
         fn torch_version() -> String;
         fn torch_set_threads(threads: i32);
         fn torch_threads() -> i32;

@@ -211,6 +211,11 @@ impl Graph {
         Ok(())
     }
 
+    /// A handle on a graph of libtorch's own, which calls nothing that could go before it.
+    pub(crate) fn of_host(raw: SharedPtr<ffi::Graph>) -> Self {
+        Self::lease(raw, Code::default())
+    }
+
     /// An empty graph.
     pub fn new() -> Self {
         Self::lease(ffi::graph_new(), Code::default())

@@ -1,5 +1,7 @@
 //! Values at run time: arguments, results, attributes and constants.
 
+use std::ffi::c_void;
+
 use cxx::UniquePtr;
 
 use super::ffi::bridge as ffi;
@@ -156,6 +158,26 @@ impl IValue {
             Self::Dict { items, .. } => items.iter().flat_map(|(_, value)| value.tensors()).collect(),
             _ => Vec::new(),
         }
+    }
+
+    /// The value of the host's `c10::IValue`.
+    ///
+    /// # Safety
+    /// `value` points to a live `c10::IValue` of the libtorch that this library is loaded into.
+    pub(crate) unsafe fn from_host(value: *const c_void) -> Result<Self> {
+        // SAFETY: the caller's promise.
+        Self::from_raw(unsafe { ffi::ivalue_from_address(value as usize) })
+    }
+
+    /// Sets the host's `c10::IValue`.
+    ///
+    /// # Safety
+    /// As for [`IValue::from_host`], and nothing else uses the host's value meanwhile.
+    pub(crate) unsafe fn store_to_host(&self, value: *mut c_void) -> Result<()> {
+        let raw = self.to_raw()?;
+        // SAFETY: the caller's promise.
+        unsafe { ffi::ivalue_store(&raw, value as usize) };
+        Ok(())
     }
 
     pub(crate) fn to_raw(&self) -> Result<UniquePtr<ffi::IValue>> {

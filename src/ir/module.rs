@@ -1,6 +1,7 @@
 //! Modules: a TorchScript class instance with its methods, attributes and submodules.
 
 use std::cell::Cell;
+use std::ffi::c_void;
 use std::io::Read;
 use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -96,6 +97,30 @@ impl Module {
             ffi::module_fit_slots(&self.raw);
         }
         &self.raw
+    }
+
+    /// A handle on the host's `torch::jit::Module`.
+    ///
+    /// # Safety
+    /// `module` points to a live `torch::jit::Module` of the libtorch that this library is loaded into.
+    pub(crate) unsafe fn from_host(module: *const c_void) -> Self {
+        // SAFETY: the caller's promise.
+        Self::from_raw(unsafe { ffi::module_from_address(module as usize) })
+    }
+
+    /// Makes the host's `torch::jit::Module` a handle on this module.
+    ///
+    /// # Safety
+    /// As for [`Module::from_host`], and nothing else uses the host's handle meanwhile.
+    pub(crate) unsafe fn store_to_host(&self, module: *mut c_void) {
+        // SAFETY: the caller's promise.
+        unsafe { ffi::module_store(self.raw(), module as usize) }
+    }
+
+    /// Takes what an observer has observed out of it: its buffers `min_val`, `max_val` and, where it has one, `histogram`.
+    /// Threads may observe meanwhile; each observation is in one of the results.
+    pub(crate) fn take_observed(&self) -> Result<Vec<IValue>> {
+        super::ivalue::cooked_values(&*ffi::observer_take(self.raw())?)
     }
 
     /// A module with nothing in it, of a class of its own called `name`.

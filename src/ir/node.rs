@@ -51,6 +51,11 @@ fn refs<'g>(values: &[Value<'g>]) -> Vec<ffi::ValueRef<'g>> {
 }
 
 impl<'g> Node<'g> {
+    /// libtorch's `torch::jit::Node`.
+    pub(crate) fn address(self) -> *const std::ffi::c_void {
+        std::ptr::from_ref(self.raw).cast()
+    }
+
     /// What it does, e.g. `aten::conv2d`, `prim::CallMethod`.
     pub fn kind(self) -> &'g str {
         ffi::node_kind(self.raw)

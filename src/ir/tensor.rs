@@ -1,5 +1,7 @@
 //! Tensors as the bridge passes them: handles on `at::Tensor`.
 
+use std::ffi::c_void;
+
 use cxx::UniquePtr;
 
 use super::ffi::bridge as ffi;
@@ -162,12 +164,49 @@ impl Tensor {
         Ok(T::from_bytes(&ffi::tensor_to_bytes(&self.0)?))
     }
 
+    /// The elements' bytes in row-major order; of a quantized tensor its integers'.
+    pub(crate) fn raw_bytes(&self) -> Result<Vec<u8>> {
+        Ok(ffi::tensor_to_bytes(&self.0)?)
+    }
+
     /// The elements as f32 in row-major order, dequantized or converted where they are of another type.
     ///
     /// # Errors
     /// Where libtorch cannot convert them.
     pub fn to_f32_vec(&self) -> Result<Vec<f32>> {
         Self(ffi::tensor_to_f32(&self.0)?).to_vec()
+    }
+
+    /// A handle on the host's `at::Tensor`.
+    ///
+    /// # Safety
+    /// `tensor` points to a live `at::Tensor` of the libtorch that this library is loaded into.
+    pub(crate) unsafe fn from_host(tensor: *const c_void) -> Self {
+        // SAFETY: the caller's promise.
+        Self(unsafe { ffi::tensor_from_address(tensor as usize) })
+    }
+
+    /// Makes the host's `at::Tensor` a handle on this tensor.
+    ///
+    /// # Safety
+    /// As for [`Tensor::from_host`], and nothing else uses the host's handle meanwhile.
+    pub(crate) unsafe fn store_to_host(&self, tensor: *mut c_void) {
+        // SAFETY: the caller's promise.
+        unsafe { ffi::tensor_store(&self.0, tensor as usize) }
+    }
+
+    /// A tensor on the CPU whose elements lie one after the other in row-major order: itself where it is one. Of a
+    /// quantized tensor the integers.
+    ///
+    /// # Errors
+    /// Where it is sparse, nested or undefined.
+    pub(crate) fn plain(&self) -> Result<Self> {
+        Ok(Self(ffi::tensor_plain(&self.0)?))
+    }
+
+    /// Where the elements lie; they stay there while a handle on the tensor lives.
+    pub(crate) fn data(&self) -> *const c_void {
+        ffi::tensor_data(&self.0) as *const c_void
     }
 
     /// Whether both have the same shape and the same elements.

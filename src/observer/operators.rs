@@ -1,6 +1,8 @@
 //! What the operators `jitquant::observe_*` (cpp/observers.cpp) call: the arithmetic of this folder over the memory of
 //! a TorchScript observer's buffers.
 
+use std::sync::atomic::{AtomicBool, Ordering};
+
 use super::{
     ChannelLayout, Dtype, Histogram, NotFinite, QParams, QParamsError, QRange, Scheme, observe_min_max,
     observe_min_max_per_channel, observe_moving_average, observe_moving_average_per_channel, qparams,
@@ -63,10 +65,25 @@ mod bridge {
 
 pub(crate) use bridge::keep_observer_operators;
 
+/// Whether a tensor that cannot be observed (it has NaN) is passed over instead of ending the model's run.
+static LENIENT: AtomicBool = AtomicBool::new(false);
+
+/// From now on observers pass over what they cannot observe: for applications that do not know of them.
+pub(crate) fn observe_leniently() {
+    LENIENT.store(true, Ordering::Relaxed);
+}
+
 /// An error names the tensor; a panic is one too.
 fn guarded<E: std::fmt::Display>(name: &str, call: impl FnOnce() -> Result<(), E>) -> Result<(), String> {
     let name = if name.is_empty() { "an observed tensor" } else { name };
-    no_panic(|| call().map_err(|e| Error::invalid(e.to_string()))).map_err(|e| format!("{name}: {e}"))
+    no_panic(|| crate::watch::step("observing", 0, 0)).map_err(|e| format!("{name}: {e}"))?;
+    match no_panic(|| call().map_err(|e| Error::invalid(e.to_string()))) {
+        Err(e) if LENIENT.load(Ordering::Relaxed) => {
+            tracing::warn!("{name}: {e}; these values do not count");
+            Ok(())
+        }
+        result => result.map_err(|e| format!("{name}: {e}")),
+    }
 }
 
 fn layout(sizes: &[i64], axis: i64) -> Result<ChannelLayout, String> {

@@ -14,9 +14,12 @@ mod register_prepack_params;
 mod replace_convolution;
 
 pub use dedup_module_uses::dedup_module_uses;
-pub use finalize::{finalize, fold_quantized_prepacking_ops, insert_prepack_unpack, quant_fusion};
+pub use finalize::{
+    finalize, fold_constant_prepacks, fold_quantized_prepacking_ops, insert_prepack_unpack, quant_fusion,
+};
 pub use fold_conv_batch_norm::fold_conv_batch_norm;
 pub use insert_observers::insert_observers;
+pub(crate) use insert_observers::observed_in_graph;
 pub use insert_quant_dequant::insert_quant_dequant;
 pub use layers::{Coverage, Layer, layer_operator, layers, source_of};
 pub use on_device::{finalize_on_device_ptq, insert_observers_for_on_device_ptq, insert_quant_dequant_on_device_ptq};

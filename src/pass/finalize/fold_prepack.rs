@@ -1,7 +1,7 @@
 //! Weights are packed once and kept: `FoldQuantizedPrepackingOps`.
 
 use crate::error::{Context, Error, Result};
-use crate::ir::{Module, Value};
+use crate::ir::{Graph, IValue, Module, Value};
 use crate::pass::block_order::block_order;
 use crate::pass::op_table::OPERATORS;
 use crate::pass::source_of;
@@ -40,4 +40,104 @@ pub fn fold_quantized_prepacking_ops(module: &Module) -> Result<()> {
         }
     }
     Ok(())
+}
+
+/// Runs each `quantized::…_prepack` of a graph whose inputs are constant, or computed from constants by operators that
+/// quantize, and puts the packed weight in its place as a constant. For graphs without a module that could keep it: those
+/// that libtorch executes.
+///
+/// The number of prepack calls that are gone. A call that fails stays, and fails when the graph runs.
+///
+/// # Errors
+/// Where libtorch refuses to change the graph.
+pub fn fold_constant_prepacks(graph: &Graph) -> Result<usize> {
+    let prepacks: Vec<_> = OPERATORS.iter().filter_map(|row| Some(row.packing?.prepack)).collect();
+    let mut folded = 0;
+    for node in block_order(graph).into_iter().filter(|node| prepacks.contains(&node.kind())) {
+        let Some(constants) = node.inputs().into_iter().map(from_constants).collect::<Option<Vec<_>>>() else {
+            continue;
+        };
+        let packed = match node.run(&constants) {
+            Ok(packed) => packed,
+            Err(e) => {
+                tracing::warn!("{} is left as it is: {e}", node.kind());
+                continue;
+            }
+        };
+        let (Some(packed), Some(output)) = (packed.into_iter().next(), node.output(0)) else { continue };
+        let constant = node.insert_constant(packed)?;
+        output.replace_all_uses_with(constant)?;
+        let inputs = node.inputs();
+        node.destroy()?;
+        inputs.into_iter().try_for_each(destroy_unused)?;
+        folded += 1;
+    }
+    Ok(folded)
+}
+
+/// What computes a quantized weight and its parameters, and has no other effect.
+const OF_WEIGHTS: [&str; 3] = ["aten::quantize_per_tensor", "aten::quantize_per_channel", "prim::ListConstruct"];
+
+fn from_constants(value: Value<'_>) -> Option<IValue> {
+    let node = value.node();
+    if value.is_constant() || !OF_WEIGHTS.contains(&node.kind()) {
+        return value.constant();
+    }
+    let inputs = node.inputs().into_iter().map(from_constants).collect::<Option<Vec<_>>>()?;
+    if node.kind() == "prim::ListConstruct" {
+        let element = value.type_of().contained().first()?.annotation();
+        return Some(IValue::List { element, items: inputs });
+    }
+    node.run(&inputs).ok()?.into_iter().next()
+}
+
+/// Takes away what computes a value that nothing uses any more.
+fn destroy_unused(value: Value<'_>) -> Result<()> {
+    let node = value.node();
+    let is_ours = node.kind() == "prim::Constant" || OF_WEIGHTS.contains(&node.kind());
+    if !is_ours || node.is_destroyed() || node.outputs().into_iter().any(Value::is_used) {
+        return Ok(());
+    }
+    let inputs = node.inputs();
+    node.destroy()?;
+    inputs.into_iter().try_for_each(destroy_unused)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::ir::Tensor;
+
+    #[test]
+    fn a_chain_of_constants_becomes_a_packed_constant() {
+        crate::init().unwrap();
+        let graph = Graph::parse(
+            "graph(%x : Tensor, %scale : float):
+  %one : int = prim::Constant[value=1]()
+  %type : int = prim::Constant[value=12]()
+  %zero : int = prim::Constant[value=0]()
+  %step : float = prim::Constant[value=0.5]()
+  %none : NoneType = prim::Constant()
+  %false : bool = prim::Constant[value=0]()
+  %sizes : int[] = prim::ListConstruct(%one, %one)
+  %packed : __torch__.torch.classes.quantized.LinearPackedParamsBase = quantized::linear_prepack(%x, %none)
+  %y : Tensor = quantized::linear_dynamic(%x, %packed, %false)
+  return (%y)",
+        )
+        .unwrap();
+        // A weight that is not constant is packed at each call.
+        assert_eq!(fold_constant_prepacks(&graph).unwrap(), 0);
+        let prepack = graph.nodes().find(|node| node.kind() == "quantized::linear_prepack").unwrap();
+        let weight = prepack.insert_constant(Tensor::from_slice(&[1.0f32, -2.0], &[1, 2]).unwrap()).unwrap();
+        let named = |name: &str| graph.nodes().flat_map(|n| n.outputs()).find(|v| v.debug_name() == name).unwrap();
+        let quantized = prepack
+            .insert_operator("aten::quantize_per_tensor", &[weight, named("step"), named("zero"), named("type")])
+            .unwrap();
+        prepack.replace_input(0, quantized).unwrap();
+        assert_eq!(fold_constant_prepacks(&graph).unwrap(), 1);
+        let text = graph.to_string();
+        assert!(!text.contains("prepack") && !text.contains("quantize_per_tensor"), "{text}");
+        let packed = graph.nodes().find(|node| node.kind() == "quantized::linear_dynamic").unwrap().input(1).unwrap();
+        assert!(packed.is_constant(), "{text}");
+    }
 }

@@ -10,7 +10,7 @@ pub(super) mod fold_prepack;
 mod fusion;
 mod prepack;
 
-pub use fold_prepack::fold_quantized_prepacking_ops;
+pub use fold_prepack::{fold_constant_prepacks, fold_quantized_prepacking_ops};
 pub use fusion::quant_fusion;
 pub use prepack::insert_prepack_unpack;
 

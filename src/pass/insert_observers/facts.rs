@@ -1,6 +1,8 @@
 //! What a graph by itself says about observing its values.
 
-use crate::ir::{Block, Module, Node, Type, Value};
+use std::collections::HashSet;
+
+use crate::ir::{Block, Graph, Module, Node, Type, Value};
 use crate::pass::QuantType;
 use crate::pass::op_table::{Kernel, Operator, PassThrough, Propagation, ReluFusion};
 use crate::qconfig::QConfig;
@@ -13,9 +15,27 @@ pub(super) struct Wanted {
     pub quant_type: QuantType,
 }
 
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Role {
+    Activation,
+    Weight,
+}
+
 impl Wanted {
     /// The observer that watches `value` in code configured with `qconfig`; `None` where it stays unobserved.
     pub fn observer<'q>(&self, value: Value<'_>, qconfig: &'q QConfig) -> Option<&'q Module> {
+        let is_weight = self.role(value)? == Role::Weight;
+        let observer = if is_weight { &qconfig.weight } else { &qconfig.activation };
+        match self.quant_type {
+            QuantType::Static if has_quantized_result(value.node()) => return Some(observer),
+            QuantType::Dynamic if !is_weight && is_half(observer) => return None,
+            _ => {}
+        }
+        self.has_quantized_use(value).then_some(observer)
+    }
+
+    /// What kind of observer could watch `value`; `None` where none does.
+    fn role(&self, value: Value<'_>) -> Option<Role> {
         if !value.type_of().is_tensor() {
             return None;
         }
@@ -24,13 +44,7 @@ impl Wanted {
             return None;
         }
         let is_weight = uses.iter().any(|(row, argument)| row.weight == Some(*argument));
-        let observer = if is_weight { &qconfig.weight } else { &qconfig.activation };
-        match self.quant_type {
-            QuantType::Static if has_quantized_result(value.node()) => return Some(observer),
-            QuantType::Dynamic if !is_weight && is_half(observer) => return None,
-            _ => {}
-        }
-        self.has_quantized_use(value).then_some(observer)
+        Some(if is_weight { Role::Weight } else { Role::Activation })
     }
 
     fn has_quantized_use(&self, value: Value<'_>) -> bool {
@@ -54,6 +68,30 @@ impl Wanted {
             None => true,
         }
     }
+}
+
+/// The values of one graph, all calls inlined, that static quantization observes, in order: what holds without modules and
+/// their configuration.
+pub(crate) fn observed_in_graph(graph: &Graph) -> Vec<Value<'_>> {
+    let wanted = Wanted { quant_type: QuantType::Static };
+    let nodes = graph.all_nodes();
+    let after_relu: HashSet<_> = nodes.iter().filter_map(|node| Some(observed_after_relu(*node)?.0)).collect();
+    let mut counts_as_observed = HashSet::new();
+    let mut observed = Vec::new();
+    for value in graph.inputs().into_iter().chain(nodes.iter().flat_map(|node| node.outputs())) {
+        let sources = passes_from(value);
+        if !sources.is_empty() && sources.iter().all(|source| counts_as_observed.contains(source)) {
+            counts_as_observed.insert(value);
+        }
+        let is_quantized = wanted.has_quantized_use(value)
+            || (has_quantized_result(value.node())
+                && wanted.applies(value.node(), |input| counts_as_observed.contains(&input)));
+        let is_left_out = wanted.role(value).is_none() || after_relu.contains(&value);
+        if is_quantized && !is_left_out && counts_as_observed.insert(value) {
+            observed.push(value);
+        }
+    }
+    observed
 }
 
 fn has_quantized_result(node: Node<'_>) -> bool {

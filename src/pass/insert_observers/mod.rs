@@ -10,6 +10,8 @@ mod calls;
 pub(super) mod facts;
 mod plan;
 
+pub(crate) use self::facts::observed_in_graph;
+
 use std::collections::{BTreeMap, HashMap, HashSet};
 
 use self::calls::CalledGraphs;

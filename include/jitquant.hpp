@@ -1,0 +1,427 @@
+// jitquant for C++: libtorch's quantization passes under their own names in namespace jitquant, and a Quantizer. Header
+// only, over the C ABI in jitquant.h. Guide: docs/cpp.md
+//
+// A program that used torch::jit's passes includes this header, changes the namespace and links -ljitquant. The
+// functions throw c10::Error. Modules may be shared between threads as libtorch's own may; functions that work on
+// graphs wait for each other.
+#pragma once
+
+#include <jitquant.h>
+
+#include <c10/util/Exception.h>
+#include <torch/csrc/jit/api/module.h>
+#include <torch/csrc/jit/passes/quantization/insert_observers.h>
+#include <torch/csrc/jit/passes/quantization/quantization_type.h>
+#include <torch/csrc/jit/passes/quantization/register_packed_params.h>
+#include <torch/version.h>
+
+#include <exception>
+#include <functional>
+#include <memory>
+#include <string>
+#include <type_traits>
+#include <unordered_set>
+#include <utility>
+#include <vector>
+
+namespace jitquant {
+
+using torch::jit::Module;
+using torch::jit::PrePackParamFilterFn;
+using torch::jit::QConfig;
+using torch::jit::QConfigDict;
+using torch::jit::QuantType;
+
+namespace detail {
+
+// Throws what a failed call says.
+inline void check(jq_status status) {
+  if (status != JQ_OK)
+    throw c10::Error(std::string(jq_last_error()));
+}
+
+// Throws where the library does not fit this program; looks once.
+inline void check_library() {
+  static const bool fits = [] {
+    if (jq_abi_version() != JQ_ABI_VERSION)
+      throw c10::Error("libjitquant.so (" + std::string(jq_version()) +
+                       ") is of another version than the jitquant.h that this program was compiled with");
+    // Patch releases have the same ABI.
+    std::string built_for = jq_torch_version();
+    if (built_for.substr(0, built_for.rfind('.')) !=
+        std::to_string(TORCH_VERSION_MAJOR) + "." + std::to_string(TORCH_VERSION_MINOR))
+      throw c10::Error("libjitquant.so was built for libtorch " + built_for + ", this program for " TORCH_VERSION);
+    return true;
+  }();
+  (void)fits;
+}
+
+// Owns a handle.
+template <class T, jq_status (*free_handle)(T *)> class Handle {
+public:
+  Handle() = default;
+  Handle(Handle &&other) noexcept : handle_(std::exchange(other.handle_, nullptr)) {}
+  Handle &operator=(Handle &&other) noexcept {
+    std::swap(handle_, other.handle_);
+    return *this;
+  }
+  ~Handle() { free_handle(handle_); }
+  T *get() const { return handle_; }
+  // Where a function stores a new handle.
+  T **out() { return &handle_; }
+
+private:
+  T *handle_ = nullptr;
+};
+
+using ModuleHandle = Handle<jq_module, jq_module_free>;
+using ValueHandle = Handle<jq_value, jq_value_free>;
+using StringsHandle = Handle<jq_strings, jq_strings_free>;
+using ReportHandle = Handle<jq_report, jq_report_free>;
+using QuantizerHandle = Handle<jq_quantizer, jq_quantizer_free>;
+using PreparedHandle = Handle<jq_prepared, jq_prepared_free>;
+
+inline ModuleHandle share(const Module &module) {
+  check_library();
+  ModuleHandle handle;
+  check(jq_module_from_torch(&module, handle.out()));
+  return handle;
+}
+
+inline Module module_of(const ModuleHandle &handle) {
+  Module module;
+  check(jq_module_to_torch(handle.get(), &module));
+  return module;
+}
+
+inline ValueHandle share(const c10::IValue &value) {
+  ValueHandle handle;
+  check(jq_value_from_torch(&value, handle.out()));
+  return handle;
+}
+
+inline c10::IValue ivalue_of(const ValueHandle &handle) {
+  c10::IValue value;
+  check(jq_value_to_torch(handle.get(), &value));
+  return value;
+}
+
+// A function of the program's for the library to call. An exception of its ends the call, and is thrown after it.
+template <class Function> struct Callback {
+  Function function;
+  std::exception_ptr thrown;
+
+  template <class... Args> int32_t call(int32_t if_thrown, Args &&...args) noexcept {
+    try {
+      return function(std::forward<Args>(args)...) ? 1 : 0;
+    } catch (...) {
+      thrown = std::current_exception();
+      return if_thrown;
+    }
+  }
+
+  void check(jq_status status) {
+    if (thrown)
+      std::rethrow_exception(std::exchange(thrown, nullptr));
+    detail::check(status);
+  }
+};
+
+inline int32_t ask_filter(const jq_node *node, void *user_data) {
+  void *torch_node = nullptr;
+  if (jq_node_to_torch(node, &torch_node) != JQ_OK)
+    return -1;
+  auto &filter = *static_cast<Callback<const PrePackParamFilterFn &> *>(user_data);
+  return filter.call(-1, static_cast<torch::jit::Node *>(torch_node));
+}
+
+template <class Pass>
+Module observe(Pass pass, const Module &module, const std::string &method, const QConfigDict &qconfig_dict,
+               bool inplace, QuantType quant_type) {
+  auto input = share(module);
+  std::vector<ModuleHandle> observers;
+  std::vector<jq_qconfig> qconfigs;
+  for (const auto &[path, qconfig] : qconfig_dict) {
+    jq_qconfig entry{path.c_str(), nullptr, nullptr};
+    if (qconfig) {
+      observers.push_back(share(std::get<0>(*qconfig)));
+      entry.activation = observers.back().get();
+      observers.push_back(share(std::get<1>(*qconfig)));
+      entry.weight = observers.back().get();
+    }
+    qconfigs.push_back(entry);
+  }
+  ModuleHandle observed;
+  check(pass(input.get(), method.c_str(), qconfigs.data(), qconfigs.size(), inplace, quant_type, observed.out()));
+  return module_of(observed);
+}
+
+template <class Pass>
+Module quantize(Pass pass, const Module &module, const std::string &method, bool inplace, bool debug,
+                QuantType quant_type) {
+  ModuleHandle quantized;
+  check(pass(share(module).get(), method.c_str(), inplace, debug, quant_type, quantized.out()));
+  return module_of(quantized);
+}
+
+} // namespace detail
+
+// The version of the library.
+inline std::string version() { return jq_version(); }
+
+// A copy of `module` whose `method_name` is watched by the observers of `qconfig_dict`. With `inplace` its tensors are
+// those of `module`.
+inline Module InsertObservers(Module &module, const std::string &method_name, const QConfigDict &qconfig_dict,
+                              bool inplace, QuantType quant_type = QuantType::STATIC) {
+  return detail::observe(jq_insert_observers, module, method_name, qconfig_dict, inplace, quant_type);
+}
+
+// The same in a method observe_… that is added, for models that are quantized where they run.
+inline Module InsertObserversForOnDevicePTQ(Module &module, const std::string &method_name,
+                                            const QConfigDict &qconfig_dict, bool inplace,
+                                            QuantType quant_type = QuantType::STATIC) {
+  return detail::observe(jq_insert_observers_for_on_device_ptq, module, method_name, qconfig_dict, inplace, quant_type);
+}
+
+// A copy of `module`, which was observed, that rounds as INT8 does.
+inline Module InsertQuantDeQuant(Module &module, const std::string &method_name, bool inplace, bool debug,
+                                 QuantType quant_type = QuantType::STATIC) {
+  return detail::quantize(jq_insert_quant_dequant, module, method_name, inplace, debug, quant_type);
+}
+
+// The same for a method observe_…; the result is in a method quantize_….
+inline Module InsertQuantDeQuantOnDevicePTQ(Module &module, const std::string &method_name, bool inplace, bool debug,
+                                            QuantType quant_type = QuantType::STATIC) {
+  return detail::quantize(jq_insert_quant_dequant_on_device_ptq, module, method_name, inplace, debug, quant_type);
+}
+
+// A copy of `module` with methods that pack weights and that run in INT8 beside the method quantize_… that is named.
+inline Module FinalizeOnDevicePTQ(Module &module, QuantType quant_type, const std::string &method_name) {
+  detail::ModuleHandle finalized;
+  detail::check(
+      jq_finalize_on_device_ptq(detail::share(module).get(), quant_type, method_name.c_str(), finalized.out()));
+  return detail::module_of(finalized);
+}
+
+// A copy of `module`, which InsertQuantDeQuant gave, with quantized:: operators and packed weights, frozen.
+// `preserved_attrs` are methods and attributes that stay beside forward.
+inline Module Finalize(Module &module, QuantType quant_type = QuantType::STATIC,
+                       const std::vector<std::string> &preserved_attrs = std::vector<std::string>()) {
+  std::vector<const char *> preserved;
+  for (const auto &name : preserved_attrs)
+    preserved.push_back(name.c_str());
+  detail::ModuleHandle finalized;
+  detail::check(
+      jq_finalize(detail::share(module).get(), quant_type, preserved.data(), preserved.size(), finalized.out()));
+  return detail::module_of(finalized);
+}
+
+// A copy of `module` whose convolutions have taken over the batch norms behind them.
+inline Module FoldConvBatchNorm(const Module &module) {
+  detail::ModuleHandle folded;
+  detail::check(jq_fold_conv_batch_norm(detail::share(module).get(), folded.out()));
+  return detail::module_of(folded);
+}
+
+// Gives each use of a submodule that is used more than once a submodule of its own.
+inline void DedupModuleUses(Module &module) { detail::check(jq_dedup_module_uses(detail::share(module).get())); }
+
+// Keeps each packed weight that `method_name` computes, in a node that `is_packed_param` takes, in an attribute of
+// `module`. Returns the attributes' names and the paths of the modules whose weights are packed.
+inline std::unordered_set<std::string> RegisterPrePackParams(Module &module, const std::string &method_name,
+                                                             const PrePackParamFilterFn &is_packed_param,
+                                                             const std::string &attr_prefix) {
+  detail::Callback<const PrePackParamFilterFn &> filter{is_packed_param, nullptr};
+  detail::StringsHandle strings;
+  filter.check(jq_register_prepack_params(detail::share(module).get(), method_name.c_str(), detail::ask_filter, &filter,
+                                          attr_prefix.c_str(), strings.out()));
+  std::unordered_set<std::string> names;
+  size_t count = 0;
+  detail::check(jq_strings_count(strings.get(), &count));
+  for (size_t i = 0; i < count; ++i) {
+    const char *name = nullptr;
+    detail::check(jq_strings_get(strings.get(), i, &name));
+    names.insert(name);
+  }
+  return names;
+}
+
+// A layer of a model.
+struct Layer {
+  std::string path;      // of its module; empty where it is not known
+  std::string operation; // e.g. conv2d
+  std::string source;    // its place in the TorchScript source, where that is recorded
+  std::string reason;    // why it stays in float; empty where it is quantized
+};
+
+// What becomes, or became, of a model's layers.
+struct Report {
+  size_t quantized_layers = 0;
+  std::vector<Layer> layers;                             // of inspect all, of convert those that stayed in float
+  std::vector<std::pair<std::string, size_t>> operators; // the quantized:: ones of a converted module
+
+  explicit Report(const detail::ReportHandle &report) {
+    size_t count = 0;
+    detail::check(jq_report_quantized_layers(report.get(), &quantized_layers));
+    detail::check(jq_report_layer_count(report.get(), &count));
+    for (size_t i = 0; i < count; ++i) {
+      jq_layer layer;
+      detail::check(jq_report_layer(report.get(), i, &layer));
+      layers.push_back({layer.path, layer.operation, layer.source, layer.reason ? layer.reason : ""});
+    }
+    detail::check(jq_report_operator_count(report.get(), &count));
+    for (size_t i = 0; i < count; ++i) {
+      const char *name = nullptr;
+      size_t nodes = 0;
+      detail::check(jq_report_operator(report.get(), i, &name, &nodes));
+      operators.emplace_back(name, nodes);
+    }
+  }
+};
+
+// An INT8 module, and what became of its layers.
+struct Converted {
+  Module module;
+  Report report;
+};
+
+// Told where a long call is: the stage, how many stages are done, and how many there are (0 while a model runs). False
+// ends the call.
+using Progress = std::function<bool(const std::string &stage, size_t done, size_t total)>;
+
+namespace detail {
+
+using ProgressCallback = Callback<Progress>;
+
+inline int32_t ask_progress(const char *stage, size_t done, size_t total, void *user_data) {
+  // The C ABI asks "end it?", the function answers "go on?": an exception ends it.
+  auto &progress = *static_cast<ProgressCallback *>(user_data);
+  return progress.call(0, stage, done, total) == 0;
+}
+
+} // namespace detail
+
+// A module with observers.
+class Prepared {
+public:
+  // Runs the model on the arguments of its forward and lets the observers watch; returns the model's result.
+  c10::IValue calibrate(const std::vector<c10::IValue> &inputs) {
+    std::vector<detail::ValueHandle> handles;
+    std::vector<const jq_value *> values;
+    for (const auto &input : inputs) {
+      handles.push_back(detail::share(input));
+      values.push_back(handles.back().get());
+    }
+    detail::ValueHandle output;
+    progress_->check(jq_prepared_calibrate_values(prepared_.get(), values.data(), values.size(), output.out()));
+    return detail::ivalue_of(output);
+  }
+
+  // The same, for a model of one argument.
+  c10::IValue calibrate(const at::Tensor &input) { return calibrate(std::vector<c10::IValue>{input}); }
+
+  // The module with its observers: to save it and resume later, or to run it elsewhere.
+  Module module() const {
+    detail::ModuleHandle module;
+    detail::check(jq_prepared_module(prepared_.get(), module.out()));
+    return detail::module_of(module);
+  }
+
+  // Makes the INT8 module; the prepared one stays as it is.
+  Converted convert() const {
+    detail::ModuleHandle module;
+    detail::ReportHandle report;
+    progress_->check(jq_prepared_convert(prepared_.get(), module.out(), report.out()));
+    return {detail::module_of(module), Report(report)};
+  }
+
+private:
+  friend class Quantizer;
+  explicit Prepared(std::shared_ptr<detail::ProgressCallback> progress) : progress_(std::move(progress)) {}
+  // The handle goes before the function that it may still call.
+  std::shared_ptr<detail::ProgressCallback> progress_;
+  detail::PreparedHandle prepared_;
+};
+
+// Quantizes modules: which way, with which observers, and which parts.
+//
+//   auto prepared = jitquant::Quantizer::static_ptq().skip("head").prepare(model);
+//   for (const at::Tensor &batch : batches)
+//     prepared.calibrate(batch);
+//   prepared.convert().module.save("model.int8.pt");
+class Quantizer {
+public:
+  explicit Quantizer(QuantType quant_type) {
+    detail::check_library();
+    detail::check(jq_quantizer_new(quant_type, quantizer_.out()));
+  }
+  // With ranges that calibration finds.
+  static Quantizer static_ptq() { return Quantizer(QuantType::STATIC); }
+  // With the range of each input as it comes.
+  static Quantizer dynamic() { return Quantizer(QuantType::DYNAMIC); }
+
+  // Takes the observers that a TOML text gives for the parts of a model: docs/configuration.md.
+  Quantizer &qconfig(const std::string &toml) & {
+    detail::check(jq_quantizer_set_qconfig(quantizer_.get(), toml.c_str()));
+    return *this;
+  }
+  // Leaves a submodule, and all below it, in float.
+  Quantizer &skip(const std::string &path) & {
+    detail::check(jq_quantizer_skip(quantizer_.get(), path.c_str()));
+    return *this;
+  }
+  // Keeps a method or an attribute beside forward.
+  Quantizer &preserve(const std::string &name) & {
+    detail::check(jq_quantizer_preserve(quantizer_.get(), name.c_str()));
+    return *this;
+  }
+  // Has `progress` told of the stages of every call that takes the quantizer or what it prepared.
+  Quantizer &on_progress(Progress progress) & {
+    progress_->function = std::move(progress);
+    auto callback = progress_->function ? detail::ask_progress : nullptr;
+    detail::check(jq_quantizer_set_progress(quantizer_.get(), callback, progress_.get()));
+    return *this;
+  }
+  Quantizer qconfig(const std::string &toml) && { return std::move(this->qconfig(toml)); }
+  Quantizer skip(const std::string &path) && { return std::move(this->skip(path)); }
+  Quantizer preserve(const std::string &name) && { return std::move(this->preserve(name)); }
+  Quantizer on_progress(Progress progress) && { return std::move(on_progress(std::move(progress))); }
+
+  // Ends the call in progress, or the next one; from any thread.
+  void cancel() { detail::check(jq_quantizer_cancel(quantizer_.get())); }
+
+  // The layers of `module`, each with why it would stay in float.
+  Report inspect(const Module &module) const {
+    detail::ReportHandle report;
+    progress_->check(jq_quantizer_inspect(quantizer_.get(), detail::share(module).get(), report.out()));
+    return Report(report);
+  }
+
+  // Puts observers into a copy of `module`.
+  Prepared prepare(const Module &module) const {
+    Prepared prepared(progress_);
+    progress_->check(jq_quantizer_prepare(quantizer_.get(), detail::share(module).get(), prepared.prepared_.out()));
+    return prepared;
+  }
+
+  // Goes on with what Prepared::module gave, saved and loaded since.
+  Prepared resume(const Module &observed) const {
+    Prepared prepared(progress_);
+    progress_->check(jq_quantizer_resume(quantizer_.get(), detail::share(observed).get(), prepared.prepared_.out()));
+    return prepared;
+  }
+
+  // All at once: `data` is a range of tensors, or of vectors of arguments.
+  template <class Data> Converted quantize(const Module &module, Data &&data) const {
+    Prepared prepared = prepare(module);
+    for (auto &&inputs : data)
+      prepared.calibrate(inputs);
+    return prepared.convert();
+  }
+
+private:
+  std::shared_ptr<detail::ProgressCallback> progress_ = std::make_shared<detail::ProgressCallback>();
+  detail::QuantizerHandle quantizer_;
+};
+
+} // namespace jitquant

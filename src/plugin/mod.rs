@@ -1,0 +1,158 @@
+//! Passes in libtorch's pass manager: they see every graph that libtorch executes, whoever loaded the model.
+//!
+//! libtorch runs them when its profiling executor optimizes a graph, on the third run of a model by default. They are off
+//! unless asked for: by [`register`], or by the environment variable `JITQUANT_PASSES` (names with commas between them) when
+//! the library is loaded.
+
+mod observe;
+
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::{Mutex, PoisonError};
+
+use cxx::SharedPtr;
+
+pub(crate) use self::observe::record_range;
+pub use self::observe::{ObservedRange, forget_ranges, observed_ranges, save_ranges};
+use crate::error::{Error, Result};
+use crate::ir::Graph;
+use crate::ir::ffi::bridge as ffi;
+use crate::pass::fold_constant_prepacks;
+
+/// A pass over the graphs that libtorch executes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u32)]
+pub enum GraphPass {
+    /// Weights that are packed at each run are packed once: [`fold_constant_prepacks`]. After fusion.
+    Prepack = 1,
+    /// What static quantization would observe is observed, graph by graph: [`observed_ranges`]. Before fusion.
+    Observe = 2,
+}
+
+impl GraphPass {
+    const ALL: [Self; 2] = [Self::Prepack, Self::Observe];
+
+    /// Its name in `JITQUANT_PASSES`.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Prepack => "prepack",
+            Self::Observe => "observe",
+        }
+    }
+
+    fn before_fusion(self) -> bool {
+        self == Self::Observe
+    }
+
+    fn run(self, graph: &Graph) -> Result<()> {
+        match self {
+            Self::Prepack => fold_constant_prepacks(graph).map(drop),
+            Self::Observe => observe::observe(graph),
+        }
+    }
+}
+
+/// The passes that are registered, and libtorch's numbers for them.
+static REGISTERED: Mutex<Vec<(GraphPass, u32)>> = Mutex::new(Vec::new());
+
+/// Registers passes; those that are registered already stay so. Graphs that libtorch has optimized before stay as they
+/// are.
+///
+/// libtorch's list of passes has no lock: register before other threads run models.
+///
+/// # Errors
+/// Where the process has a libtorch of another version.
+///
+/// ```
+/// use jitquant::plugin::{GraphPass, clear, register};
+/// register(&[GraphPass::Prepack])?;
+/// // … models run …
+/// clear()?;
+/// # Ok::<(), jitquant::Error>(())
+/// ```
+pub fn register(passes: &[GraphPass]) -> Result<()> {
+    crate::init()?;
+    register_now(passes)
+}
+
+fn register_now(passes: &[GraphPass]) -> Result<()> {
+    let mut registered = REGISTERED.lock().unwrap_or_else(PoisonError::into_inner);
+    for pass in passes {
+        if registered.iter().all(|(known, _)| known != pass) {
+            registered.push((*pass, ffi::pass_register(pass.before_fusion(), *pass as u32)?));
+        }
+    }
+    Ok(())
+}
+
+/// Takes the passes away from libtorch. What they did to graphs stays.
+///
+/// # Errors
+/// Where libtorch refuses.
+pub fn clear() -> Result<()> {
+    let mut registered = REGISTERED.lock().unwrap_or_else(PoisonError::into_inner);
+    while let Some((pass, number)) = registered.pop() {
+        ffi::pass_clear(pass.before_fusion(), number)?;
+    }
+    Ok(())
+}
+
+/// The passes of a bit mask.
+///
+/// # Errors
+/// Where a bit is none of a pass.
+pub fn from_mask(mask: u32) -> Result<Vec<GraphPass>> {
+    let known: u32 = GraphPass::ALL.iter().map(|pass| *pass as u32).sum();
+    match mask & !known {
+        0 => Ok(GraphPass::ALL.into_iter().filter(|pass| mask & *pass as u32 != 0).collect()),
+        other => Err(Error::invalid(format!("passes {other:#x}: there are none of these numbers"))),
+    }
+}
+
+/// The passes that a text names.
+fn from_names(names: &str) -> Result<Vec<GraphPass>> {
+    let pass = |name: &str| {
+        GraphPass::ALL.into_iter().find(|pass| pass.name() == name).ok_or_else(|| {
+            let known: Vec<_> = GraphPass::ALL.iter().map(|pass| pass.name()).collect();
+            Error::invalid(format!("JITQUANT_PASSES: '{name}' is no pass; there are {}", known.join(", ")))
+        })
+    };
+    names.split(',').map(str::trim).filter(|name| !name.is_empty()).map(pass).collect()
+}
+
+/// Registers what the environment asks for; a mistake in it is said on stderr.
+pub(crate) fn register_passes_from_environment() {
+    let Ok(names) = std::env::var("JITQUANT_PASSES") else { return };
+    let register = || from_names(&names).and_then(|passes| register_now(&passes));
+    // Nothing may unwind into the loader.
+    if let Ok(Err(e)) = catch_unwind(register) {
+        eprintln!("jitquant: {e}");
+    }
+}
+
+/// What libtorch calls with each graph that it optimizes. A pass that fails leaves a message.
+pub(crate) fn run_graph_pass(graph: SharedPtr<ffi::Graph>, pass: u32) {
+    let run = || {
+        let graph = Graph::of_host(graph);
+        from_mask(pass)?.into_iter().try_for_each(|pass| pass.run(&graph))
+    };
+    // Nothing may unwind into libtorch.
+    match catch_unwind(AssertUnwindSafe(run)) {
+        Ok(Ok(())) => {}
+        Ok(Err(e)) => tracing::error!("a pass over an executed graph: {e}"),
+        Err(_) => tracing::error!("a pass over an executed graph panicked"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn passes_have_names_and_bits() {
+        assert_eq!(from_names("observe, prepack").unwrap(), [GraphPass::Observe, GraphPass::Prepack]);
+        assert_eq!(from_names("").unwrap(), []);
+        assert!(from_names("accelerator").unwrap_err().to_string().contains("prepack, observe"));
+        assert_eq!(from_mask(3).unwrap(), GraphPass::ALL);
+        assert!(from_mask(64).is_err());
+    }
+}

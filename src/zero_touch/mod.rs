@@ -1,0 +1,146 @@
+//! Quantization of applications that do not know of it: each model that one loads is replaced by one that records its
+//! ranges, or by an INT8 one made with recorded ranges. docs/zero-touch.md is the guide.
+
+pub(crate) mod fingerprint;
+mod recorded;
+#[allow(unsafe_code)]
+mod recorder;
+
+use std::collections::HashSet;
+use std::path::PathBuf;
+use std::sync::{LazyLock, Mutex, PoisonError};
+
+use self::fingerprint::fingerprint;
+use self::recorded::{Model, Recorded, State};
+use crate::error::{Error, Result};
+use crate::ir::ffi::bridge::leave_inference_mode;
+use crate::ir::{IValue, Module, Tensor};
+use crate::pipeline::{Prepared, Quantizer};
+
+/// The environment variable that says what to do.
+const VARIABLE: &str = "JITQUANT";
+
+/// What to do with models.
+#[derive(Clone, Debug, PartialEq, Eq)]
+enum Mode {
+    /// Record ranges in this file.
+    Observe(PathBuf),
+    /// Make INT8 models with the ranges in this file.
+    Quantize(PathBuf),
+}
+
+impl Mode {
+    fn parse(text: &str) -> Result<Self> {
+        match text.split_once(':') {
+            Some(("observe", path)) if !path.is_empty() => Ok(Self::Observe(path.into())),
+            Some(("quantize", path)) if !path.is_empty() => Ok(Self::Quantize(path.into())),
+            _ => Err(Error::invalid(format!("{VARIABLE}={text}: observe:FILE and quantize:FILE are accepted"))),
+        }
+    }
+}
+
+/// What the environment asks for; an error is said once.
+static MODE: LazyLock<Option<Mode>> = LazyLock::new(|| {
+    let text = std::env::var(VARIABLE).ok()?;
+    Mode::parse(&text).map_err(|e| say(&e.to_string())).ok()
+});
+
+/// Tells the user: the application has no other way to hear of it.
+fn say(text: &str) {
+    eprintln!("jitquant: {text}");
+}
+
+/// Says of a model why it is left alone, once.
+fn say_once(fingerprint: u64, why: &str) {
+    static SAID: Mutex<Option<HashSet<u64>>> = Mutex::new(None);
+    let mut said = SAID.lock().unwrap_or_else(PoisonError::into_inner);
+    if said.get_or_insert_default().insert(fingerprint) {
+        say(&format!("model {} runs in float: {why}", recorded::key(fingerprint)));
+    }
+}
+
+/// What `module`, just loaded, is to be replaced by; `None` where it stays.
+///
+/// # Errors
+/// Where libtorch refuses to let it be read.
+pub(crate) fn replacement(module: &Module) -> Result<Option<Module>> {
+    let Some(mode) = &*MODE else { return Ok(None) };
+    // The application may be in inference mode now and not when it runs the model.
+    let _normal = leave_inference_mode();
+    let fingerprint = fingerprint(module)?;
+    let replaced = match mode {
+        Mode::Observe(path) => observed(module, fingerprint, path),
+        Mode::Quantize(path) => Recorded::load(path).and_then(|recorded| match recorded.model(fingerprint) {
+            Some(model) => quantized(module, model),
+            None => Err(Error::file(path, "nothing is recorded there for it; run it with observe first")),
+        }),
+    };
+    match replaced {
+        Ok(module) => Ok(Some(module)),
+        Err(why) => {
+            say_once(fingerprint, &why.to_string());
+            Ok(None)
+        }
+    }
+}
+
+/// A module that records its ranges in the file at `path`.
+fn observed(module: &Module, fingerprint: u64, path: &std::path::Path) -> Result<Module> {
+    let prepared = Quantizer::static_ptq().prepare(module)?;
+    crate::observer::observe_leniently();
+    recorder::record(fingerprint, prepared.observers(), path);
+    Ok(prepared.module().clone())
+}
+
+/// The INT8 module that the recorded ranges give; every method is still there.
+fn quantized(module: &Module, recorded: &Model) -> Result<Module> {
+    let mut quantizer = Quantizer::static_ptq();
+    for method in module.method_names().into_iter().filter(|method| method != "forward") {
+        quantizer = quantizer.preserve(method);
+    }
+    let prepared = quantizer.prepare(module)?;
+    restore(&prepared, recorded)?;
+    Ok(prepared.convert()?.module)
+}
+
+/// Gives the observers the recorded state.
+fn restore(prepared: &Prepared, recorded: &Model) -> Result<()> {
+    let observers = prepared.observers();
+    if observers.len() != recorded.observers.len() {
+        return Err(Error::invalid(format!(
+            "{} tensors were recorded, {} are to be quantized: record again with this version of jitquant",
+            recorded.observers.len(),
+            observers.len()
+        )));
+    }
+    for (path, observer) in observers {
+        let Some(State { min, max, counts }) = recorded.observers.get(&path) else {
+            return Err(Error::invalid(format!("nothing was recorded for {path}")));
+        };
+        let set = |name: &str, values: &[f32]| {
+            let is_single = matches!(observer.attribute(name)?, IValue::Tensor(old) if old.shape().is_empty());
+            let shape = if is_single { vec![] } else { vec![values.len() as i64] };
+            observer.set_attribute(name, &Tensor::from_slice(values, &shape)?.into())
+        };
+        set("min_val", min)?;
+        set("max_val", max)?;
+        if observer.has_attribute("histogram") {
+            set("histogram", counts)?;
+        }
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_variable_names_a_mode_and_a_file() {
+        assert_eq!(Mode::parse("observe:a:b.jq").unwrap(), Mode::Observe("a:b.jq".into()));
+        assert_eq!(Mode::parse("quantize:/x/calib.jq").unwrap(), Mode::Quantize("/x/calib.jq".into()));
+        for wrong in ["", "observe", "observe:", "record:x"] {
+            assert!(Mode::parse(wrong).unwrap_err().to_string().contains("observe:FILE"));
+        }
+    }
+}

@@ -1,0 +1,179 @@
+//! The file of recorded ranges.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+
+use serde::{Deserialize, Serialize};
+
+use crate::error::{Error, Result};
+use crate::observer::{Histogram, UNSET};
+
+/// The version of the file's form.
+const VERSION: u32 = 1;
+
+/// What observers saw, model by model. TOML; the numbers read and write exactly.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Recorded {
+    version: u32,
+    /// By [`key`].
+    #[serde(default)]
+    models: BTreeMap<String, Model>,
+}
+
+/// What a model's observers saw.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Model {
+    /// By the observer's path in the prepared module.
+    pub observers: BTreeMap<String, State>,
+}
+
+/// What an observer saw.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct State {
+    /// The smallest value, of each channel or of all.
+    pub min: Vec<f32>,
+    /// The largest value.
+    pub max: Vec<f32>,
+    /// How many values fell into each bin from `min` to `max`; empty for an observer without a histogram.
+    #[serde(default)]
+    pub counts: Vec<f32>,
+}
+
+/// A model's name in the file.
+pub(super) fn key(fingerprint: u64) -> String {
+    format!("{fingerprint:016x}")
+}
+
+impl Default for Recorded {
+    fn default() -> Self {
+        Self { version: VERSION, models: BTreeMap::new() }
+    }
+}
+
+impl Recorded {
+    /// Reads a file.
+    ///
+    /// # Errors
+    /// Where it cannot be read or is none of this kind.
+    pub fn load(path: &Path) -> Result<Self> {
+        let text = std::fs::read_to_string(path).map_err(|e| Error::io(path, e))?;
+        let foreign = |why: &str| Error::file(path, format!("no file of recorded ranges: {}", why.trim()));
+        let recorded: Self = toml::from_str(&text).map_err(|e| foreign(e.message()))?;
+        match recorded.version {
+            VERSION => Ok(recorded),
+            other => Err(foreign(&format!("version {other}; version {VERSION} is known"))),
+        }
+    }
+
+    /// Adds what is recorded here to the file at `path`, which may not be there yet. Other processes that do the same
+    /// wait.
+    ///
+    /// # Errors
+    /// Where the file cannot be written, or there is one that is none of this kind.
+    pub fn add_to_file(&self, path: &Path) -> Result<()> {
+        let mut lock = path.as_os_str().to_owned();
+        lock.push(".lock");
+        let lock = Path::new(&lock);
+        let held = std::fs::File::create(lock).map_err(|e| Error::io(lock, e))?;
+        held.lock().map_err(|e| Error::io(lock, e))?;
+        let mut all = match path.exists() {
+            true => Self::load(path)?,
+            false => Self::default(),
+        };
+        all.merge(self);
+        let text = toml::to_string(&all).map_err(|e| Error::file(path, e.to_string()))?;
+        crate::file::write_atomically(path, |part| std::fs::write(part, &text).map_err(|e| Error::io(part, e)))
+    }
+
+    pub fn model(&self, fingerprint: u64) -> Option<&Model> {
+        self.models.get(&key(fingerprint))
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.models.is_empty()
+    }
+
+    /// Adds what the observer at `path` of a model saw.
+    pub fn add(&mut self, fingerprint: u64, path: &str, state: &State) {
+        let model = self.models.entry(key(fingerprint)).or_default();
+        model.observers.entry(path.to_owned()).or_default().merge(state);
+    }
+
+    fn merge(&mut self, other: &Self) {
+        for (key, model) in &other.models {
+            let here = self.models.entry(key.clone()).or_default();
+            for (path, state) in &model.observers {
+                here.observers.entry(path.clone()).or_default().merge(state);
+            }
+        }
+    }
+}
+
+impl State {
+    /// Whether anything was observed.
+    pub fn has_values(&self) -> bool {
+        self.min.iter().any(|min| min.is_finite())
+    }
+
+    /// As if one observer had seen what both saw.
+    fn merge(&mut self, other: &Self) {
+        if self.min.len() != other.min.len() || self.counts.len() != other.counts.len() {
+            // Nothing yet, or of another version: what comes later counts.
+            *self = other.clone();
+        } else if let ([min], [max], false) = (&mut self.min[..], &mut self.max[..], self.counts.is_empty()) {
+            let mut counts = other.counts.clone();
+            let (mut low, mut high) =
+                (other.min.first().copied().unwrap_or(UNSET.0), other.max.first().copied().unwrap_or(UNSET.1));
+            let other = Histogram::new(&mut counts, &mut low, &mut high);
+            Histogram::new(&mut self.counts, min, max).merge(&other);
+        } else {
+            self.min.iter_mut().zip(&other.min).for_each(|(min, other)| *min = min.min(*other));
+            self.max.iter_mut().zip(&other.max).for_each(|(max, other)| *max = max.max(*other));
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn state(values: &[f32]) -> State {
+        let (mut min, mut max) = UNSET;
+        let mut counts = vec![0.0; 8];
+        Histogram::new(&mut counts, &mut min, &mut max).observe(values).unwrap();
+        State { min: vec![min], max: vec![max], counts }
+    }
+
+    #[test]
+    fn runs_add_up_in_the_file() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("calib.jq");
+        let channels = |min, max| State { min, max, counts: vec![] };
+        for (values, weights) in [([0.0, 8.0], ([-1.0, 0.0], [1.0, 5.0])), ([2.0, 4.0], ([-3.0, 1.0], [0.5, 6.0]))] {
+            let mut recorded = Recorded::default();
+            recorded.add(7, "a._observer_0", &state(&values));
+            recorded.add(7, "a._observer_1", &channels(weights.0.to_vec(), weights.1.to_vec()));
+            recorded.add_to_file(&path).unwrap();
+        }
+        let all = Recorded::load(&path).unwrap();
+        let model = all.model(7).unwrap();
+        assert_eq!(model.observers["a._observer_0"], state(&[0.0, 8.0, 2.0, 4.0]));
+        assert_eq!(model.observers["a._observer_1"], channels(vec![-3.0, 0.0], vec![1.0, 6.0]));
+        assert!(all.model(8).is_none());
+    }
+
+    #[test]
+    fn a_file_of_another_kind_is_left_alone() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("notes.txt");
+        for text in ["my notes", "version = 2"] {
+            std::fs::write(&path, text).unwrap();
+            let refusal = Recorded::default().add_to_file(&path).unwrap_err().to_string();
+            assert!(refusal.contains("notes.txt: no file of recorded ranges"), "{refusal}");
+            assert_eq!(std::fs::read_to_string(&path).unwrap(), text);
+        }
+    }
+}

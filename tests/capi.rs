@@ -1,0 +1,358 @@
+//! The C ABI from the side of a careless caller: null pointers, wrong and freed handles, many threads, panics.
+
+#![cfg(feature = "torch")]
+#![allow(unsafe_code)]
+
+mod support;
+
+use std::ffi::{CStr, CString, c_char, c_void};
+use std::ptr::{null, null_mut};
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use jitquant::capi::*;
+use support::{classifier, images};
+
+fn last_error() -> String {
+    // SAFETY: never null, and valid until the next failure on this thread.
+    unsafe { CStr::from_ptr(jq_last_error()) }.to_str().unwrap().to_owned()
+}
+
+/// A status and what its message has to hold.
+#[track_caller]
+fn refused(status: jq_status, expected: jq_status, message: &str) {
+    let said = last_error();
+    assert_eq!(status, expected, "{said}");
+    assert!(said.contains(message), "'{said}' does not say '{message}'");
+}
+
+#[track_caller]
+fn ok(status: jq_status) {
+    assert_eq!(status, JQ_OK, "{}", last_error());
+}
+
+fn load() -> *mut jq_module {
+    let bytes = classifier().save_bytes().unwrap();
+    let mut module = null_mut();
+    // SAFETY: the bytes and the out-pointer are good for the call.
+    ok(unsafe { jq_module_load_bytes(bytes.as_ptr(), bytes.len(), &mut module) });
+    module
+}
+
+const SHAPE: [i64; 4] = [8, 1, 12, 12];
+
+fn batch(data: &[f32]) -> jq_buffer {
+    jq_buffer { dtype: JQ_F32, dims: 4, shape: SHAPE.as_ptr(), strides: null(), data: data.as_ptr().cast() }
+}
+
+fn prepare(quantizer: *mut jq_quantizer, module: *mut jq_module) -> *mut jq_prepared {
+    let mut prepared = null_mut();
+    // SAFETY: as above.
+    ok(unsafe { jq_quantizer_prepare(quantizer, module, &mut prepared) });
+    prepared
+}
+
+fn quantizer() -> *mut jq_quantizer {
+    let mut quantizer = null_mut();
+    // SAFETY: as above.
+    ok(unsafe { jq_quantizer_new(JQ_STATIC, &mut quantizer) });
+    quantizer
+}
+
+#[test]
+fn null_and_wrong_handles_give_a_status() {
+    let module = load();
+    let mut value = null_mut();
+    let mut count = 7;
+    // SAFETY: handles are looked up, not read; the other pointers are good or null.
+    unsafe {
+        refused(jq_module_load(null(), &mut null_mut()), JQ_ERROR_ARGUMENT, "'path' is null");
+        refused(jq_module_load(c"x.pt".as_ptr(), null_mut()), JQ_ERROR_ARGUMENT, "'module' is null");
+        refused(jq_module_load(c"/nowhere/x.pt".as_ptr(), &mut null_mut()), JQ_ERROR_IO, "/nowhere/x.pt");
+        refused(jq_module_save(null(), c"x.pt".as_ptr()), JQ_ERROR_ARGUMENT, "a jq_module is expected");
+        refused(jq_module_forward(module, null(), 3, &mut value), JQ_ERROR_ARGUMENT, "3 items are announced");
+        refused(jq_strings_count(module.cast(), &mut count), JQ_ERROR_HANDLE, "is a jq_module, not a jq_strings");
+        let stack = 5u64;
+        refused(jq_strings_count((&raw const stack).cast(), &mut count), JQ_ERROR_HANDLE, "no jq_strings of jitquant");
+        refused(jq_module_free((&raw const stack).cast_mut().cast()), JQ_ERROR_HANDLE, "no jq_module");
+        refused(jq_node_kind((&raw const stack).cast(), &mut null()), JQ_ERROR_HANDLE, "callback in progress");
+        refused(jq_quantizer_new(5, &mut null_mut()), JQ_ERROR_ARGUMENT, "JQ_STATIC");
+        refused(jq_value_text(null(), &mut null()), JQ_ERROR_ARGUMENT, "'value' is null");
+        refused(jq_module_from_torch(null(), &mut null_mut()), JQ_ERROR_ARGUMENT, "torch::jit::Module");
+        refused(jq_set_log(99, None, null_mut()), JQ_ERROR_ARGUMENT, "level 99");
+        let wrong = [0xffu8, 0];
+        refused(jq_module_load(wrong.as_ptr().cast(), &mut null_mut()), JQ_ERROR_ARGUMENT, "not UTF-8");
+        assert_eq!(count, 7, "out-pointers are left as they were");
+        ok(jq_module_free(null_mut()));
+        ok(jq_module_free(module));
+        refused(jq_module_free(module), JQ_ERROR_HANDLE, "freed");
+        refused(jq_module_forward(module, null(), 0, &mut value), JQ_ERROR_HANDLE, "freed");
+    }
+}
+
+#[test]
+fn values_go_in_and_come_out() {
+    let (mut tuple, mut list, mut item) = (null_mut(), null_mut(), null_mut());
+    let mut values = [null_mut(); 4];
+    let (mut kind, mut count, mut number, mut double, mut text) = (0, 0, 0, 0.0, null());
+    // SAFETY: all pointers are good for their calls.
+    unsafe {
+        let [int, dbl, txt, none] = &mut values;
+        ok(jq_value_from_int(-3, int));
+        ok(jq_value_from_double(0.5, dbl));
+        ok(jq_value_from_text(c"seven".as_ptr(), txt));
+        ok(jq_value_none(none));
+        let items = values.map(|value| value.cast_const());
+        ok(jq_value_tuple(items.as_ptr(), items.len(), &mut tuple));
+        values.into_iter().for_each(|value| ok(jq_value_free(value)));
+        ok(jq_value_item_count(tuple, &mut count));
+        assert_eq!(count, 4);
+        for (index, expected) in [JQ_INT, JQ_DOUBLE, JQ_TEXT, JQ_NONE].into_iter().enumerate() {
+            ok(jq_value_item(tuple, index, &mut item));
+            ok(jq_value_kind(item, &mut kind));
+            assert_eq!(kind, expected);
+            match expected {
+                JQ_INT => ok(jq_value_int(item, &mut number)),
+                JQ_DOUBLE => ok(jq_value_double(item, &mut double)),
+                JQ_TEXT => {
+                    ok(jq_value_text(item, &mut text));
+                    assert_eq!(CStr::from_ptr(text), c"seven");
+                }
+                _ => refused(jq_value_int(item, &mut number), JQ_ERROR_ARGUMENT, "not an integer"),
+            }
+            ok(jq_value_free(item));
+        }
+        assert_eq!((number, double), (-3, 0.5));
+        refused(jq_value_item(tuple, 4, &mut item), JQ_ERROR_ARGUMENT, "index 4: there are 4 items");
+        let tuples = [tuple.cast_const()];
+        refused(jq_value_list(c"int".as_ptr(), tuples.as_ptr(), 1, &mut list), JQ_ERROR_TORCH, "list of int");
+        ok(jq_value_free(tuple));
+
+        // A transposed view: the buffer's strides lead to the elements.
+        let (data, shape, strides) = ([1i64, 2, 3, 4, 5, 6], [3i64, 2], [1i64, 3]);
+        let view = jq_buffer {
+            dtype: JQ_I64,
+            dims: 2,
+            shape: shape.as_ptr(),
+            strides: strides.as_ptr(),
+            data: data.as_ptr().cast(),
+        };
+        let mut tensor = null_mut();
+        ok(jq_value_from_buffer(&view, &mut tensor));
+        let mut back = jq_buffer { dtype: 0, dims: 0, shape: null(), strides: null(), data: null() };
+        ok(jq_value_buffer(tensor, &mut back));
+        assert_eq!((back.dtype, std::slice::from_raw_parts(back.shape, back.dims)), (JQ_I64, &shape[..]));
+        assert_eq!(std::slice::from_raw_parts(back.data.cast::<i64>(), 6), [1, 4, 2, 5, 3, 6]);
+        ok(jq_value_free(tensor));
+    }
+}
+
+#[test]
+fn a_model_is_quantized_inspected_and_cancelled() {
+    let (module, quantizer) = (load(), quantizer());
+    let data = images(8, 1).to_vec::<f32>().unwrap();
+    let mut stages: Vec<String> = Vec::new();
+    unsafe extern "C" fn note(stage: *const c_char, _: usize, total: usize, stages: *mut c_void) -> i32 {
+        // SAFETY: the test hands over this Vec, and only this thread calls.
+        let stages = unsafe { &mut *stages.cast::<Vec<String>>() };
+        // SAFETY: a text, for the call.
+        stages.push(unsafe { CStr::from_ptr(stage) }.to_str().unwrap().to_owned());
+        // Ends the calibration at its third observed tensor.
+        (total == 0 && stages.len() > 7).into()
+    }
+    // SAFETY: all pointers are good for their calls.
+    unsafe {
+        let (mut report, mut count) = (null_mut(), 0);
+        ok(jq_quantizer_skip(quantizer, c"fc".as_ptr()));
+        ok(jq_quantizer_inspect(quantizer, module, &mut report));
+        ok(jq_report_layer_count(report, &mut count));
+        assert_eq!(count, 4);
+        let mut layer = jq_layer { path: null(), operation: null(), source: null(), reason: null() };
+        ok(jq_report_layer(report, 3, &mut layer));
+        assert_eq!((CStr::from_ptr(layer.path), CStr::from_ptr(layer.operation)), (c"fc", c"linear"));
+        assert!(CStr::from_ptr(layer.reason).to_str().unwrap().contains("configuration"));
+        ok(jq_report_free(report));
+        refused(jq_quantizer_set_qconfig(quantizer, c"[nonsense".as_ptr()), JQ_ERROR_ARGUMENT, "nonsense");
+
+        ok(jq_quantizer_set_progress(quantizer, Some(note), (&raw mut stages).cast()));
+        let prepared = prepare(quantizer, module);
+        assert_eq!(stages.len(), 4, "{stages:?}");
+        let input = batch(&data);
+        refused(jq_prepared_calibrate(prepared, &input, 1, null_mut()), JQ_ERROR_CANCELLED, "cancelled");
+        assert_eq!(stages[4..], ["running the model", "observing", "observing", "observing"]);
+        ok(jq_quantizer_set_progress(quantizer, None, null_mut()));
+        ok(jq_quantizer_cancel(quantizer));
+        refused(jq_prepared_calibrate(prepared, &input, 1, null_mut()), JQ_ERROR_CANCELLED, "cancelled");
+        let mut output = null_mut();
+        ok(jq_prepared_calibrate(prepared, &input, 1, &mut output));
+        ok(jq_value_free(output));
+        let mut int8 = null_mut();
+        ok(jq_prepared_convert(prepared, &mut int8, &mut report));
+        ok(jq_report_quantized_layers(report, &mut count));
+        assert_eq!(count, 3);
+        ok(jq_report_operator_count(report, &mut count));
+        assert!(count >= 2);
+        ok(jq_report_free(report));
+        ok(jq_module_free(int8));
+        ok(jq_prepared_free(prepared));
+        ok(jq_module_free(module));
+        ok(jq_quantizer_free(quantizer));
+    }
+}
+
+/// Any address may be handed from thread to thread; what it leads to is the library's concern.
+struct Anywhere<T>(*mut T);
+// SAFETY: handles may be used from any thread: that is what the test is about.
+unsafe impl<T> Send for Anywhere<T> {}
+// SAFETY: as above.
+unsafe impl<T> Sync for Anywhere<T> {}
+
+#[test]
+fn threads_share_handles() {
+    let (module, quantizer) = (load(), quantizer());
+    let prepared = Anywhere(prepare(quantizer, module));
+    let (module, quantizer) = (Anywhere(module), Anywhere(quantizer));
+    let runs = AtomicUsize::new(0);
+    std::thread::scope(|scope| {
+        for thread in 0..8u64 {
+            let (runs, module, quantizer, prepared) = (&runs, &module, &quantizer, &prepared);
+            scope.spawn(move || {
+                let data = images(8, thread).to_vec::<f32>().unwrap();
+                let input = batch(&data);
+                let mut output = null_mut();
+                for _ in 0..10 {
+                    // SAFETY: all pointers are good for their calls.
+                    unsafe {
+                        ok(jq_module_forward(module.0, &input, 1, &mut output));
+                        ok(jq_value_free(output));
+                        ok(jq_prepared_calibrate(prepared.0, &input, 1, null_mut()));
+                        if thread == 0 {
+                            ok(jq_prepared_free(prepare(quantizer.0, module.0)));
+                        }
+                    }
+                    runs.fetch_add(1, Ordering::Relaxed);
+                }
+                // SAFETY: as above. A failure on this thread does not touch the messages of others.
+                unsafe { refused(jq_module_free(input.data.cast_mut().cast()), JQ_ERROR_HANDLE, "no jq_module") };
+            });
+        }
+    });
+    assert_eq!(runs.load(Ordering::Relaxed), 80);
+    let mut int8 = null_mut();
+    // SAFETY: as above.
+    unsafe {
+        ok(jq_prepared_convert(prepared.0, &mut int8, null_mut()));
+        ok(jq_module_free(int8));
+        ok(jq_prepared_free(prepared.0));
+        ok(jq_module_free(module.0));
+        ok(jq_quantizer_free(quantizer.0));
+    }
+}
+
+#[test]
+fn passes_are_driven_one_by_one() {
+    unsafe extern "C" fn packs(node: *const jq_node, kept: *mut c_void) -> i32 {
+        let (mut kind, mut producer, mut inputs) = (null(), null(), 0);
+        // SAFETY: the node is the callback's; the rest is good for the calls.
+        unsafe {
+            *kept.cast::<*const jq_node>() = node;
+            ok(jq_node_kind(node, &mut kind));
+            if CStr::from_ptr(kind) != c"quantized::linear_prepack" {
+                return 0;
+            }
+            ok(jq_node_input_count(node, &mut inputs));
+            assert_eq!(inputs, 2);
+            ok(jq_node_input(node, 0, &mut producer));
+            ok(jq_node_kind(producer, &mut kind));
+            assert_eq!(CStr::from_ptr(kind), c"aten::quantize_per_tensor");
+            refused(jq_node_input(node, 2, &mut producer), JQ_ERROR_ARGUMENT, "there are 2 inputs");
+        }
+        1
+    }
+    let linear = jitquant::ir::Module::new("Linear").unwrap();
+    linear.register_parameter("weight", jitquant::ir::Tensor::from_slice(&[1.0f32, 2.0], &[1, 2]).unwrap()).unwrap();
+    linear
+        .define(
+            "def quantize_forward(self, x: Tensor) -> Tensor:\n    \
+             weight = torch.quantize_per_tensor(self.weight, 0.1, 0, 12)\n    \
+             packed = ops.quantized.linear_prepack(weight, None)\n    \
+             return ops.quantized.linear_dynamic(x, packed, False)\n",
+        )
+        .unwrap();
+    let bytes = linear.save_bytes().unwrap();
+    let (mut module, mut names, mut count) = (null_mut(), null_mut(), 0);
+    let mut kept: *const jq_node = null();
+    let kept_at: *mut c_void = (&raw mut kept).cast();
+    let (method, prefix) = (c"quantize_forward".as_ptr(), c"_jit".as_ptr());
+    // SAFETY: all pointers are good for their calls.
+    unsafe {
+        ok(jq_module_load_bytes(bytes.as_ptr(), bytes.len(), &mut module));
+        refused(
+            jq_register_prepack_params(module, method, None, null_mut(), prefix, &mut names),
+            JQ_ERROR_ARGUMENT,
+            "'is_packed_param' is null",
+        );
+        ok(jq_register_prepack_params(module, method, Some(packs), kept_at, prefix, &mut names));
+        refused(jq_node_kind(kept, &mut null()), JQ_ERROR_HANDLE, "callback in progress");
+        ok(jq_strings_count(names, &mut count));
+        let mut text = null();
+        ok(jq_strings_get(names, 1, &mut text));
+        assert_eq!((count, CStr::from_ptr(text)), (2, c"_jit_quantize_forward_ondevice_ptq_packed_weight_0"));
+        ok(jq_strings_free(names));
+        ok(jq_module_free(module));
+
+        // InsertObservers with observers of the caller's, on every part but one.
+        let observer = jitquant::observer::ObserverConfig::new(jitquant::observer::ObserverKind::MinMax);
+        let observer = observer.module().unwrap().save_bytes().unwrap();
+        let (mut own, mut observed, module) = (null_mut(), null_mut(), load());
+        ok(jq_module_load_bytes(observer.as_ptr(), observer.len(), &mut own));
+        let entries = [
+            jq_qconfig { path: c"".as_ptr(), activation: own, weight: own },
+            jq_qconfig { path: c"fc".as_ptr(), activation: null(), weight: null() },
+        ];
+        let forward = c"forward".as_ptr();
+        ok(jq_insert_observers(module, forward, entries.as_ptr(), 2, 0, JQ_STATIC, &mut observed));
+        let mut paths = null_mut();
+        ok(jq_module_submodules(observed, &mut paths));
+        let (mut count, mut all) = (0, Vec::new());
+        ok(jq_strings_count(paths, &mut count));
+        for i in 0..count {
+            ok(jq_strings_get(paths, i, &mut text));
+            all.push(CString::from(CStr::from_ptr(text)).into_string().unwrap());
+        }
+        assert!(all.iter().any(|path| path.starts_with("conv1._observer_")), "{all:?}");
+        assert!(!all.iter().any(|path| path.starts_with("fc._observer_")), "{all:?}");
+        [own, observed, module].into_iter().for_each(|module| ok(jq_module_free(module)));
+        ok(jq_strings_free(paths));
+    }
+}
+
+#[test]
+fn messages_go_to_the_sink() {
+    unsafe extern "C" fn sink(level: jq_log_level, _: *const c_char, message: *const c_char, seen: *mut c_void) {
+        // SAFETY: the test hands over this Mutex; the message is a text, for the call.
+        let (seen, message) = unsafe { (&*seen.cast::<std::sync::Mutex<Vec<String>>>(), CStr::from_ptr(message)) };
+        seen.lock().unwrap().push(format!("{level} {}", message.to_str().unwrap()));
+    }
+    let seen = std::sync::Mutex::new(Vec::<String>::new());
+    let module = load();
+    let observe_nothing = |path: &CStr| {
+        let entry = jq_qconfig { path: path.as_ptr(), activation: null(), weight: null() };
+        let mut observed = null_mut();
+        // SAFETY: all pointers are good for the call.
+        unsafe {
+            ok(jq_insert_observers(module, c"forward".as_ptr(), &entry, 1, 0, JQ_STATIC, &mut observed));
+            ok(jq_module_free(observed));
+        }
+    };
+    // SAFETY: the sink takes the Mutex, which outlives its use.
+    ok(unsafe { jq_set_log(JQ_LOG_WARN, Some(sink), (&raw const seen).cast_mut().cast()) });
+    observe_nothing(c"no.such.part");
+    // SAFETY: as above.
+    ok(unsafe { jq_set_log(JQ_LOG_OFF, None, null_mut()) });
+    observe_nothing(c"no.such.part.either");
+    let seen: Vec<_> = seen.lock().unwrap().iter().filter(|text| text.contains("no.such.part")).cloned().collect();
+    assert_eq!(seen.len(), 1, "{seen:?}");
+    assert!(seen[0].starts_with("2 ") && seen[0].contains("'no.such.part'"), "{seen:?}");
+    // SAFETY: a handle.
+    ok(unsafe { jq_module_free(module) });
+}

@@ -1,0 +1,182 @@
+// What include/jitquant.hpp promises: libtorch's signatures, results and exceptions. Prints "ok" at the end.
+#include <jitquant.hpp>
+
+#include <torch/csrc/jit/passes/fold_conv_bn.h>
+#include <torch/csrc/jit/passes/quantization/dedup_module_uses.h>
+#include <torch/csrc/jit/passes/quantization/finalize.h>
+#include <torch/csrc/jit/passes/quantization/insert_quant_dequant.h>
+#include <torch/script.h>
+
+#include <algorithm>
+#include <iostream>
+
+namespace jit = torch::jit;
+
+// The same types, so a program moves over by changing the namespace.
+static_assert(std::is_same_v<decltype(jitquant::InsertObservers), decltype(jit::InsertObservers)>);
+static_assert(std::is_same_v<decltype(jitquant::InsertQuantDeQuant), decltype(jit::InsertQuantDeQuant)>);
+static_assert(
+    std::is_same_v<decltype(jitquant::InsertObserversForOnDevicePTQ), decltype(jit::InsertObserversForOnDevicePTQ)>);
+static_assert(
+    std::is_same_v<decltype(jitquant::InsertQuantDeQuantOnDevicePTQ), decltype(jit::InsertQuantDeQuantOnDevicePTQ)>);
+static_assert(std::is_same_v<decltype(jitquant::FinalizeOnDevicePTQ), decltype(jit::FinalizeOnDevicePTQ)>);
+static_assert(std::is_same_v<decltype(jitquant::Finalize), decltype(jit::Finalize)>);
+static_assert(std::is_same_v<decltype(jitquant::FoldConvBatchNorm), decltype(jit::FoldConvBatchNorm)>);
+static_assert(std::is_same_v<decltype(jitquant::DedupModuleUses), decltype(jit::DedupModuleUses)>);
+static_assert(std::is_same_v<decltype(jitquant::RegisterPrePackParams), decltype(jit::RegisterPrePackParams)>);
+
+#define EXPECT(condition) TORCH_CHECK(condition, "line ", __LINE__, ": not so: " #condition)
+
+template <class Call> static std::string message_of(Call &&call) {
+  try {
+    call();
+  } catch (const c10::Error &e) {
+    return e.what_without_backtrace();
+  }
+  return "nothing was thrown";
+}
+
+static bool says(const std::string &text, const char *part) {
+  if (text.find(part) == std::string::npos)
+    std::cerr << text << "\n";
+  return text.find(part) != std::string::npos;
+}
+
+// An observer of the program's own.
+static jit::Module observer(int64_t dtype) {
+  jit::Module module("Range");
+  module.register_buffer("low", torch::zeros({}));
+  module.register_buffer("high", torch::zeros({}));
+  module.register_attribute("dtype", c10::IntType::get(), dtype);
+  module.register_attribute("qscheme", c10::IntType::get(), int64_t(0));
+  module.define(R"(
+    def forward(self, x):
+        self.low = torch.minimum(self.low, torch.min(x))
+        self.high = torch.maximum(self.high, torch.max(x))
+        return x
+    def calculate_qparams(self):
+        scale = torch.div(torch.sub(self.high, self.low), 200.0)
+        return scale, torch.zeros([1], dtype=3)
+  )");
+  return module;
+}
+
+static jit::Module model() {
+  torch::manual_seed(7);
+  jit::Module linear("torch.nn.modules.linear.Linear");
+  linear.register_parameter("weight", torch::randn({3, 8}), false);
+  linear.register_parameter("bias", torch::randn({3}), false);
+  linear.define("def forward(self, x):\n    return torch.linear(x, self.weight, self.bias)\n");
+  jit::Module net("Net");
+  net.register_module("fc", linear);
+  net.register_attribute("training", c10::BoolType::get(), false);
+  net.define("def forward(self, x):\n    return self.fc.forward(x)\n");
+  return net;
+}
+
+static std::vector<std::string> observers(const jit::Module &module) {
+  std::vector<std::string> paths;
+  for (const auto &part : module.named_modules())
+    if (part.name.find("_observer_") != std::string::npos)
+      paths.push_back(part.name);
+  std::sort(paths.begin(), paths.end());
+  return paths;
+}
+
+static void passes() {
+  jit::Module net = model();
+  jitquant::QConfigDict qconfigs{{"", std::make_tuple(observer(13), observer(12))}};
+  jit::Module ours = jitquant::InsertObservers(net, "forward", qconfigs, false);
+  jit::Module theirs = jit::InsertObservers(net, "forward", qconfigs, false);
+  EXPECT(observers(net).empty() && observers(ours).size() == 3 && observers(ours) == observers(theirs));
+  auto x = torch::randn({16, 8});
+  EXPECT(torch::equal(ours.forward({x}).toTensor(), net.forward({x}).toTensor()));
+  theirs.forward({x});
+  ours = jitquant::InsertQuantDeQuant(ours, "forward", false, false);
+  theirs = jit::InsertQuantDeQuant(theirs, "forward", false, false);
+  auto a = ours.forward({x}).toTensor(), b = theirs.forward({x}).toTensor();
+  EXPECT(torch::equal(a, b) && !torch::equal(a, net.forward({x}).toTensor()));
+  a = jitquant::Finalize(ours, jit::QuantType::STATIC, {"training"}).forward({x}).toTensor();
+  b = jit::Finalize(theirs, jit::QuantType::STATIC, {"training"}).forward({x}).toTensor();
+  EXPECT(torch::equal(a, b));
+  EXPECT(torch::equal(jitquant::FoldConvBatchNorm(net).forward({x}).toTensor(), net.forward({x}).toTensor()));
+  jitquant::DedupModuleUses(net);
+
+  auto dynamic = jit::QuantType::DYNAMIC;
+  jit::Module device = jitquant::InsertObserversForOnDevicePTQ(net, "forward", qconfigs, false, dynamic);
+  device.get_method("observe_forward")({x});
+  device = jitquant::InsertQuantDeQuantOnDevicePTQ(device, "observe_forward", false, false, dynamic);
+  device = jitquant::FinalizeOnDevicePTQ(device, dynamic, "quantize_forward");
+  EXPECT(device.find_method("quantized_forward") && !net.find_method("quantized_forward"));
+
+  jitquant::QConfigDict float_only{{"", std::nullopt}};
+  EXPECT(observers(jitquant::InsertObservers(net, "forward", float_only, true, jit::QuantType::DYNAMIC)).empty());
+  EXPECT(says(message_of([&] { jitquant::InsertObservers(net, "backward", qconfigs, false); }), "'backward'"));
+  EXPECT(says(message_of([] { jitquant::Quantizer::static_ptq().qconfig("nonsense = 1"); }), "nonsense"));
+}
+
+static void prepacking() {
+  jit::Module module("Linear");
+  module.register_parameter("weight", torch::randn({1, 2}), false);
+  module.define("def first(self, x):\n    return x\n");
+  // TorchScript's front end in C++ knows no namespace but aten: the graph is parsed.
+  auto graph = std::make_shared<jit::Graph>();
+  auto *self = graph->addInput("self")->setType(module.type());
+  auto *x = graph->addInput("x");
+  auto *weight = graph->insertGetAttr(self, "weight");
+  auto constant = [&](const c10::IValue &value) { return graph->insertConstant(value); };
+  auto *quantized = graph->insert(c10::Symbol::fromQualString("aten::quantize_per_tensor"),
+                                  {weight, constant(0.1), constant(0), constant(c10::kQInt8)});
+  auto *packed = graph->insert(c10::Symbol::fromQualString("quantized::linear_prepack"), {quantized, constant({})});
+  graph->registerOutput(graph->insert(c10::Symbol::fromQualString("quantized::linear_dynamic"), {x, packed}));
+  module.type()->addMethod(module._ivalue()->compilation_unit()->create_function(
+      c10::QualifiedName(*module.type()->name(), "quantize_forward"), graph));
+
+  auto throws = [](jit::Node *) -> bool { throw std::runtime_error("not today"); };
+  try {
+    jitquant::RegisterPrePackParams(module, "quantize_forward", throws, "_p");
+    EXPECT(false);
+  } catch (const std::runtime_error &e) {
+    EXPECT(std::string(e.what()) == "not today");
+  }
+  EXPECT(module.attributes(false).size() == 1);
+  auto is_prepack = [](jit::Node *n) { return n->kind() == c10::Symbol::fromQualString("quantized::linear_prepack"); };
+  auto names = jitquant::RegisterPrePackParams(module, "quantize_forward", is_prepack, "_p");
+  EXPECT(names == (std::unordered_set<std::string>{"", "_p_quantize_forward_ondevice_ptq_packed_weight_0"}));
+  EXPECT(module.hasattr("_p_quantize_forward_ondevice_ptq_packed_weight_0"));
+}
+
+static void quantizer() {
+  jit::Module net = model();
+  std::vector<at::Tensor> batches{torch::randn({16, 8}), torch::randn({16, 8})};
+  size_t stages = 0;
+  auto count = [&](const std::string &, size_t, size_t total) { return total == 0 || ++stages; };
+  auto converted = jitquant::Quantizer::static_ptq().on_progress(count).quantize(net, batches);
+  EXPECT(stages == 6 && converted.report.quantized_layers == 1 && converted.report.layers.empty());
+  EXPECT(converted.report.operators.size() == 1 && converted.report.operators[0].second == 1);
+  auto want = net.forward({batches[0]}).toTensor(), have = converted.module.forward({batches[0]}).toTensor();
+  EXPECT((want - have).abs().max().item<float>() < 0.1);
+
+  auto quantizer = jitquant::Quantizer::dynamic();
+  EXPECT(quantizer.inspect(net).layers.at(0).path == "fc");
+  quantizer.on_progress([](const std::string &, size_t, size_t) { return false; });
+  EXPECT(message_of([&] { quantizer.prepare(net); }) == "cancelled");
+  quantizer.on_progress([](const std::string &stage, size_t, size_t) -> bool { throw std::out_of_range(stage); });
+  try {
+    quantizer.prepare(net);
+    EXPECT(false);
+  } catch (const std::out_of_range &e) {
+    EXPECT(std::string(e.what()) == "reading the model");
+  }
+  quantizer.on_progress(nullptr);
+  auto prepared = quantizer.prepare(net);
+  auto moved = std::move(prepared);
+  EXPECT(moved.convert().report.quantized_layers == 1);
+}
+
+int main() {
+  passes();
+  prepacking();
+  quantizer();
+  std::cout << "ok\n";
+}

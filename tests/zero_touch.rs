@@ -1,0 +1,125 @@
+//! examples/zero-touch: a plain libtorch program, quantized without a change through LD_PRELOAD.
+
+#![cfg(feature = "torch")]
+
+mod programs;
+mod support;
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::sync::LazyLock;
+
+use jitquant::ir::Module;
+use programs::{alone, build_with_libtorch, library_folder, root};
+
+/// The program, and an installation.
+static INSTALLED: LazyLock<(tempfile::TempDir, PathBuf)> = LazyLock::new(|| {
+    let folder = tempfile::tempdir().unwrap();
+    let installed = Command::new(root().join("scripts/install.sh")).arg(folder.path()).arg(library_folder()).output();
+    let installed = installed.unwrap();
+    assert!(installed.status.success(), "{}", String::from_utf8_lossy(&installed.stderr));
+    let program = folder.path().join("app");
+    build_with_libtorch(&root().join("examples/zero-touch/app.cpp"), &program, &[]);
+    (folder, program)
+});
+
+/// Runs the program on `model`, preloaded and with JITQUANT set where `mode` says so: stdout and stderr.
+fn app(model: &Path, shape: [&str; 4], mode: Option<&str>) -> (Vec<String>, String) {
+    let mut command = alone(&INSTALLED.1);
+    command.arg(model).args(shape).arg("3");
+    if let Some(mode) = mode {
+        command.env("LD_PRELOAD", INSTALLED.0.path().join("lib/libjitquant_preload.so")).env("JITQUANT", mode);
+    }
+    let output = command.output().unwrap();
+    let (out, err) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+    assert!(output.status.success(), "{out}\n{err}");
+    let answers = out.lines().find_map(|line| line.strip_prefix("answers: ")).unwrap_or_else(|| panic!("{out}\n{err}"));
+    (answers.split(' ').map(str::to_owned).collect(), err.into_owned())
+}
+
+fn digits() -> PathBuf {
+    root().join("examples/digits/digits.pt")
+}
+
+const SHAPE: [&str; 4] = ["64", "1", "28", "28"];
+
+#[test]
+fn a_program_is_observed_and_then_quantized() {
+    let folder = tempfile::tempdir().unwrap();
+    let calib = folder.path().join("calib.jq");
+    let (observe, quantize) = (format!("observe:{}", calib.display()), format!("quantize:{}", calib.display()));
+    let (float, _) = app(&digits(), SHAPE, None);
+
+    let (observed, said) = app(&digits(), SHAPE, Some(&observe));
+    assert_eq!(observed, float, "observers change nothing");
+    assert_eq!(said, "");
+    let once = std::fs::read_to_string(&calib).unwrap();
+    // A second run adds up.
+    app(&digits(), SHAPE, Some(&observe));
+    let twice = std::fs::read_to_string(&calib).unwrap();
+    let total = |text: &str| -> f64 {
+        let counts = text.split("counts = [").skip(1).filter_map(|rest| rest.split(']').next());
+        counts.flat_map(|counts| counts.split(',')).filter_map(|count| count.trim().parse::<f64>().ok()).sum()
+    };
+    assert!(total(&once) > 10_000.0);
+    // Counts move between bins in f32 when a range grows.
+    assert!((total(&twice) / total(&once) - 2.0).abs() < 1e-6, "{} and {}", total(&once), total(&twice));
+
+    let (int8, said) = app(&digits(), SHAPE, Some(&quantize));
+    assert!(!said.contains("jitquant"), "{said}");
+    // libtorch's warning about quantized types: what ran was INT8.
+    assert!(said.contains("quantize_per_tensor"), "{said}");
+    let agree = std::iter::zip(&float, &int8).filter(|(a, b)| a == b).count();
+    assert!(agree * 100 >= 95 * float.len(), "{agree} of {} answers are those of float", float.len());
+    let answers: std::collections::BTreeSet<_> = float.iter().collect();
+    assert!(answers.len() > 2, "the samples are told apart: {answers:?}");
+}
+
+#[test]
+fn what_does_not_fit_runs_in_float_and_says_so_once() {
+    let folder = tempfile::tempdir().unwrap();
+    let calib = folder.path().join("calib.jq");
+    let quantize = format!("quantize:{}", calib.display());
+    let (float, _) = app(&digits(), SHAPE, None);
+    let says = |mode: &str, what: &str| {
+        let (answers, said) = app(&digits(), SHAPE, Some(mode));
+        assert_eq!(answers, float);
+        assert_eq!(said.matches("jitquant:").count(), 1, "{said}");
+        assert!(said.contains(what), "{said}");
+    };
+    says(&quantize, "runs in float: ");
+    says("nonsense", "JITQUANT=nonsense: observe:FILE and quantize:FILE are accepted");
+    says("observe:/nowhere/at/all/calib.jq", "ranges are not recorded: /nowhere/at/all/calib.jq.lock");
+
+    // Recorded for a model with other weights.
+    let other = Module::load(digits()).unwrap();
+    let path = folder.path().join("other.pt");
+    let weight = |(_, part): &(String, Module)| match part.attribute("weight") {
+        Ok(jitquant::ir::IValue::Tensor(tensor)) => Some((part.clone(), tensor.shape())),
+        _ => None,
+    };
+    let (part, shape) = other.modules().iter().find_map(weight).unwrap();
+    let weights = vec![0.1f32; shape.iter().product::<i64>() as usize];
+    let weights = jitquant::ir::Tensor::from_slice(&weights, &shape).unwrap();
+    part.set_attribute("weight", &weights.into()).unwrap();
+    other.save(&path).unwrap();
+    app(&path, SHAPE, Some(&format!("observe:{}", calib.display())));
+    says(&quantize, "nothing is recorded there for it");
+
+    // A model that cannot be quantized: nothing in it can.
+    let plain = Module::new("Plain").unwrap();
+    plain.define("def forward(self, x: Tensor) -> Tensor:\n    return torch.flatten(x, 1)\n").unwrap();
+    let path = folder.path().join("plain.pt");
+    plain.save(&path).unwrap();
+    let (answers, said) = app(&path, SHAPE, Some(&format!("observe:{}", calib.display())));
+    assert_eq!(answers, app(&path, SHAPE, None).0);
+    assert!(said.contains("runs in float: 'forward' has no layer"), "{said}");
+}
+
+#[test]
+fn programs_without_libtorch_are_left_alone() {
+    let preload = INSTALLED.0.path().join("lib/libjitquant_preload.so");
+    let output = alone("sh").args(["-c", "echo fine"]).env("LD_PRELOAD", preload).env("JITQUANT", "observe:x").output();
+    let output = output.unwrap();
+    assert_eq!((output.stdout.as_slice(), output.stderr.as_slice()), (&b"fine\n"[..], &b""[..]));
+}
