@@ -545,6 +545,16 @@ jq_status jq_insert_observers(const struct jq_module *module,
                               jq_quant_type quant_type,
                               struct jq_module **observed);
 
+// `InsertObserversForOnDevicePTQ`: as `jq_insert_observers`, in a method `observe_{method}` that is added, for models that are
+// quantized where they run.
+jq_status jq_insert_observers_for_on_device_ptq(const struct jq_module *module,
+                                                const char *method,
+                                                const struct jq_qconfig *qconfigs,
+                                                size_t count,
+                                                int32_t inplace,
+                                                jq_quant_type quant_type,
+                                                struct jq_module **observed);
+
 // `InsertQuantDeQuant`: a copy of `observed`, whose method `method` was watched by observers, that rounds what they
 // watched as INT8 does, into `*quantized`, to be freed with `jq_module_free`.
 //
@@ -557,6 +567,15 @@ jq_status jq_insert_quant_dequant(const struct jq_module *observed,
                                   jq_quant_type quant_type,
                                   struct jq_module **quantized);
 
+// `InsertQuantDeQuantOnDevicePTQ`: as `jq_insert_quant_dequant`, for the method `observe_…` that
+// `jq_insert_observers_for_on_device_ptq` made; the result is in a method `quantize_…`.
+jq_status jq_insert_quant_dequant_on_device_ptq(const struct jq_module *observed,
+                                                const char *method,
+                                                int32_t inplace,
+                                                int32_t debug,
+                                                jq_quant_type quant_type,
+                                                struct jq_module **quantized);
+
 // `Finalize`: a copy of `quantized`, which `jq_insert_quant_dequant` gave, with `quantized::` operators and packed
 // weights, frozen, into `*finalized`, to be freed with `jq_module_free`.
 //
@@ -567,6 +586,13 @@ jq_status jq_finalize(const struct jq_module *quantized,
                       const char *const *preserved,
                       size_t count,
                       struct jq_module **finalized);
+
+// `FinalizeOnDevicePTQ`: a copy of `quantized` with methods that pack weights and that run in INT8 beside the method
+// `quantize_…` that `method` names, into `*finalized`, to be freed with `jq_module_free`. Any thread.
+jq_status jq_finalize_on_device_ptq(const struct jq_module *quantized,
+                                    jq_quant_type quant_type,
+                                    const char *method,
+                                    struct jq_module **finalized);
 
 // `FoldConvBatchNorm`: a copy of `module` whose convolutions have taken over the batch norms behind them, into
 // `*folded`, to be freed with `jq_module_free`. `module` stays as it is. Any thread.
