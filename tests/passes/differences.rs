@@ -162,3 +162,74 @@ fn refusals_say_what_is_wrong() {
     let error = finalize(&module, QuantType::Static, &["missing".to_owned()]).unwrap_err().to_string();
     assert!(error.contains("missing"), "{error}");
 }
+
+#[test]
+fn a_clamp_may_have_one_bound() {
+    for clamp in ["torch.clamp(y, None, 0.5)", "torch.clamp(y, 0.25)"] {
+        let body = format!("y = self.conv.forward(x)\nreturn self.last.forward({clamp})");
+        let case = Case::new(model(&[("conv", &conv2d(4, 4)), ("last", &conv2d(4, 4))], &body), &[IMAGE]);
+        let observed = observed(&case);
+        let refusal = oracle::insert_quant_dequant(&observed.save_bytes().unwrap(), "forward", false).unwrap_err();
+        assert!(refusal.what().contains("aten::scalar_tensor"), "libtorch makes a tensor of None");
+        quantized(&observed).forward(&[image()]).unwrap();
+        assert_eq!(count(&case.check_end_to_end(), "aten::quantize_per_tensor"), 1, "{clamp}");
+    }
+}
+
+#[test]
+fn sums_with_numbers_in_branches_take_in_a_relu() {
+    let body = "
+y = self.conv.forward(x)
+if y.size(0) == 1:
+    y = torch.relu(y + 0.5)
+return self.last.forward(y)";
+    let case = Case::new(model(&[("conv", &conv2d(4, 4)), ("last", &conv2d(4, 4))], body), &[IMAGE]);
+    let observed = observed(&case);
+    let ours = finalize(&quantized(&observed), QuantType::Static, &[]).unwrap();
+    let theirs = loaded(&oracle::quantize(&observed.save_bytes().unwrap(), "forward", false).unwrap());
+    assert_eq!((count(&ours, "quantized::add_scalar_relu"), count(&theirs, "quantized::add_scalar_relu")), (1, 0));
+}
+
+#[test]
+fn one_of_several_results_of_a_branch_may_be_quantized() {
+    let body = "
+y = x
+z = x
+if x.size(0) == 1:
+    y = torch.sin(x)
+    z = torch.cos(x)
+return self.conv.forward(y) + torch.sin(z)";
+    let case = Case::new(model(&[("conv", &conv2d(4, 4))], body), &[IMAGE]);
+    let observed = observed(&case);
+    assert!(oracle::insert_quant_dequant(&observed.save_bytes().unwrap(), "forward", false).is_err());
+    let ours = finalize(&quantized(&observed), QuantType::Static, &[]).unwrap();
+    ours.forward(&[image()]).unwrap();
+    assert_eq!(count(&ours, "quantized::conv2d"), 1);
+}
+
+#[test]
+fn operators_in_loops_are_handed_quantization_on() {
+    let body = "
+y = self.conv.forward(x)
+for i in range(x.size(0)):
+    y = self.conv.forward(torch.max_pool2d(self.conv.forward(y), [1, 1]))
+return y";
+    let case = Case::new(model(&[("conv", &conv2d(4, 4))], body), &[IMAGE]);
+    let ours = finalize(&quantized(&observed(&case)), QuantType::Static, &[]).unwrap();
+    ours.forward(&[image()]).unwrap();
+    let graph = ours.graph("forward").unwrap();
+    let pools: Vec<_> = graph.all_nodes().into_iter().filter(|node| node.kind() == "aten::max_pool2d").collect();
+    assert!(pools.iter().all(|pool| pool.inputs()[0].node().kind() == "quantized::conv2d"), "{graph}");
+}
+
+#[test]
+fn what_is_taken_twice_is_not_quantized_dynamically_for_nothing() {
+    let body = "y = self.fc.forward(x)\nreturn self.fc.forward(y) + torch.sin(y + y)";
+    let case = Case::new(model(&[("fc", &linear(4, 4))], body), &[&[2, 4]]).dynamic(QINT8);
+    let bytes = case.theirs().unwrap().save_bytes().unwrap();
+    let theirs = loaded(&oracle::quantize(&bytes, "forward", true).unwrap());
+    let observed = loaded(&bytes);
+    let quantized = insert_quant_dequant(&observed, "forward", false, false, QuantType::Dynamic).unwrap();
+    let ours = finalize(&quantized, QuantType::Dynamic, &[]).unwrap();
+    assert_eq!((count(&ours, "aten::dequantize"), count(&theirs, "aten::dequantize") > 0), (0, true));
+}

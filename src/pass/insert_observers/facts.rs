@@ -54,10 +54,13 @@ impl Wanted {
 
     /// Whether the outputs of `node` are observed given what is known of its inputs: an operator that is quantized
     /// where its inputs are is observed if they are, or if something quantized takes its output.
-    pub fn applies(&self, node: Node<'_>, is_observed: impl Fn(Value<'_>) -> bool) -> bool {
-        if node.outputs().into_iter().any(|output| self.has_quantized_use(output)) {
-            return true;
-        }
+    pub fn applies<'g>(&self, node: Node<'g>, is_observed: impl Fn(Value<'g>) -> bool) -> bool {
+        node.outputs().into_iter().any(|output| self.has_quantized_use(output))
+            || self.follows_inputs(node, is_observed)
+    }
+
+    /// As [`Wanted::applies`], whatever takes the outputs.
+    pub fn follows_inputs<'g>(&self, node: Node<'g>, is_observed: impl Fn(Value<'g>) -> bool) -> bool {
         let argument = |index| node.input(index).is_some_and(&is_observed);
         match Operator::of(node).and_then(|row| row.propagation) {
             Some(Propagation::FirstArgument) => argument(0),

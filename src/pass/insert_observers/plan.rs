@@ -192,10 +192,18 @@ impl<'g> Planner<'g, '_> {
             }
             for output in node.outputs() {
                 let sources = passes_from(output);
-                if !sources.is_empty() && sources.iter().all(|source| self.is_observed(*source, observed)) {
+                if !sources.is_empty() && sources.iter().all(|source| observed.contains(source)) {
                     observed.insert(output);
                 }
-                if self.wanted.applies(node, |value| self.is_observed(value, observed)) {
+                // On a later walk libtorch finds the observer alone where the first one has put it between the value and
+                // those who take it.
+                let is_taken_by_observer = !visit.is_first && self.planned.contains(&output);
+                let is_observed = |value| self.is_observed(value, observed);
+                let applies = match is_taken_by_observer {
+                    true => self.wanted.follows_inputs(node, is_observed),
+                    false => self.wanted.applies(node, is_observed),
+                };
+                if applies {
                     self.observe(output, &mut visit, observed);
                 }
             }
@@ -297,7 +305,7 @@ impl<'g> Planner<'g, '_> {
         visit: &mut Visit<'g, '_>,
         observed: &mut Observed<'g>,
     ) {
-        if visit.left_to_caller.contains(&value) || self.is_observed(value, observed) {
+        if visit.left_to_caller.contains(&value) || observed.contains(&value) {
             return;
         }
         let value = self.after_relu.get(&value).copied().unwrap_or(value);
