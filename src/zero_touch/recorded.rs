@@ -152,7 +152,9 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("calib.jq");
         let channels = |min, max| State { min, max, counts: vec![] };
-        for (values, weights) in [([0.0, 8.0], ([-1.0, 0.0], [1.0, 5.0])), ([2.0, 4.0], ([-3.0, 1.0], [0.5, 6.0]))] {
+        for (values, weights) in
+            [([0.0, 1.0, 8.0], ([-1.0, 0.0], [1.0, 5.0])), ([0.0, 3.5, 8.0], ([-3.0, 1.0], [0.5, 6.0]))]
+        {
             let mut recorded = Recorded::default();
             recorded.add(7, "a._observer_0", &state(&values));
             recorded.add(7, "a._observer_1", &channels(weights.0.to_vec(), weights.1.to_vec()));
@@ -160,7 +162,7 @@ mod tests {
         }
         let all = Recorded::load(&path).unwrap();
         let model = all.model(7).unwrap();
-        assert_eq!(model.observers["a._observer_0"], state(&[0.0, 8.0, 2.0, 4.0]));
+        assert_eq!(model.observers["a._observer_0"], state(&[0.0, 1.0, 8.0, 0.0, 3.5, 8.0]));
         assert_eq!(model.observers["a._observer_1"], channels(vec![-3.0, 0.0], vec![1.0, 6.0]));
         assert!(all.model(8).is_none());
     }

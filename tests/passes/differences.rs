@@ -221,3 +221,15 @@ return y";
     let pools: Vec<_> = graph.all_nodes().into_iter().filter(|node| node.kind() == "aten::max_pool2d").collect();
     assert!(pools.iter().all(|pool| pool.inputs()[0].node().kind() == "quantized::conv2d"), "{graph}");
 }
+
+#[test]
+fn what_is_taken_twice_is_not_quantized_dynamically_for_nothing() {
+    let body = "y = self.fc.forward(x)\nreturn self.fc.forward(y) + torch.sin(y + y)";
+    let case = Case::new(model(&[("fc", &linear(4, 4))], body), &[&[2, 4]]).dynamic(QINT8);
+    let bytes = case.theirs().unwrap().save_bytes().unwrap();
+    let theirs = loaded(&oracle::quantize(&bytes, "forward", true).unwrap());
+    let observed = loaded(&bytes);
+    let quantized = insert_quant_dequant(&observed, "forward", false, false, QuantType::Dynamic).unwrap();
+    let ours = finalize(&quantized, QuantType::Dynamic, &[]).unwrap();
+    assert_eq!((count(&ours, "aten::dequantize"), count(&theirs, "aten::dequantize") > 0), (0, true));
+}

@@ -54,6 +54,9 @@ static jit::Module observer(int64_t dtype) {
         self.low = torch.minimum(self.low, torch.min(x))
         self.high = torch.maximum(self.high, torch.max(x))
         return x
+    def reset_min_max_vals(self):
+        self.low = torch.zeros([])
+        self.high = torch.zeros([])
     def calculate_qparams(self):
         scale = torch.div(torch.sub(self.high, self.low), 200.0)
         return scale, torch.zeros([1], dtype=3)

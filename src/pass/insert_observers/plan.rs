@@ -305,7 +305,7 @@ impl<'g> Planner<'g, '_> {
         visit: &mut Visit<'g, '_>,
         observed: &mut Observed<'g>,
     ) {
-        if visit.left_to_caller.contains(&value) || self.is_observed(value, observed) {
+        if visit.left_to_caller.contains(&value) || observed.contains(&value) {
             return;
         }
         let value = self.after_relu.get(&value).copied().unwrap_or(value);
