@@ -36,8 +36,10 @@ impl Callees<'_> {
             };
             let v = i + 1;
             // In a branch libtorch fuses no clamp, whose bounds are constants outside, and moves a sum with a number out,
-            // away from the relu behind it.
-            let may_branch = !["clamp", "hardtanh", "0.5", "2.0"].iter().any(|part| expression.contains(part));
+            // away from the relu behind it: neither stands there, nor a call of what may have one.
+            let may_branch = !["clamp", "hardtanh", "0.5", "2.0", "self.first", "self.second", "self.part"]
+                .iter()
+                .any(|part| expression.contains(part));
             lines.push(match operator / 16 {
                 15 if may_branch => {
                     format!("    if bool({a}.sum() > 0):\n        v{v} = {expression}\n    else:\n        v{v} = {b}")
