@@ -4,6 +4,7 @@ mod fuse_linear;
 mod insert_observers;
 mod layers;
 pub mod op_table;
+pub mod prepare;
 mod register_prepack_params;
 mod replace_convolution;
 

@@ -1,0 +1,6 @@
+//! Preparation by data flow: what a flat, folded module computes, and what is left in it.
+
+#![cfg(feature = "torch")]
+
+mod flatten;
+mod models;
