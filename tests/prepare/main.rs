@@ -3,4 +3,5 @@
 #![cfg(feature = "torch")]
 
 mod flatten;
+mod fold_batch_norm;
 mod models;
