@@ -5,8 +5,9 @@ use std::collections::BTreeMap;
 use crate::error::{Context, Error, Result};
 use crate::ir::ffi::bridge as ffi;
 use crate::ir::{DType, IValue, Module};
-use crate::pass::{Coverage, Layer, QuantType, insert_observers, layers};
-use crate::qconfig::{Part, QConfigDict, QConfigSpec, unknown_path};
+use crate::pass::prepare::{prepare, settle_clamps};
+use crate::pass::{Coverage, Layer, QuantType, insert_observers_by_scope, layers};
+use crate::qconfig::{Part, QConfigDict, QConfigSpec, qconfig_for, unknown_path};
 
 /// Quantizes modules: which way, with which observers, and which parts.
 ///
@@ -86,61 +87,49 @@ impl Quantizer {
     /// # Errors
     /// Where the module as a whole cannot be quantized, or the configuration does not fit it.
     pub fn verdicts(&self, module: &Module) -> Result<Vec<(Layer, Option<String>)>> {
+        let (_, _, layers) = self.flat(module)?;
+        Ok(layers.into_iter().map(|planned| (planned.layer, planned.reason)).collect())
+    }
+
+    /// The module as one flat graph, the observers by path, and what will become of its layers.
+    fn flat(&self, module: &Module) -> Result<(Module, QConfigDict, Vec<PlannedLayer>)> {
         crate::init()?;
         refuse_unfit(module)?;
         let qconfigs = self.resolved(module)?;
-        Ok(self.plan(module, &qconfigs)?.into_iter().map(|planned| (planned.layer, planned.reason)).collect())
-    }
-
-    fn plan(&self, module: &Module, qconfigs: &QConfigDict) -> Result<Vec<PlannedLayer>> {
+        let copy = module.deep_clone().context(|| "cloning the module".into())?;
+        if copy.is_training() {
+            copy.train(false)?;
+        }
+        let (flat, batch_norms) = prepare(&copy, METHOD, &self.preserve)?;
         let decide = |layer: Layer| {
-            let reason = match decided_for(qconfigs, &layer.path) {
+            let reason = match qconfig_for(&qconfigs, &layer.path) {
                 None => Some("left in float by the configuration".to_owned()),
                 Some(_) => why_never_quantized(layer.operator, self.quant_type).map(str::to_owned),
             };
             PlannedLayer { layer, reason }
         };
-        Ok(layers(module, METHOD)?.into_iter().map(decide).collect())
+        let mut planned: Vec<_> = layers(&flat, METHOD)?.into_iter().map(decide).collect();
+        let kept = batch_norms.into_iter().map(|(layer, why)| (layer, format!("not folded: {why}")));
+        planned.extend(kept.map(|(layer, why)| PlannedLayer { layer, reason: Some(why) }));
+        Ok((flat, qconfigs, planned))
     }
 
-    /// Puts observers into a copy of `module`: batch norms are folded into the convolutions before them, and each
-    /// tensor that will be quantized is watched. `module` stays as it is.
+    /// Puts observers into a copy of `module`, which stays as it is. The copy is one flat graph with the batch norms
+    /// folded into the layers before them, and each tensor that will be quantized is watched.
     ///
     /// # Errors
     /// Where the module is quantized already, has CUDA devices in its code, has no layer to quantize, the
     /// configuration does not fit it, or a pass refuses it.
     pub fn prepare(&self, module: &Module) -> Result<Prepared> {
-        crate::init()?;
-        refuse_unfit(module)?;
-        let copy = module.deep_clone().context(|| "cloning the module".into())?;
-        if copy.is_training() {
-            copy.train(false)?;
-        }
-        let qconfigs = self.resolved(&copy)?;
-        let layers = self.plan(&copy, &qconfigs)?;
+        let (flat, qconfigs, layers) = self.flat(module)?;
         if layers.iter().all(|planned| planned.reason.is_some()) {
             return Err(Error::invalid(match layers.first().and_then(|planned| planned.reason.as_ref()) {
                 None => format!("'{METHOD}' has no layer that could be quantized (convolution, linear, …)"),
                 Some(reason) => format!("no layer would be quantized; the first one: {reason}"),
             }));
         }
-        let folded = match self.quant_type {
-            QuantType::Static => {
-                copy.ensure_graphs_unborrowed()?;
-                let folded = ffi::libtorch_fold_conv_batch_norm(copy.raw());
-                Module::from_raw(folded.context(|| "folding batch norms into convolutions".into())?)
-            }
-            QuantType::Dynamic => copy,
-        };
-        let observed = insert_observers(&folded, METHOD, &qconfigs, true, self.quant_type)
-            .context(|| "inserting observers".into())?;
-        Ok(Prepared {
-            module: observed,
-            quant_type: self.quant_type,
-            preserve: self.preserve.clone(),
-            layers,
-            batches: 0,
-        })
+        insert_observers_by_scope(&flat, METHOD, &qconfigs, self.quant_type)?;
+        Ok(Prepared { module: flat, quant_type: self.quant_type, preserve: self.preserve.clone(), layers, batches: 0 })
     }
 
     /// Goes on with an observed module that [`Prepared::module`] gave and that was saved and loaded since.
@@ -216,8 +205,10 @@ impl Prepared {
             return Err(Error::invalid("static quantization needs data: call calibrate before convert"));
         }
         let dynamic = self.quant_type == QuantType::Dynamic;
-        self.module.ensure_graphs_unborrowed()?;
-        let quantized = ffi::libtorch_insert_quant_dequant(self.module.raw(), METHOD, dynamic)
+        let observed = self.module.deep_clone()?;
+        settle_clamps(&observed, METHOD).context(|| "removing clamps".into())?;
+        observed.ensure_graphs_unborrowed()?;
+        let quantized = ffi::libtorch_insert_quant_dequant(observed.raw(), METHOD, dynamic)
             .context(|| "inserting quantize and dequantize".into())?;
         let finalized = ffi::libtorch_finalize(&quantized, dynamic, &self.preserve)
             .context(|| "fusing and prepacking quantized operators".into())?;
@@ -318,21 +309,6 @@ pub struct FloatLayer {
 
 fn is_observer(path: &str) -> bool {
     path.rsplit('.').next().is_some_and(|name| name.starts_with("_observer_"))
-}
-
-/// The entry that decides for `path`: its own or that of the nearest module above.
-fn decided_for<'a>(qconfigs: &'a QConfigDict, path: &str) -> Option<&'a crate::qconfig::QConfig> {
-    let mut path = path;
-    loop {
-        if let Some(decision) = qconfigs.get(path) {
-            return decision.as_ref();
-        }
-        path = match (path.rsplit_once('.'), path.is_empty()) {
-            (_, true) => return None,
-            (Some((above, _)), _) => above,
-            (None, _) => "",
-        };
-    }
 }
 
 /// Refuses what cannot be quantized at all, in words.

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 
+use super::prepare::path_of_weight;
 use crate::error::Result;
 use crate::ir::{Graph, Module, Node, Value, join_path};
 
@@ -66,6 +67,15 @@ pub fn source_of(node: Node<'_>) -> String {
     }
 }
 
+/// The module that a node in the code of the one at `path` belongs to: in a flat graph the nodes tell.
+fn place_of(node: Node<'_>, path: &str) -> String {
+    match node.scope() {
+        Ok(scope) if path.is_empty() && !scope.is_empty() => scope,
+        _ if path.is_empty() => path_of_weight(node).unwrap_or_default(),
+        _ => path.to_owned(),
+    }
+}
+
 /// The layers that `method` runs, in order, those of called submodules included.
 ///
 /// # Errors
@@ -80,7 +90,7 @@ fn collect(module: &Module, path: &str, method: &str, found: &mut Vec<Layer>) ->
     let graph = module.graph(method)?;
     for node in graph.all_nodes() {
         if let Some(operator) = layer_operator(node) {
-            found.push(Layer { path: path.to_owned(), operator, source: source_of(node) });
+            found.push(Layer { path: place_of(node, path), operator, source: source_of(node) });
         } else if node.kind() == "prim::CallFunction" {
             collect_function(&node.called_graph()?, path, found)?;
         } else if node.kind() == "prim::CallMethod" {
@@ -96,7 +106,7 @@ fn collect(module: &Module, path: &str, method: &str, found: &mut Vec<Layer>) ->
 fn collect_function(graph: &Graph, path: &str, found: &mut Vec<Layer>) -> Result<()> {
     for node in graph.all_nodes() {
         if let Some(operator) = layer_operator(node) {
-            found.push(Layer { path: path.to_owned(), operator, source: source_of(node) });
+            found.push(Layer { path: place_of(node, path), operator, source: source_of(node) });
         } else if node.kind() == "prim::CallFunction" {
             collect_function(&node.called_graph()?, path, found)?;
         }

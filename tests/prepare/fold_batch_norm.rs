@@ -32,9 +32,8 @@ fn model(shapes: &[(&str, &[i64])], body: &str) -> Module {
     for (i, name) in ["gamma", "beta", "mean"].into_iter().enumerate() {
         module.register_parameter(name, random(&[4], 20 + i as u64)).unwrap();
     }
-    let body = body
-        .replace("norm(", "torch.batch_norm(")
-        .replace("...", "self.gamma, self.beta, self.mean, self.var, False, 0.1, 1e-5, False");
+    let constants = "self.gamma, self.beta, self.mean, self.var, False, 0.1, 1e-5, False";
+    let body = body.replace("NORM(", "torch.batch_norm(").replace("...", constants);
     let lines: Vec<_> = body.trim().lines().map(|line| format!("    {line}\n")).collect();
     module.define(&format!("def forward(self, x: Tensor) -> Tensor:\n{}", lines.concat())).unwrap();
     module
@@ -63,12 +62,12 @@ fn functional_layers_and_modules() {
 #[test]
 fn through_permutes() {
     let weight: [(&str, &[i64]); 1] = [("w", &[4, 3])];
-    folds(&model(&weight, "return norm(torch.linear(x, self.w).permute([0, 2, 1]), ...)"), &[input(&[2, 5, 3])]);
-    folds(&model(&weight, "return norm(torch.linear(x, self.w).transpose(1, -1), ...)"), &[input(&[2, 5, 3])]);
-    folds(&model(&weight, "return norm(torch.linear(x, self.w).permute([0, 3, -2, 1]), ...)"), &[input(&[2, 5, 2, 3])]);
+    folds(&model(&weight, "return NORM(torch.linear(x, self.w).permute([0, 2, 1]), ...)"), &[input(&[2, 5, 3])]);
+    folds(&model(&weight, "return NORM(torch.linear(x, self.w).transpose(1, -1), ...)"), &[input(&[2, 5, 3])]);
+    folds(&model(&weight, "return NORM(torch.linear(x, self.w).permute([0, 3, -2, 1]), ...)"), &[input(&[2, 5, 2, 3])]);
     let conv: [(&str, &[i64]); 1] = [("w", &[4, 3, 1, 1])];
     let twice =
-        "y = torch.conv2d(x, self.w).permute([0, 2, 3, 1])\nreturn norm(y.contiguous().permute([0, 3, 1, 2]), ...)";
+        "y = torch.conv2d(x, self.w).permute([0, 2, 3, 1])\nreturn NORM(y.contiguous().permute([0, 3, 1, 2]), ...)";
     folds(&model(&conv, twice), &[input(&[2, 3, 5, 5])]);
 }
 
@@ -85,26 +84,26 @@ return torch.batch_norm(y, None, None, self.same_mean, self.same_var, False, 0.1
     module.define(&format!("def forward(self, x: Tensor) -> Tensor:\n    {}\n", body.replace('\n', "\n    "))).unwrap();
     folds(&module, &[input(&[2, 3, 6, 6])]);
 
-    let differs = model(&weight, "return norm(torch.constant_pad_nd(torch.conv2d(x, self.w), [1, 1], 0.0), ...)");
+    let differs = model(&weight, "return NORM(torch.constant_pad_nd(torch.conv2d(x, self.w), [1, 1], 0.0), ...)");
     assert!(folded(&differs).1[0].contains("padding"));
 }
 
 #[test]
 fn one_after_the_other() {
     let weight: [(&str, &[i64]); 2] = [("w", &[4, 3]), ("b", &[4])];
-    folds(&model(&weight, "return norm(norm(torch.linear(x, self.w, self.b), ...), ...)"), &[input(&[6, 3])]);
-    folds(&model(&weight, "return norm(torch.addmm(self.b, x, self.w.t()), ...)"), &[input(&[6, 3])]);
-    folds(&model(&[("w", &[3, 4])], "return norm(torch.matmul(x, self.w), ...)"), &[input(&[6, 3])]);
+    folds(&model(&weight, "return NORM(NORM(torch.linear(x, self.w, self.b), ...), ...)"), &[input(&[6, 3])]);
+    folds(&model(&weight, "return NORM(torch.addmm(self.b, x, self.w.t()), ...)"), &[input(&[6, 3])]);
+    folds(&model(&[("w", &[3, 4])], "return NORM(torch.matmul(x, self.w), ...)"), &[input(&[6, 3])]);
 }
 
 #[test]
 fn shared_weights_fold_where_they_are_used() {
-    let body = "y = torch.conv1d(x, self.w)\nreturn torch.relu(norm(torch.conv1d(x, self.w), ...)) + y.sin()";
+    let body = "y = torch.conv1d(x, self.w)\nreturn torch.relu(NORM(torch.conv1d(x, self.w), ...)) + y.sin()";
     let (module, kept) = folded(&model(&[("w", &[4, 3, 1])], body));
     // Both convolutions are one and the same, and its result is seen by more than the batch norm.
     assert!(kept[0].contains("aten::sin"), "{kept:?}");
     assert_eq!(count(&module, "aten::conv1d"), 1);
-    let body = "y = torch.conv1d(x, self.w)\nreturn torch.relu(norm(torch.conv1d(-x, self.w), ...)) + y.sin()";
+    let body = "y = torch.conv1d(x, self.w)\nreturn torch.relu(NORM(torch.conv1d(-x, self.w), ...)) + y.sin()";
     folds(&model(&[("w", &[4, 3, 1])], body), &[input(&[2, 3, 5])]);
 }
 
@@ -112,12 +111,12 @@ fn shared_weights_fold_where_they_are_used() {
 fn what_stays_says_why() {
     let weight: [(&str, &[i64]); 1] = [("w", &[4, 3, 1])];
     let reason = |body: &str| folded(&model(&weight, body)).1.join("; ");
-    assert!(reason("return norm(x, ...)").contains("an input of the model"));
-    assert!(reason("return norm(torch.relu(torch.conv1d(x, self.w)), ...)").contains("aten::relu"));
+    assert!(reason("return NORM(x, ...)").contains("an input of the model"));
+    assert!(reason("return NORM(torch.relu(torch.conv1d(x, self.w)), ...)").contains("aten::relu"));
     let training = "return torch.batch_norm(torch.conv1d(x, self.w), None, None, None, None, True, 0.1, 1e-5, False)";
     assert!(reason(training).contains("statistics of each batch"));
-    assert!(reason("return norm(torch.conv1d(x, x[:, :, :1]), ...)").contains("not a constant"));
-    assert!(reason("return norm(torch.conv1d(x, self.w).transpose(1, 2), ...)").contains("channels"));
-    let rows = model(&[("w", &[4, 3])], "return norm(torch.linear(x.view([2, 4, 3]), self.w), ...)");
+    assert!(reason("return NORM(torch.conv1d(x, x[:, :, :1]), ...)").contains("not a constant"));
+    assert!(reason("return NORM(torch.conv1d(x, self.w).transpose(1, 2), ...)").contains("channels"));
+    let rows = model(&[("w", &[4, 3])], "return NORM(torch.linear(x.view([2, 4, 3]), self.w), ...)");
     assert!(folded(&rows).1[0].contains("channels"), "it normalizes the rows");
 }

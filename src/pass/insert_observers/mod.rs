@@ -13,7 +13,7 @@ mod plan;
 use std::collections::{BTreeMap, HashMap, HashSet};
 
 use self::calls::CalledGraphs;
-use self::plan::{Observation, plan};
+use self::plan::{Configuration, Observation, plan};
 use super::QuantType;
 use super::fuse_linear::{fuse_linear, swap_functional_linear};
 use super::replace_convolution::replace_convolution;
@@ -70,8 +70,21 @@ pub fn insert_observers(
     let by_module =
         clone.modules().into_iter().map(|(path, part)| (part.id(), by_path.get(&path).cloned().flatten())).collect();
     prepare(&clone, method)?;
-    observe(&clone, method, &by_module, quant_type).context(|| format!("inserting observers for '{method}'"))?;
+    let configuration = Configuration::ByModule(&by_module);
+    observe(&clone, method, &configuration, quant_type).context(|| format!("inserting observers for '{method}'"))?;
     Ok(clone)
+}
+
+/// As [`insert_observers`], in place, for a flat module ([`crate::pass::prepare::flatten`]): `qconfigs` holds for the
+/// paths that its nodes record. A clamp by constants is observed instead of what it clamps.
+pub(crate) fn insert_observers_by_scope(
+    flat: &Module,
+    method: &str,
+    qconfigs: &QConfigDict,
+    quant_type: QuantType,
+) -> Result<()> {
+    observe(flat, method, &Configuration::ByScope(qconfigs), quant_type)
+        .context(|| format!("inserting observers for '{method}'"))
 }
 
 /// The observers of each submodule path.
@@ -118,12 +131,7 @@ fn prepare(module: &Module, method: &str) -> Result<()> {
     Ok(())
 }
 
-fn observe(
-    module: &Module,
-    method: &str,
-    qconfigs: &HashMap<usize, Option<QConfig>>,
-    quant_type: QuantType,
-) -> Result<()> {
+fn observe(module: &Module, method: &str, qconfigs: &Configuration<'_>, quant_type: QuantType) -> Result<()> {
     let graphs = CalledGraphs::of(module, method)?;
     let plan = plan(module, method, &graphs, qconfigs, quant_type)?;
     let mut instances: HashMap<usize, Vec<(String, Module)>> = HashMap::new();

@@ -15,8 +15,9 @@ use crate::pass::{Layer, source_of};
 /// linear layer that computes its input, where their weights are constants and nothing else sees the layer's result.
 ///
 /// Permutations between the two are passed through, and so is padding by a constant where it stays one constant. The
-/// weight is multiplied in f64 and rounded once. A linear layer is taken to give `N x C`, where the graph does not
-/// tell its rank: for `N x L x C`, of which batch norm would normalize L, with L equal to C, this is wrong.
+/// weight is multiplied in f64 and rounded once. Where the graph does not tell the rank of a linear layer's result, batch
+/// norm is taken to normalize its last dimension: for `N x L x C`, of which it normalizes L, this is wrong if L equals C
+/// (else the model itself would fail).
 ///
 /// The batch norms that stay, each with the reason.
 ///
@@ -159,8 +160,8 @@ fn layer_before<'g>(norm: Node<'g>, affine: &ChannelAffine) -> Result<(Node<'g>,
             kind if is_convolution(kind) || kind == "aten::linear" => {
                 let rank = rank_of(value);
                 let is_channels = match kind {
-                    // Of a result of unknown rank, N x C is taken for granted.
-                    "aten::linear" => axis.of_rank(rank).back().is_none_or(|back| back == 0),
+                    // Of a result of unknown rank it is taken to be the last dimension.
+                    "aten::linear" => axis.of_rank(rank).back().map_or(axis.front() != Some(0), |back| back == 0),
                     _ => axis.of_rank(rank).front() == Some(1),
                 };
                 return match is_channels {

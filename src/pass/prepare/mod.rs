@@ -4,13 +4,38 @@
 //! 1. [`flatten`]: one flat graph, each node with the path of its module.
 //! 2. [`canonicalize`]: one spelling for what is the same.
 //! 3. [`fold_batch_norm`]: batch norms become part of the layers before them.
+//! 4. [`weights_as_attributes`]: weights are attributes again, named by where they were.
+//!
+//! Before conversion, when ranges are known, [`settle_clamps`] takes away the clamps that saturation makes needless.
 
 mod axis;
 mod canonical;
 mod choices;
+mod clamps;
 mod flatten;
 mod fold_batch_norm;
+mod weights;
 
 pub use canonical::canonicalize;
+pub use clamps::settle_clamps;
 pub use flatten::flatten;
 pub use fold_batch_norm::fold_batch_norm;
+pub(crate) use weights::path_of_weight;
+pub use weights::weights_as_attributes;
+
+use super::Layer;
+use crate::error::{Context, Result};
+use crate::ir::Module;
+
+/// Takes a float module in evaluation mode through all steps; and the batch norms that stay, with the reasons.
+///
+/// # Errors
+/// Where there is no such method, or libtorch cannot freeze the module.
+pub fn prepare(module: &Module, method: &str, preserve: &[String]) -> Result<(Module, Vec<(Layer, String)>)> {
+    module.graph(method)?;
+    let flat = flatten(module, preserve)?;
+    canonicalize(&mut flat.graph(method)?).context(|| "simplifying the graph".into())?;
+    let kept = fold_batch_norm(&flat.graph(method)?).context(|| "folding batch norms".into())?;
+    weights_as_attributes(&flat, method)?;
+    Ok((flat, kept))
+}
