@@ -4,4 +4,5 @@
 
 mod flatten;
 mod fold_batch_norm;
+mod fold_padding;
 mod models;

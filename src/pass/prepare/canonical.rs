@@ -10,6 +10,7 @@ use crate::pass::replace_convolution::replace_convolution;
 /// - operators that write in place give a new tensor where nobody else sees the old one;
 /// - products with a weight are `aten::linear`, convolutions name their number of dimensions;
 /// - `relu6`, and clamps from 0 on, are `aten::hardtanh` and `aten::relu`;
+/// - `pad` with a constant by constant sizes is `constant_pad_nd`;
 /// - a question for the rank of a layer's result goes to its input, so that checks do not stand between two layers.
 ///
 /// # Errors
@@ -24,6 +25,7 @@ pub fn canonicalize(graph: &mut Graph) -> Result<()> {
             "aten::matmul" | "aten::mm" | "aten::addmm" => linear_of_constant(node)?,
             "aten::relu6" | "aten::clamp_min" | "aten::clamp" => name_clamp(node)?,
             "aten::dim" => ask_source(node)?,
+            "aten::pad" => name_padding(node)?,
             _ => {}
         }
     }
@@ -84,6 +86,30 @@ fn name_clamp(node: Node<'_>) -> Result<()> {
         }
         ("aten::clamp_min", Some(0.0), _) => replace(node, "aten::relu", &[x]),
         ("aten::clamp", Some(0.0), None) if is_none(node.input(2)) => replace(node, "aten::relu", &[x]),
+        _ => Ok(()),
+    }
+}
+
+fn name_padding(node: Node<'_>) -> Result<()> {
+    let inputs = node.inputs();
+    let constant = |index: usize| inputs.get(index).copied().and_then(Value::constant);
+    let sizes = match constant(1) {
+        None if inputs[1].node().kind() == "prim::ListConstruct" => {
+            let sizes = inputs[1].node().inputs().into_iter().map(|size| size.constant()?.as_int());
+            sizes.collect::<Option<Vec<_>>>().map(IValue::int_list)
+        }
+        sizes => sizes,
+    };
+    let value = match constant(3) {
+        Some(IValue::None) => Some(0.0),
+        value => value.and_then(|value| value.as_number()),
+    };
+    let is_constant = constant(2).is_some_and(|mode| mode.as_str() == Some("constant"));
+    match (sizes, value) {
+        (Some(sizes), Some(value)) if is_constant => {
+            let (sizes, value) = (node.insert_constant(sizes)?, node.insert_constant(IValue::Double(value))?);
+            replace(node, "aten::constant_pad_nd", &[inputs[0], sizes, value])
+        }
         _ => Ok(()),
     }
 }

@@ -4,7 +4,8 @@
 //! 1. [`flatten`]: one flat graph, each node with the path of its module.
 //! 2. [`canonicalize`]: one spelling for what is the same.
 //! 3. [`fold_batch_norm`]: batch norms become part of the layers before them.
-//! 4. [`weights_as_attributes`]: weights are attributes again, named by where they were.
+//! 4. [`fold_padding`]: zeros around an image become padding of the convolution after it.
+//! 5. [`weights_as_attributes`]: weights are attributes again, named by where they were.
 //!
 //! Before conversion, when ranges are known, [`settle_clamps`] takes away the clamps that saturation makes needless.
 
@@ -14,12 +15,14 @@ mod choices;
 mod clamps;
 mod flatten;
 mod fold_batch_norm;
+mod fold_padding;
 mod weights;
 
 pub use canonical::canonicalize;
 pub use clamps::settle_clamps;
 pub use flatten::flatten;
 pub use fold_batch_norm::fold_batch_norm;
+pub use fold_padding::fold_padding;
 pub(crate) use weights::path_of_weight;
 pub use weights::weights_as_attributes;
 
@@ -36,6 +39,7 @@ pub fn prepare(module: &Module, method: &str, preserve: &[String]) -> Result<(Mo
     let flat = flatten(module, preserve)?;
     canonicalize(&mut flat.graph(method)?).context(|| "simplifying the graph".into())?;
     let kept = fold_batch_norm(&flat.graph(method)?).context(|| "folding batch norms".into())?;
+    fold_padding(&flat.graph(method)?).context(|| "folding paddings".into())?;
     weights_as_attributes(&flat, method)?;
     Ok((flat, kept))
 }
