@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use crate::error::{Context, Error, Result};
 use crate::ir::ffi::bridge as ffi;
 use crate::ir::{DType, IValue, Module};
-use crate::pass::prepare::{prepare, settle_clamps};
+use crate::pass::prepare::{prepare, quantize_recurrent, settle_clamps};
 use crate::pass::{Coverage, Layer, QuantType, insert_observers_by_scope, layers};
 use crate::qconfig::{Part, QConfigDict, QConfigSpec, qconfig_for, unknown_path};
 
@@ -129,7 +129,14 @@ impl Quantizer {
             }));
         }
         insert_observers_by_scope(&flat, METHOD, &qconfigs, self.quant_type)?;
-        Ok(Prepared { module: flat, quant_type: self.quant_type, preserve: self.preserve.clone(), layers, batches: 0 })
+        Ok(Prepared {
+            module: flat,
+            quant_type: self.quant_type,
+            preserve: self.preserve.clone(),
+            qconfigs,
+            layers,
+            batches: 0,
+        })
     }
 
     /// Goes on with an observed module that [`Prepared::module`] gave and that was saved and loaded since.
@@ -143,8 +150,15 @@ impl Quantizer {
             return Err(Error::invalid("the module has no observers: it was not made by Quantizer::prepare"));
         }
         let layers = layers(observed, METHOD)?.into_iter().map(|layer| PlannedLayer { layer, reason: None }).collect();
-        let preserve = self.preserve.clone();
-        Ok(Prepared { module: observed.clone(), quant_type: self.quant_type, preserve, layers, batches: 0 })
+        let default = QConfigSpec { default: self.spec.default.clone(), ..QConfigSpec::default() };
+        Ok(Prepared {
+            module: observed.clone(),
+            quant_type: self.quant_type,
+            preserve: self.preserve.clone(),
+            qconfigs: default.resolve(observed, self.quant_type)?,
+            layers,
+            batches: 0,
+        })
     }
 }
 
@@ -167,6 +181,7 @@ pub struct Prepared {
     module: Module,
     quant_type: QuantType,
     preserve: Vec<String>,
+    qconfigs: QConfigDict,
     layers: Vec<PlannedLayer>,
     batches: usize,
 }
@@ -207,12 +222,18 @@ impl Prepared {
         let dynamic = self.quant_type == QuantType::Dynamic;
         let observed = self.module.deep_clone()?;
         settle_clamps(&observed, METHOD).context(|| "removing clamps".into())?;
+        if dynamic {
+            separate_from_branches(&observed)?;
+        }
         observed.ensure_graphs_unborrowed()?;
         let quantized = ffi::libtorch_insert_quant_dequant(observed.raw(), METHOD, dynamic)
             .context(|| "inserting quantize and dequantize".into())?;
         let finalized = ffi::libtorch_finalize(&quantized, dynamic, &self.preserve)
             .context(|| "fusing and prepacking quantized operators".into())?;
         let module = Module::from_raw(finalized);
+        if dynamic {
+            quantize_recurrent(&module, METHOD, |node| qconfig_for(&self.qconfigs, &node.scope().ok()?))?;
+        }
         let report = self.report(&module)?;
         if report.quantized_layers == 0 {
             return Err(Error::invalid(format!(
@@ -266,7 +287,9 @@ fn why_never_quantized(operator: &str, quant_type: QuantType) -> Option<&'static
     match (operator, quant_type) {
         ("matmul" | "attention", _) => Some("a product of two activations has no INT8 form in libtorch"),
         ("embedding" | "embedding_bag", _) => Some("embeddings are quantized by weight-only modes, not here yet"),
-        ("lstm" | "gru" | "lstm_cell" | "gru_cell", _) => Some("recurrent layers are not quantized yet"),
+        ("lstm" | "gru" | "lstm_cell" | "gru_cell" | "rnn_cell", QuantType::Static) => {
+            Some("recurrent layers have dynamic INT8 forms only")
+        }
         (name, QuantType::Dynamic) if name.contains("conv") => {
             Some("convolutions have no dynamic INT8 form in libtorch")
         }
@@ -309,6 +332,18 @@ pub struct FloatLayer {
 
 fn is_observer(path: &str) -> bool {
     path.rsplit('.').next().is_some_and(|name| name.starts_with("_observer_"))
+}
+
+/// Puts a view between a branch's result and its observer: libtorch's passes move what quantizes a branch's result into
+/// the branches, but forget what finds its range at run time.
+fn separate_from_branches(observed: &Module) -> Result<()> {
+    let graph = observed.graph(METHOD)?;
+    for call in graph.all_nodes().into_iter().filter(|node| node.kind() == "prim::CallMethod") {
+        if let Some(value) = call.input(1).filter(|value| value.node().kind() == "prim::If") {
+            call.replace_input(1, call.insert_operator("aten::detach", &[value])?)?;
+        }
+    }
+    Ok(())
 }
 
 /// Refuses what cannot be quantized at all, in words.

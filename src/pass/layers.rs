@@ -25,6 +25,8 @@ const LAYERS: &[(&str, &str)] = &[
     ("aten::gru", "gru"),
     ("aten::lstm_cell", "lstm_cell"),
     ("aten::gru_cell", "gru_cell"),
+    ("aten::rnn_tanh_cell", "rnn_cell"),
+    ("aten::rnn_relu_cell", "rnn_cell"),
     ("aten::embedding", "embedding"),
     ("aten::embedding_bag", "embedding_bag"),
 ];
@@ -122,7 +124,7 @@ fn called_method(node: Node<'_>) -> Option<(String, String)> {
 /// What is left of a quantized model's operators.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Coverage {
-    /// How many nodes of each `quantized::` operator there are.
+    /// How many nodes of each `quantized::` operator there are, and of `aten::quantized_lstm` and `…_gru`.
     pub quantized: BTreeMap<String, usize>,
     /// The layers that are still in float.
     pub float: Vec<Layer>,
@@ -141,14 +143,17 @@ impl Coverage {
 
     /// How many layers are quantized.
     pub fn quantized_layers(&self) -> usize {
-        let is_layer = |name: &str| ["conv", "linear", "lstm", "gru", "embedding"].iter().any(|l| name.starts_with(l));
+        const LAYERS: [&str; 6] = ["conv", "linear", "lstm", "gru", "rnn", "embedding"];
+        let is_layer = |name: &str| LAYERS.iter().any(|l| name.trim_start_matches("quantized_").starts_with(l));
         self.quantized.iter().filter(|(name, _)| is_layer(name)).map(|(_, count)| count).sum()
     }
 
     fn count(&mut self, module: &Module, method: &str) -> Result<()> {
         let graph = module.graph(method)?;
         for node in graph.all_nodes() {
-            if let Some(name) = node.kind().strip_prefix("quantized::") {
+            let kind = node.kind();
+            let recurrent = kind.strip_prefix("aten::").filter(|name| name.starts_with("quantized_"));
+            if let Some(name) = kind.strip_prefix("quantized::").or(recurrent) {
                 if !name.contains("pack") {
                     *self.quantized.entry(name.to_owned()).or_default() += 1;
                 }

@@ -33,5 +33,7 @@ fn other_paddings_stay() {
         assert_eq!(folded(&image, &weight, &format!("torch.conv2d({padded}, self.w)")), 0, "{padded}");
     }
     assert_eq!(folded(&[1, 3, 8, 8], &weight, "torch.conv2d(torch.pad(x, [-1, -1]), self.w)"), 0);
+    let grouped = "torch.conv2d(torch.pad(x, [1, 1]), self.w, None, [1, 1], [0, 0], [1, 1], 3)";
+    assert_eq!(folded(&image, &[6, 1, 3, 3], grouped), 0);
     assert_eq!(folded(&image, &weight, "torch.conv2d(torch.pad(x[:, :1], [0, 0, 0, 0, 1, 1]), self.w)"), 0);
 }

@@ -6,3 +6,4 @@ mod flatten;
 mod fold_batch_norm;
 mod fold_padding;
 mod models;
+mod pipeline;

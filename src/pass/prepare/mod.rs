@@ -7,7 +7,8 @@
 //! 4. [`fold_padding`]: zeros around an image become padding of the convolution after it.
 //! 5. [`weights_as_attributes`]: weights are attributes again, named by where they were.
 //!
-//! Before conversion, when ranges are known, [`settle_clamps`] takes away the clamps that saturation makes needless.
+//! [`quantize_recurrent`] packs recurrent layers, which libtorch's fusion does not know, when the rest is converted.
+//! Before that, when ranges are known, [`settle_clamps`] takes away the clamps that saturation makes needless.
 
 mod axis;
 mod canonical;
@@ -16,6 +17,7 @@ mod clamps;
 mod flatten;
 mod fold_batch_norm;
 mod fold_padding;
+mod recurrent;
 mod weights;
 
 pub use canonical::canonicalize;
@@ -23,6 +25,7 @@ pub use clamps::settle_clamps;
 pub use flatten::flatten;
 pub use fold_batch_norm::fold_batch_norm;
 pub use fold_padding::fold_padding;
+pub(crate) use recurrent::quantize_recurrent;
 pub(crate) use weights::path_of_weight;
 pub use weights::weights_as_attributes;
 
