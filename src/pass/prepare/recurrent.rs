@@ -1,55 +1,41 @@
 //! Recurrent layers quantized dynamically: int8 weights, and activations with the range of each step's input.
 
 use crate::error::{Context, Error, Result};
-use crate::ir::{GeneralPass, IValue, Module, Node, Tensor, Type, Value};
+use crate::ir::{DType, GeneralPass, IValue, Module, Node, Tensor, Type, Value};
 use crate::qconfig::QConfig;
 
-/// A layer and its quantized form.
+/// An operator and its quantized form.
 struct Form {
     float: &'static str,
     quantized: &'static str,
-    weights: Weights,
+    shape: Shape,
 }
 
-/// Where an operator has its weights.
-#[derive(Clone, Copy)]
-enum Weights {
-    /// As arguments from this one on: `w_ih, w_hh, b_ih, b_hh`.
-    Arguments(usize),
-    /// In a list: for each layer and direction `w_ih, w_hh` and, where it has biases, `b_ih, b_hh`.
-    List {
-        /// Whether the quantized form takes `dtype` and `use_dynamic` besides.
-        has_dtype: bool,
-    },
+/// How the quantized form takes states and weights.
+#[derive(Clone, Copy, PartialEq)]
+enum Shape {
+    /// Layers: weights in a list, for each layer and direction `w_ih, w_hh` and, where it has biases, `b_ih, b_hh`.
+    Layers,
+    /// A cell, one step of a layer. (The quantized cells round activations to 7 bits, quantized layers to 8.)
+    Step,
+    /// A cell with a quantized form of its own: `w_ih, w_hh, b_ih, b_hh` are arguments from the third on.
+    Cell,
 }
 
 const FORMS: [Form; 6] = [
-    Form {
-        float: "aten::lstm_cell",
-        quantized: "quantized::quantized_lstm_cell_dynamic",
-        weights: Weights::Arguments(2),
-    },
-    Form {
-        float: "aten::gru_cell",
-        quantized: "quantized::quantized_gru_cell_dynamic",
-        weights: Weights::Arguments(2),
-    },
-    Form {
-        float: "aten::rnn_tanh_cell",
-        quantized: "quantized::quantized_rnn_tanh_cell_dynamic",
-        weights: Weights::Arguments(2),
-    },
-    Form {
-        float: "aten::rnn_relu_cell",
-        quantized: "quantized::quantized_rnn_relu_cell_dynamic",
-        weights: Weights::Arguments(2),
-    },
-    Form { float: "aten::lstm", quantized: "aten::quantized_lstm", weights: Weights::List { has_dtype: true } },
-    Form { float: "aten::gru", quantized: "aten::quantized_gru", weights: Weights::List { has_dtype: false } },
+    Form { float: "aten::lstm", quantized: "aten::quantized_lstm", shape: Shape::Layers },
+    Form { float: "aten::gru", quantized: "aten::quantized_gru", shape: Shape::Layers },
+    Form { float: "aten::lstm_cell", quantized: "aten::quantized_lstm", shape: Shape::Step },
+    Form { float: "aten::gru_cell", quantized: "aten::quantized_gru", shape: Shape::Step },
+    Form { float: "aten::rnn_tanh_cell", quantized: "quantized::quantized_rnn_tanh_cell_dynamic", shape: Shape::Cell },
+    Form { float: "aten::rnn_relu_cell", quantized: "quantized::quantized_rnn_relu_cell_dynamic", shape: Shape::Cell },
 ];
 
 /// Quantizes the recurrent layers and cells of a frozen module whose node `qconfig` has observers for, in place: their
 /// weights, which have to be constants, are packed and become attributes. Layers whose weights are no constants stay.
+///
+/// A symmetric observer's range is taken as an affine one: the errors of weights add up from step to step, and from the
+/// smallest to the largest weight of a channel is less than twice the larger one's distance from 0.
 ///
 /// # Errors
 /// Where an observer or libtorch's packing refuses a weight.
@@ -63,15 +49,22 @@ pub(crate) fn quantize_recurrent<'q>(
     for node in graph.all_nodes() {
         let form = FORMS.iter().find(|form| form.float == node.kind());
         if let (Some(form), Some(qconfig)) = (form, qconfig(node)) {
-            match form.weights {
-                Weights::Arguments(first) => packer.quantize_cell(node, form, first, &qconfig.weight),
-                Weights::List { has_dtype } => packer.quantize_layers(node, form, has_dtype, &qconfig.weight),
+            match form.shape {
+                Shape::Layers => packer.quantize_layers(node, form, &qconfig.weight),
+                Shape::Step => packer.quantize_step(node, form, &qconfig.weight),
+                Shape::Cell => packer.quantize_cell(node, form, &qconfig.weight),
             }
             .context(|| format!("quantizing {} of '{}'", node.kind(), node.scope().unwrap_or_default()))?;
         }
     }
     graph.run(GeneralPass::DeadCodeElimination)
 }
+
+// Numbers of `c10/core/QScheme.h`.
+const PER_TENSOR_AFFINE: i64 = 0;
+const PER_CHANNEL_AFFINE: i64 = 1;
+const PER_TENSOR_SYMMETRIC: i64 = 2;
+const PER_CHANNEL_SYMMETRIC: i64 = 3;
 
 struct Packer<'m> {
     module: &'m Module,
@@ -122,7 +115,7 @@ def pack(self, weight: Tensor, bias: Tensor):
 
 def cells(self, w_ih: Tensor, w_hh: Tensor, b_ih: Tensor, b_hh: Tensor):
     packed_ih, packed_hh = self.pack(w_ih, b_ih), self.pack(w_hh, b_hh)
-    return [ops.quantized.make_quantized_cell_params_dynamic(packed_ih, packed_hh, b_ih, b_hh, True)]
+    return [ops.quantized.make_quantized_cell_params_dynamic(packed_ih, packed_hh, b_ih, b_hh, False)]
 ",
         )?;
         Ok(Self { module, code })
@@ -131,6 +124,14 @@ def cells(self, w_ih: Tensor, w_hh: Tensor, b_ih: Tensor, b_hh: Tensor):
     /// The int8 weight, with the parameters that a copy of `observer` finds.
     fn quantized(&self, weight: &Tensor, observer: &Module) -> Result<IValue> {
         let observer = observer.copy_instance()?;
+        let affine = match observer.attribute("qscheme").ok().and_then(|scheme| scheme.as_int()) {
+            Some(PER_CHANNEL_SYMMETRIC) => Some(PER_CHANNEL_AFFINE),
+            Some(PER_TENSOR_SYMMETRIC) => Some(PER_TENSOR_AFFINE),
+            _ => None,
+        };
+        if let Some(affine) = affine {
+            observer.set_attribute("qscheme", &IValue::Int(affine))?;
+        }
         observer.forward(&[weight.clone()])?;
         let qparams = observer.call::<IValue>("calculate_qparams", &[])?;
         let [scale, zero_point] = qparams.tensors()[..] else {
@@ -162,21 +163,59 @@ def cells(self, w_ih: Tensor, w_hh: Tensor, b_ih: Tensor, b_hh: Tensor):
         node.insert_get_attribute(node.graph().inputs()[0], &name)
     }
 
-    fn quantize_cell(&self, node: Node<'_>, form: &Form, first: usize, observer: &Module) -> Result<()> {
-        let mut inputs = node.inputs();
-        let constants: Vec<_> = inputs[first..].iter().map(|weight| weight.constant()).collect();
-        let Some(cell) = Cell::of(&constants)? else { return Ok(()) };
+    fn quantize_cell(&self, node: Node<'_>, form: &Form, observer: &Module) -> Result<()> {
+        let Some(cell) = Cell::of(&constants(node))? else { return Ok(()) };
         let w_ih = self.pack(&cell.w_ih, &cell.b_ih, observer)?;
         let w_hh = self.pack(&cell.w_hh, &cell.b_hh, observer)?;
-        inputs.truncate(first);
+        let mut inputs = node.inputs();
+        inputs.truncate(WEIGHTS);
         inputs.push(self.keep(node, "_packed_w_ih", &w_ih)?);
         inputs.push(self.keep(node, "_packed_w_hh", &w_hh)?);
         inputs.push(node.insert_constant(cell.b_ih)?);
         inputs.push(node.insert_constant(cell.b_hh)?);
-        replace(node, form.quantized, &inputs)
+        let quantized = create(node, form.quantized, &inputs, node.outputs().len())?;
+        replace(node, &quantized.outputs())
     }
 
-    fn quantize_layers(&self, node: Node<'_>, form: &Form, has_dtype: bool, observer: &Module) -> Result<()> {
+    /// `h, c = lstm_cell(x, [h, c])` is one step of a layer: inputs and states get a dimension of time, of size 1, in
+    /// front; `h = gru_cell(x, h)` likewise.
+    fn quantize_step(&self, node: Node<'_>, form: &Form, observer: &Module) -> Result<()> {
+        let Some(cell) = Cell::of(&constants(node))? else { return Ok(()) };
+        let is_lstm = node.kind() == "aten::lstm_cell";
+        let zero = node.insert_constant(IValue::Int(0))?;
+        let with_time = |value| node.insert_operator("aten::unsqueeze", &[value, zero]);
+        let states = match (is_lstm, node.inputs()[1]) {
+            (false, state) => with_time(state)?,
+            (true, states) if states.node().kind() == "prim::ListConstruct" => {
+                let states: Vec<_> = states.node().inputs().into_iter().map(with_time).collect::<Result<_>>()?;
+                list(node, &states, &Type::parse("List[Tensor]")?)?
+            }
+            (true, _) => return Ok(()),
+        };
+        let cells = self.cells(node, &[cell], observer)?;
+        let inputs = [with_time(node.inputs()[0])?, states, cells];
+        let quantized =
+            create(node, form.quantized, &self.layer_inputs(node, is_lstm, &inputs)?, 2 + usize::from(is_lstm))?;
+        let without_time = |state| node.insert_operator("aten::squeeze", &[state, zero]);
+        let states: Vec<_> = quantized.outputs().into_iter().skip(1).map(without_time).collect::<Result<_>>()?;
+        replace(node, &states)
+    }
+
+    /// The inputs of a layer of one step and one direction, from the first three.
+    fn layer_inputs<'g>(&self, node: Node<'g>, is_lstm: bool, first: &[Value<'g>]) -> Result<Vec<Value<'g>>> {
+        let mut inputs = first.to_vec();
+        // has_biases, num_layers, dropout, train, bidirectional, batch_first
+        let rest = [true.into(), IValue::Int(1), 0.0.into(), false.into(), false.into(), false.into()];
+        for value in rest {
+            inputs.push(node.insert_constant(value)?);
+        }
+        if is_lstm {
+            inputs.extend(lstm_options(node)?);
+        }
+        Ok(inputs)
+    }
+
+    fn quantize_layers(&self, node: Node<'_>, form: &Form, observer: &Module) -> Result<()> {
         let schema = node.schema().ok_or_else(|| Error::invalid("the operator has no schema"))?;
         let position = |name: &str| {
             let found = schema.arguments.iter().position(|argument| argument.name == name);
@@ -191,22 +230,43 @@ def cells(self, w_ih: Tensor, w_hh: Tensor, b_ih: Tensor, b_hh: Tensor):
             let Some(cell) = Cell::of(constants)? else { return Ok(()) };
             cells.push(cell);
         }
-        let list = node.graph().create("prim::ListConstruct", &[], 1)?.insert_before(node)?;
-        for cell in &cells {
-            let packed = self.pack_cell(cell, observer)?;
-            list.add_input(self.keep(list, "_packed_cell", &packed)?)?;
-        }
-        let list_type: Type = self.code.graph("cells")?.outputs()[0].type_of();
-        list.outputs()[0].set_type(&list_type)?;
-        inputs[params] = list.outputs()[0];
+        inputs[params] = self.cells(node, &cells, observer)?;
         // The quantized operators always have biases: zeros where the layer has none.
         inputs[has_biases] = node.insert_constant(true)?;
-        if has_dtype {
-            inputs.push(node.insert_constant(IValue::Int(crate::ir::DType::QI8 as i64))?);
-            inputs.push(node.insert_constant(true)?);
+        if node.kind() == "aten::lstm" {
+            inputs.extend(lstm_options(node)?);
         }
-        replace(node, form.quantized, &inputs)
+        let quantized = create(node, form.quantized, &inputs, node.outputs().len())?;
+        replace(node, &quantized.outputs())
     }
+
+    /// The list of packed cells, before `node`.
+    fn cells<'g>(&self, node: Node<'g>, cells: &[Cell], observer: &Module) -> Result<Value<'g>> {
+        let mut kept = Vec::new();
+        for cell in cells {
+            kept.push(self.keep(node, "_packed_cell", &self.pack_cell(cell, observer)?)?);
+        }
+        list(node, &kept, &self.code.graph("cells")?.outputs()[0].type_of())
+    }
+}
+
+/// Where the weights of a cell begin among its inputs.
+const WEIGHTS: usize = 2;
+
+/// The weights and biases of a cell.
+fn constants(cell: Node<'_>) -> Vec<Option<IValue>> {
+    cell.inputs()[WEIGHTS..].iter().map(|weight| weight.constant()).collect()
+}
+
+/// What a quantized LSTM takes besides: `dtype`, `use_dynamic`.
+fn lstm_options(node: Node<'_>) -> Result<[Value<'_>; 2]> {
+    Ok([node.insert_constant(IValue::Int(DType::QI8 as i64))?, node.insert_constant(true)?])
+}
+
+fn list<'g>(before: Node<'g>, items: &[Value<'g>], ty: &Type) -> Result<Value<'g>> {
+    let list = before.graph().create("prim::ListConstruct", items, 1)?.insert_before(before)?;
+    list.outputs()[0].set_type(ty)?;
+    Ok(list.outputs()[0])
 }
 
 /// The constants in a list, each `None` where it is not one; `None` where it is no list of known length.
@@ -222,12 +282,16 @@ fn elements(list: Value<'_>) -> Option<Vec<Option<IValue>>> {
     }
 }
 
-fn replace<'g>(old: Node<'g>, kind: &str, inputs: &[Value<'g>]) -> Result<()> {
-    let new = old.graph().create(kind, inputs, old.outputs().len())?.insert_before(old)?;
+/// A node before `old`, which it is to replace, with `outputs` tensors.
+fn create<'g>(old: Node<'g>, kind: &str, inputs: &[Value<'g>], outputs: usize) -> Result<Node<'g>> {
+    let new = old.graph().create(kind, inputs, outputs)?.insert_before(old)?;
     new.copy_metadata(old)?;
-    for (from, to) in std::iter::zip(old.outputs(), new.outputs()) {
-        to.set_type(&from.type_of())?;
-        from.replace_all_uses_with(to)?;
+    Ok(new)
+}
+
+fn replace<'g>(old: Node<'g>, results: &[Value<'g>]) -> Result<()> {
+    for (from, to) in std::iter::zip(old.outputs(), results) {
+        from.replace_all_uses_with(*to)?;
     }
     old.destroy()
 }
