@@ -4,9 +4,9 @@ use std::collections::BTreeMap;
 
 use crate::error::{Context, Error, Result};
 use crate::ir::ffi::bridge as ffi;
-use crate::ir::{DType, IValue, Module};
+use crate::ir::{DType, IValue, Module, Node};
 use crate::pass::prepare::{prepare, quantize_recurrent, settle_clamps};
-use crate::pass::{Coverage, Layer, QuantType, insert_observers_by_scope, layers};
+use crate::pass::{Coverage, Layer, QuantType, computes_weight, insert_observers_by_scope, layer_of, layers};
 use crate::qconfig::{Part, QConfigDict, QConfigSpec, qconfig_for, unknown_path};
 
 /// Quantizes modules: which way, with which observers, and which parts.
@@ -42,8 +42,8 @@ impl Quantizer {
         Self::default()
     }
 
-    /// Quantizes activations with the range of each input as it comes: needs no data; for linear layers of
-    /// transformers, whose ranges differ much from input to input.
+    /// Quantizes activations with the range of each input as it comes: needs no data; for linear and recurrent layers,
+    /// whose ranges differ much from input to input.
     pub fn dynamic() -> Self {
         Self { quant_type: QuantType::Dynamic, ..Self::default() }
     }
@@ -101,14 +101,19 @@ impl Quantizer {
             copy.train(false)?;
         }
         let (flat, batch_norms) = prepare(&copy, METHOD, &self.preserve)?;
-        let decide = |layer: Layer| {
+        let graph = flat.graph(METHOD)?;
+        let decide = |node: Node<'_>| {
+            let layer = layer_of(node, "")?;
             let reason = match qconfig_for(&qconfigs, &layer.path) {
                 None => Some("left in float by the configuration".to_owned()),
-                Some(_) => why_never_quantized(layer.operator, self.quant_type).map(str::to_owned),
+                Some(_) => why_never_quantized(layer.operator, self.quant_type)
+                    .or_else(|| computes_weight(node).then_some("its weight is computed when the model runs"))
+                    .map(str::to_owned),
             };
-            PlannedLayer { layer, reason }
+            Some(PlannedLayer { layer, reason })
         };
-        let mut planned: Vec<_> = layers(&flat, METHOD)?.into_iter().map(decide).collect();
+        let mut planned: Vec<_> = graph.all_nodes().into_iter().filter_map(decide).collect();
+        drop(graph);
         let kept = batch_norms.into_iter().map(|(layer, why)| (layer, format!("not folded: {why}")));
         planned.extend(kept.map(|(layer, why)| PlannedLayer { layer, reason: Some(why) }));
         Ok((flat, qconfigs, planned))
@@ -267,12 +272,12 @@ impl Prepared {
             .iter()
             .filter_map(|planned| planned.reason.as_ref().map(|reason| float_layer(&planned.layer, reason)))
             .collect();
-        // What is in float beyond what was meant to be: a layer of the converted graph has no path any more.
-        let mut meant: BTreeMap<&str, usize> = BTreeMap::new();
-        float.iter().for_each(|layer| *meant.entry(layer.operator.as_str()).or_default() += 1);
+        // What is in float beyond what was meant to be.
+        let mut meant: BTreeMap<(String, String), usize> = BTreeMap::new();
+        float.iter().for_each(|l| *meant.entry((l.operator.clone(), l.path.clone())).or_default() += 1);
         let mut unmeant = Vec::new();
         for layer in &coverage.float {
-            match meant.get_mut(layer.operator) {
+            match meant.get_mut(&(layer.operator.to_owned(), layer.path.clone())) {
                 Some(count) if *count > 0 => *count -= 1,
                 _ => unmeant.push(float_layer(layer, UNFUSED)),
             }

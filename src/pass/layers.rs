@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 
+use super::op_table::Operator;
 use super::prepare::path_of_weight;
 use crate::error::Result;
 use crate::ir::{Graph, Module, Node, Value, join_path};
@@ -78,6 +79,18 @@ fn place_of(node: Node<'_>, path: &str) -> String {
     }
 }
 
+/// The layer that `node`, in the code of the module at `path`, is.
+pub(crate) fn layer_of(node: Node<'_>, path: &str) -> Option<Layer> {
+    Some(Layer { operator: layer_operator(node)?, path: place_of(node, path), source: source_of(node) })
+}
+
+/// Whether a layer's weight is computed when the model runs: it would be packed at every run.
+pub(crate) fn computes_weight(layer: Node<'_>) -> bool {
+    let index = Operator::of(layer).and_then(|row| row.weight);
+    let weight = index.and_then(|index| Operator::argument(layer, index));
+    weight.is_some_and(|weight| !matches!(weight.node().kind(), "prim::GetAttr" | "prim::Constant"))
+}
+
 /// The layers that `method` runs, in order, those of called submodules included.
 ///
 /// # Errors
@@ -91,8 +104,8 @@ pub fn layers(module: &Module, method: &str) -> Result<Vec<Layer>> {
 fn collect(module: &Module, path: &str, method: &str, found: &mut Vec<Layer>) -> Result<()> {
     let graph = module.graph(method)?;
     for node in graph.all_nodes() {
-        if let Some(operator) = layer_operator(node) {
-            found.push(Layer { path: place_of(node, path), operator, source: source_of(node) });
+        if let Some(layer) = layer_of(node, path) {
+            found.push(layer);
         } else if node.kind() == "prim::CallFunction" {
             collect_function(&node.called_graph()?, path, found)?;
         } else if node.kind() == "prim::CallMethod" {
@@ -107,8 +120,8 @@ fn collect(module: &Module, path: &str, method: &str, found: &mut Vec<Layer>) ->
 
 fn collect_function(graph: &Graph, path: &str, found: &mut Vec<Layer>) -> Result<()> {
     for node in graph.all_nodes() {
-        if let Some(operator) = layer_operator(node) {
-            found.push(Layer { path: place_of(node, path), operator, source: source_of(node) });
+        if let Some(layer) = layer_of(node, path) {
+            found.push(layer);
         } else if node.kind() == "prim::CallFunction" {
             collect_function(&node.called_graph()?, path, found)?;
         }

@@ -11,6 +11,7 @@ mod replace_convolution;
 pub use insert_observers::insert_observers;
 pub(crate) use insert_observers::insert_observers_by_scope;
 pub use layers::{Coverage, Layer, layer_operator, layers, source_of};
+pub(crate) use layers::{computes_weight, layer_of};
 pub use register_prepack_params::register_prepack_params;
 
 /// When activations are quantized.

@@ -84,6 +84,20 @@ fn a_batch_norm_that_is_not_folded_is_listed() {
 }
 
 #[test]
+fn a_layer_whose_weight_is_computed_is_listed_and_the_rest_goes_on() {
+    let model = Module::new("Model").unwrap();
+    model.register_parameter("w", random(&[4, 4], 1)).unwrap();
+    model
+        .define("def forward(self, x: Tensor) -> Tensor:\n    return torch.linear(torch.linear(x, self.w), self.w * x.sum())\n")
+        .unwrap();
+    let (int8, report) = static_int8(&model, &[&[4, 4]], &Quantizer::static_ptq());
+    assert_eq!((report.quantized_layers, count(&int8, "quantized::linear"), count(&int8, "aten::linear")), (1, 1, 1));
+    let [layer] = &report.float[..] else { panic!("{:?}", report.float) };
+    assert_eq!((layer.operator.as_str(), layer.source.as_str()), ("linear", "<string>:2"));
+    assert!(layer.reason.contains("computed"), "{}", layer.reason);
+}
+
+#[test]
 fn layers_chosen_at_run_time_are_quantized() {
     let model = file("Indexed");
     let mut prepared = Quantizer::static_ptq().prepare(&model).unwrap();

@@ -10,7 +10,7 @@ use super::calls::{CalledGraphs, Callee, callee};
 use super::facts::{Wanted, always_raises, observed_after_clamp, observed_after_relu, passes_from};
 use crate::error::Result;
 use crate::ir::{Block, Graph, Module, Node, Value};
-use crate::pass::QuantType;
+use crate::pass::{QuantType, computes_weight};
 use crate::qconfig::{QConfig, QConfigDict, qconfig_for};
 
 /// Values to observe, in the order in which they are decided on.
@@ -43,6 +43,7 @@ impl<'a> Configuration<'a> {
             Self::ByModule(qconfigs) => qconfigs.get(&module.id())?.as_ref(),
             // A batch norm that was not folded stays in float: 8 bits of its input are not enough for both.
             Self::ByScope(_) if node.kind() == "aten::batch_norm" => None,
+            Self::ByScope(_) if computes_weight(node) => None,
             Self::ByScope(qconfigs) => qconfig_for(qconfigs, &node.scope().ok()?),
         }
     }

@@ -132,7 +132,7 @@ def cells(self, w_ih: Tensor, w_hh: Tensor, b_ih: Tensor, b_hh: Tensor):
         if let Some(affine) = affine {
             observer.set_attribute("qscheme", &IValue::Int(affine))?;
         }
-        observer.forward(&[weight.clone()])?;
+        observer.forward(std::slice::from_ref(weight))?;
         let qparams = observer.call::<IValue>("calculate_qparams", &[])?;
         let [scale, zero_point] = qparams.tensors()[..] else {
             return Err(Error::invalid("a weight observer's calculate_qparams should give scale and zero point"));

@@ -220,7 +220,7 @@ fn empty_data_is_an_error() {
 fn a_number_goes_to_every_batch() {
     let folder = Folder::new();
     let path = folder.npz("a.npz", &[("rate", npy_counting(&[])), ("x", npy_counting(&[5, 2]))]);
-    let dataset = open(&[path], &ImageOptions::default()).unwrap();
+    let dataset = open(&[path]).unwrap();
     assert_eq!(dataset.len(), 5);
     for batch in dataset.batches(NonZeroUsize::new(2).unwrap()) {
         let batch = batch.unwrap();
