@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use crate::error::{Context, Error, Result};
 use crate::ir::ffi::bridge as ffi;
 use crate::ir::{DType, IValue, Module, Node};
-use crate::pass::prepare::{prepare, quantize_recurrent, settle_clamps};
+use crate::pass::prepare::{prepare, quantize_recurrent, round_weights, settle_clamps};
 use crate::pass::{Coverage, Layer, QuantType, computes_weight, insert_observers_by_scope, layer_of, layers};
 use crate::qconfig::{Part, QConfigDict, QConfigSpec, qconfig_for, unknown_path};
 
@@ -227,6 +227,7 @@ impl Prepared {
         let dynamic = self.quant_type == QuantType::Dynamic;
         let observed = self.module.deep_clone()?;
         settle_clamps(&observed, METHOD).context(|| "removing clamps".into())?;
+        round_weights(&observed, METHOD).context(|| "rounding weights".into())?;
         if dynamic {
             separate_from_branches(&observed)?;
         }

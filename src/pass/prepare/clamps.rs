@@ -52,7 +52,7 @@ fn bounds(node: Node<'_>) -> Option<(f64, f64)> {
 }
 
 /// The observer of the flat module whose `forward` `call` calls.
-fn observer_called_by(module: &Module, call: Node<'_>) -> Option<Module> {
+pub(super) fn observer_called_by(module: &Module, call: Node<'_>) -> Option<Module> {
     let is_forward = call.kind() == "prim::CallMethod" && call.name_attribute().as_deref() == Some("forward");
     let path = call.input(0).filter(|_| is_forward)?.attribute_path()?;
     let observer = module.submodule(&path.join(".")).ok()?;

@@ -8,7 +8,8 @@
 //! 5. [`weights_as_attributes`]: weights are attributes again, named by where they were.
 //!
 //! [`quantize_recurrent`] packs recurrent layers, which libtorch's fusion does not know, when the rest is converted.
-//! Before that, when ranges are known, [`settle_clamps`] takes away the clamps that saturation makes needless.
+//! Before that, when ranges are known, [`settle_clamps`] takes away the clamps that saturation makes needless,
+//! and [`round_weights`] rounds so that errors cancel.
 
 mod axis;
 mod canonical;
@@ -18,6 +19,7 @@ mod flatten;
 mod fold_batch_norm;
 mod fold_padding;
 mod recurrent;
+mod round_weights;
 mod weights;
 
 pub use canonical::canonicalize;
@@ -26,6 +28,7 @@ pub use flatten::flatten;
 pub use fold_batch_norm::fold_batch_norm;
 pub use fold_padding::fold_padding;
 pub(crate) use recurrent::quantize_recurrent;
+pub use round_weights::round_weights;
 pub(crate) use weights::path_of_weight;
 pub use weights::weights_as_attributes;
 
