@@ -132,7 +132,8 @@ fn state_is_kept_and_is_not_shared_with_the_original() {
         .unwrap();
     let flat = flat(&model);
     let x = Tensor::from_slice(&[2.0f32], &[1]).unwrap();
-    let run = |module: &Module| module.forward(&[x.clone()]).unwrap().as_tensor().unwrap().to_f32_vec().unwrap()[0];
+    let x = std::slice::from_ref(&x);
+    let run = |module: &Module| module.forward(x).unwrap().as_tensor().unwrap().to_f32_vec().unwrap()[0];
     assert_eq!([run(&flat), run(&flat), run(&flat)], [3.0, 6.0, 8.0]);
     assert_eq!(run(&model), 3.0, "the original starts from its own state");
 }

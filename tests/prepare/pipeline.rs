@@ -1,6 +1,6 @@
 //! What becomes of prepared models in the whole pipeline.
 
-use jitquant::ir::{IValue, Module};
+use jitquant::ir::{IValue, Module, Tensor};
 use jitquant::measure::Comparison;
 use jitquant::{Quantizer, Report};
 
@@ -64,7 +64,7 @@ fn what_is_skipped_is_found_by_its_path_in_the_flat_graph() {
 #[test]
 fn a_batch_norm_that_is_not_folded_is_listed() {
     let model = Module::new("Model").unwrap();
-    let ones = jitquant::ir::Tensor::from_slice(&[1.0f32; 4], &[4]).unwrap();
+    let ones = Tensor::from_slice(&[1.0f32; 4], &[4]).unwrap();
     model.register_buffer("var", ones).unwrap();
     model.register_parameter("mean", random(&[4], 2)).unwrap();
     model.register_parameter("w", random(&[4, 4], 1)).unwrap();
@@ -136,4 +136,24 @@ fn a_recurrent_layer_that_is_skipped_or_static_stays_in_float() {
     let float: Vec<_> = report.float.iter().map(|layer| (layer.path.as_str(), layer.operator.as_str())).collect();
     assert_eq!(float, [("lstm", "lstm"), ("gru", "gru")]);
     assert!(report.float.iter().all(|layer| layer.reason.contains("dynamic")));
+}
+
+#[test]
+fn errors_of_rounded_weights_cancel_where_inputs_are_alike() {
+    let (inputs, outputs) = (512, 8);
+    let weight = random(&[outputs, inputs], 3);
+    let model = Module::new("Model").unwrap();
+    model.register_parameter("w", weight.clone()).unwrap();
+    model.define("def forward(self, x: Tensor) -> Tensor:\n    return torch.linear(x, self.w)\n").unwrap();
+    let int8 = Quantizer::dynamic().prepare(&model).unwrap().convert().unwrap().module;
+    // Ones are quantized without error, so that each result is the sum of a row of the weight.
+    let ones: IValue = Tensor::from_slice(&vec![1.0f32; inputs as usize], &[1, inputs]).unwrap().into();
+    let run = |module: &Module| {
+        module.forward(std::slice::from_ref(&ones)).unwrap().as_tensor().unwrap().to_f32_vec().unwrap()
+    };
+    let rows = weight.to_vec::<f32>().unwrap();
+    for (row, (float, int8)) in rows.chunks(inputs as usize).zip(std::iter::zip(run(&model), run(&int8))) {
+        let step = row.iter().fold(0.0f32, |largest, w| largest.max(w.abs())) / 127.0;
+        assert!((float - int8).abs() < 0.6 * step, "{float} and {int8}, a step being {step}");
+    }
 }
