@@ -67,22 +67,27 @@ fn rounded(weight: &Tensor, observer: &Module) -> Result<Option<Tensor>> {
     Ok(Some(Tensor::from_slice(&values, &weight.shape())?))
 }
 
-/// Rounds to multiples of `scale` from -127 to 127 of them: to the nearest, and then as many of those that were nearest
-/// to the middle the other way as bring the sum of errors below half a step.
+/// Rounds to multiples of `scale`, -128 to 127 of them: to the nearest, and then as many of those that were nearest to
+/// the middle the other way as bring the sum of errors below half a step. The largest value stays as it is: an observer
+/// that sees the weight again finds the same range.
 fn round_row(row: &mut [f32], scale: f32) {
-    let mut steps: Vec<f32> = row.iter().map(|w| (w / scale).round_ties_even().clamp(-127.0, 127.0)).collect();
+    let largest = row.iter().fold(0.0f32, |largest, w| largest.max(w.abs()));
+    let mut steps: Vec<f32> = row.iter().map(|w| (w / scale).round_ties_even().clamp(-128.0, 127.0)).collect();
     let errors: Vec<f32> = std::iter::zip(row.iter(), &steps).map(|(w, step)| w / scale - step).collect();
     let missing = errors.iter().map(|error| f64::from(*error)).sum::<f64>().round();
     let direction = missing.signum() as f32;
-    let mut order: Vec<usize> = (0..row.len()).collect();
-    order.sort_by(|a, b| (errors[*b] * direction).total_cmp(&(errors[*a] * direction)));
+    let towards = |i: usize| errors[i] * direction;
     // Only those that lie towards the other step: it is then less than one step away.
-    let turned = order.into_iter().filter(|i| errors[*i] * direction > 0.0 && steps[*i].abs() < 127.0);
-    for i in turned.take(missing.abs() as usize).collect::<Vec<_>>() {
+    let mut turned: Vec<usize> =
+        (0..row.len()).filter(|&i| towards(i) > 0.0 && steps[i].abs() < 127.0 && row[i].abs() < largest).collect();
+    turned.sort_by(|&a, &b| towards(b).total_cmp(&towards(a)));
+    for i in turned.into_iter().take(missing.abs() as usize) {
         steps[i] += direction;
     }
     for (w, step) in std::iter::zip(row, steps) {
-        *w = step * scale;
+        if w.abs() < largest {
+            *w = step * scale;
+        }
     }
 }
 
