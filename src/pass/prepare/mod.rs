@@ -27,7 +27,7 @@ pub use clamps::settle_clamps;
 pub use flatten::flatten;
 pub use fold_batch_norm::fold_batch_norm;
 pub use fold_padding::fold_padding;
-pub(crate) use recurrent::quantize_recurrent;
+pub use recurrent::quantize_recurrent;
 pub use round_weights::round_weights;
 pub(crate) use weights::path_of_weight;
 pub use weights::weights_as_attributes;

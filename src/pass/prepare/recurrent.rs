@@ -39,7 +39,7 @@ const FORMS: [Form; 6] = [
 ///
 /// # Errors
 /// Where an observer or libtorch's packing refuses a weight.
-pub(crate) fn quantize_recurrent<'q>(
+pub fn quantize_recurrent<'q>(
     module: &Module,
     method: &str,
     qconfig: impl Fn(Node<'_>) -> Option<&'q QConfig>,
