@@ -223,6 +223,10 @@ SourceRange node_source_range(const Node &node) {
 }
 
 rust::String node_scope(const Node &node) { return node.scopeName(); }
+void node_set_scope(const Node &node, rust::Str path) {
+  auto root = c10::make_intrusive<jit::Scope>();
+  edit(node)->setScope(path.empty() ? root : root->push(c10::Symbol::scope(text(path))));
+}
 bool node_has_schema(const Node &node) { return node.maybeSchema() != nullptr; }
 Schema node_schema(const Node &node) { return describe(node.schema()); }
 

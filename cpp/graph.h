@@ -65,6 +65,7 @@ bool node_is_nondeterministic(const Node &node);
 void node_copy_metadata(const Node &node, const Node &from);
 SourceRange node_source_range(const Node &node);
 rust::String node_scope(const Node &node);
+void node_set_scope(const Node &node, rust::Str path);
 bool node_has_schema(const Node &node);
 Schema node_schema(const Node &node);
 rust::String node_to_string(const Node &node);

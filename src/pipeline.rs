@@ -3,11 +3,13 @@
 use std::collections::BTreeMap;
 
 use crate::error::{Context, Error, Result};
-use crate::ir::{DType, IValue, Module};
+use crate::ir::{DType, IValue, Module, Node};
+use crate::pass::prepare::{prepare, quantize_recurrent, round_weights, settle_clamps};
 use crate::pass::{
-    Coverage, Layer, QuantType, finalize, fold_conv_batch_norm, insert_observers, insert_quant_dequant, layers,
+    Coverage, Layer, QuantType, computes_weight, finalize, insert_observers_by_scope, insert_quant_dequant, layer_of,
+    layers,
 };
-use crate::qconfig::{Part, QConfigDict, QConfigSpec, unknown_path};
+use crate::qconfig::{Part, QConfigDict, QConfigSpec, qconfig_for, unknown_path};
 use crate::watch::step;
 
 /// Quantizes modules: which way, with which observers, and which parts.
@@ -43,8 +45,8 @@ impl Quantizer {
         Self::default()
     }
 
-    /// Quantizes activations with the range of each input as it comes: needs no data; for linear layers of
-    /// transformers, whose ranges differ much from input to input.
+    /// Quantizes activations with the range of each input as it comes: needs no data; for linear and recurrent layers,
+    /// whose ranges differ much from input to input.
     pub fn dynamic() -> Self {
         Self { quant_type: QuantType::Dynamic, ..Self::default() }
     }
@@ -88,60 +90,62 @@ impl Quantizer {
     /// # Errors
     /// Where the module as a whole cannot be quantized, or the configuration does not fit it.
     pub fn verdicts(&self, module: &Module) -> Result<Vec<(Layer, Option<String>)>> {
-        crate::init()?;
-        refuse_unfit(module)?;
-        let qconfigs = self.resolved(module)?;
-        Ok(self.plan(module, &qconfigs)?.into_iter().map(|planned| (planned.layer, planned.reason)).collect())
+        let (_, _, layers) = self.flat(module)?;
+        Ok(layers.into_iter().map(|planned| (planned.layer, planned.reason)).collect())
     }
 
-    fn plan(&self, module: &Module, qconfigs: &QConfigDict) -> Result<Vec<PlannedLayer>> {
-        let decide = |layer: Layer| {
-            let reason = match decided_for(qconfigs, &layer.path) {
-                None => Some("left in float by the configuration".to_owned()),
-                Some(_) => why_never_quantized(layer.operator, self.quant_type).map(str::to_owned),
-            };
-            PlannedLayer { layer, reason }
-        };
-        Ok(layers(module, METHOD)?.into_iter().map(decide).collect())
-    }
-
-    /// Puts observers into a copy of `module`: batch norms are folded into the convolutions before them, and each
-    /// tensor that will be quantized is watched. `module` stays as it is.
-    ///
-    /// # Errors
-    /// Where the module is quantized already, has CUDA devices in its code, has no layer to quantize, the
-    /// configuration does not fit it, or a pass refuses it.
-    pub fn prepare(&self, module: &Module) -> Result<Prepared> {
+    /// The module as one flat graph, the observers by path, and what will become of its layers.
+    fn flat(&self, module: &Module) -> Result<(Module, QConfigDict, Vec<PlannedLayer>)> {
         crate::init()?;
         step("reading the model", 0, 4)?;
         refuse_unfit(module)?;
+        let qconfigs = self.resolved(module)?;
         step("cloning the module", 1, 4)?;
         let copy = module.deep_clone().context(|| "cloning the module".into())?;
         if copy.is_training() {
             copy.train(false)?;
         }
-        let qconfigs = self.resolved(&copy)?;
-        let layers = self.plan(&copy, &qconfigs)?;
+        step("preparing the graph", 2, 4)?;
+        let (flat, batch_norms) = prepare(&copy, METHOD, &self.preserve)?;
+        let graph = flat.graph(METHOD)?;
+        let decide = |node: Node<'_>| {
+            let layer = layer_of(node, "")?;
+            let reason = match qconfig_for(&qconfigs, &layer.path) {
+                None => Some("left in float by the configuration".to_owned()),
+                Some(_) => why_never_quantized(layer.operator, self.quant_type)
+                    .or_else(|| computes_weight(node).then_some("its weight is computed when the model runs"))
+                    .map(str::to_owned),
+            };
+            Some(PlannedLayer { layer, reason })
+        };
+        let mut planned: Vec<_> = graph.all_nodes().into_iter().filter_map(decide).collect();
+        drop(graph);
+        let kept = batch_norms.into_iter().map(|(layer, why)| (layer, format!("not folded: {why}")));
+        planned.extend(kept.map(|(layer, why)| PlannedLayer { layer, reason: Some(why) }));
+        Ok((flat, qconfigs, planned))
+    }
+
+    /// Puts observers into a copy of `module`, which stays as it is. The copy is one flat graph with the batch norms
+    /// folded into the layers before them, and each tensor that will be quantized is watched.
+    ///
+    /// # Errors
+    /// Where the module is quantized already, has CUDA devices in its code, has no layer to quantize, the
+    /// configuration does not fit it, or a pass refuses it.
+    pub fn prepare(&self, module: &Module) -> Result<Prepared> {
+        let (flat, qconfigs, layers) = self.flat(module)?;
         if layers.iter().all(|planned| planned.reason.is_some()) {
             return Err(Error::invalid(match layers.first().and_then(|planned| planned.reason.as_ref()) {
                 None => format!("'{METHOD}' has no layer that could be quantized (convolution, linear, …)"),
                 Some(reason) => format!("no layer would be quantized; the first one: {reason}"),
             }));
         }
-        step("folding batch norms", 2, 4)?;
-        let folded = match self.quant_type {
-            QuantType::Static => {
-                fold_conv_batch_norm(&copy).context(|| "folding batch norms into convolutions".into())?
-            }
-            QuantType::Dynamic => copy,
-        };
         step("inserting observers", 3, 4)?;
-        let observed = insert_observers(&folded, METHOD, &qconfigs, true, self.quant_type)
-            .context(|| "inserting observers".into())?;
+        insert_observers_by_scope(&flat, METHOD, &qconfigs, self.quant_type)?;
         Ok(Prepared {
-            module: observed,
+            module: flat,
             quant_type: self.quant_type,
             preserve: self.preserve.clone(),
+            qconfigs,
             layers,
             batches: 0,
         })
@@ -158,8 +162,15 @@ impl Quantizer {
             return Err(Error::invalid("the module has no observers: it was not made by Quantizer::prepare"));
         }
         let layers = layers(observed, METHOD)?.into_iter().map(|layer| PlannedLayer { layer, reason: None }).collect();
-        let preserve = self.preserve.clone();
-        Ok(Prepared { module: observed.clone(), quant_type: self.quant_type, preserve, layers, batches: 0 })
+        let default = QConfigSpec { default: self.spec.default.clone(), ..QConfigSpec::default() };
+        Ok(Prepared {
+            module: observed.clone(),
+            quant_type: self.quant_type,
+            preserve: self.preserve.clone(),
+            qconfigs: default.resolve(observed, self.quant_type)?,
+            layers,
+            batches: 0,
+        })
     }
 }
 
@@ -182,6 +193,7 @@ pub struct Prepared {
     module: Module,
     quant_type: QuantType,
     preserve: Vec<String>,
+    qconfigs: QConfigDict,
     layers: Vec<PlannedLayer>,
     batches: usize,
 }
@@ -225,12 +237,22 @@ impl Prepared {
         if self.quant_type == QuantType::Static && self.batches == 0 && !self.was_calibrated() {
             return Err(Error::invalid("static quantization needs data: call calibrate before convert"));
         }
-        step("inserting quantize and dequantize", 0, 2)?;
-        let quantized = insert_quant_dequant(&self.module, METHOD, false, false, self.quant_type)
+        step("rounding weights", 0, 3)?;
+        let observed = self.module.deep_clone()?;
+        settle_clamps(&observed, METHOD).context(|| "removing clamps".into())?;
+        round_weights(&observed, METHOD).context(|| "rounding weights".into())?;
+        if self.quant_type == QuantType::Dynamic {
+            separate_from_branches(&observed)?;
+        }
+        step("inserting quantize and dequantize", 1, 3)?;
+        let quantized = insert_quant_dequant(&observed, METHOD, false, false, self.quant_type)
             .context(|| "inserting quantize and dequantize".into())?;
-        step("fusing and prepacking quantized operators", 1, 2)?;
+        step("fusing and prepacking quantized operators", 2, 3)?;
         let module = finalize(&quantized, self.quant_type, &self.preserve)
             .context(|| "fusing and prepacking quantized operators".into())?;
+        if self.quant_type == QuantType::Dynamic {
+            quantize_recurrent(&module, METHOD, |node| qconfig_for(&self.qconfigs, &node.scope().ok()?))?;
+        }
         let report = self.report(&module)?;
         if report.quantized_layers == 0 {
             return Err(Error::invalid(format!(
@@ -263,12 +285,12 @@ impl Prepared {
             .iter()
             .filter_map(|planned| planned.reason.as_ref().map(|reason| float_layer(&planned.layer, reason)))
             .collect();
-        // What is in float beyond what was meant to be: a layer of the converted graph has no path any more.
-        let mut meant: BTreeMap<&str, usize> = BTreeMap::new();
-        float.iter().for_each(|layer| *meant.entry(layer.operator.as_str()).or_default() += 1);
+        // What is in float beyond what was meant to be.
+        let mut meant: BTreeMap<(String, String), usize> = BTreeMap::new();
+        float.iter().for_each(|l| *meant.entry((l.operator.clone(), l.path.clone())).or_default() += 1);
         let mut unmeant = Vec::new();
         for layer in &coverage.float {
-            match meant.get_mut(layer.operator) {
+            match meant.get_mut(&(layer.operator.to_owned(), layer.path.clone())) {
                 Some(count) if *count > 0 => *count -= 1,
                 _ => unmeant.push(float_layer(layer, UNFUSED)),
             }
@@ -283,7 +305,9 @@ fn why_never_quantized(operator: &str, quant_type: QuantType) -> Option<&'static
     match (operator, quant_type) {
         ("matmul" | "attention", _) => Some("a product of two activations has no INT8 form in libtorch"),
         ("embedding" | "embedding_bag", _) => Some("embeddings are quantized by weight-only modes, not here yet"),
-        ("lstm" | "gru" | "lstm_cell" | "gru_cell", _) => Some("recurrent layers are not quantized yet"),
+        ("lstm" | "gru" | "lstm_cell" | "gru_cell" | "rnn_cell", QuantType::Static) => {
+            Some("recurrent layers have dynamic INT8 forms only")
+        }
         (name, QuantType::Dynamic) if name.contains("conv") => {
             Some("convolutions have no dynamic INT8 form in libtorch")
         }
@@ -328,19 +352,16 @@ fn is_observer(path: &str) -> bool {
     path.rsplit('.').next().is_some_and(|name| name.starts_with("_observer_"))
 }
 
-/// The entry that decides for `path`: its own or that of the nearest module above.
-fn decided_for<'a>(qconfigs: &'a QConfigDict, path: &str) -> Option<&'a crate::qconfig::QConfig> {
-    let mut path = path;
-    loop {
-        if let Some(decision) = qconfigs.get(path) {
-            return decision.as_ref();
+/// Puts a view between a branch's result and its observer: libtorch's passes move what quantizes a branch's result into
+/// the branches, but forget what finds its range at run time.
+fn separate_from_branches(observed: &Module) -> Result<()> {
+    let graph = observed.graph(METHOD)?;
+    for call in graph.all_nodes().into_iter().filter(|node| node.kind() == "prim::CallMethod") {
+        if let Some(value) = call.input(1).filter(|value| value.node().kind() == "prim::If") {
+            call.replace_input(1, call.insert_operator("aten::detach", &[value])?)?;
         }
-        path = match (path.rsplit_once('.'), path.is_empty()) {
-            (_, true) => return None,
-            (Some((above, _)), _) => above,
-            (None, _) => "",
-        };
     }
+    Ok(())
 }
 
 /// Refuses what cannot be quantized at all, in words.

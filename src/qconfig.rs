@@ -226,6 +226,21 @@ impl Part {
     }
 }
 
+/// The observers for `path`: those of its own entry or of the nearest module above; `None` where that stays in float.
+pub(crate) fn qconfig_for<'a>(qconfigs: &'a QConfigDict, path: &str) -> Option<&'a QConfig> {
+    let mut path = path;
+    loop {
+        if let Some(decision) = qconfigs.get(path) {
+            return decision.as_ref();
+        }
+        path = match (path.rsplit_once('.'), path.is_empty()) {
+            (_, true) => return None,
+            (Some((above, _)), _) => above,
+            (None, _) => "",
+        };
+    }
+}
+
 /// What to say of a path that does not occur, with the paths that come nearest.
 pub(crate) fn unknown_path(path: &str, modules: &[(String, Module)]) -> String {
     let mut paths: Vec<&str> = modules.iter().map(|(known, _)| known.as_str()).filter(|p| !p.is_empty()).collect();

@@ -161,6 +161,7 @@ pub(crate) mod bridge {
         fn node_copy_metadata(node: &Node, from: &Node) -> Result<()>;
         fn node_source_range(node: &Node) -> Result<SourceRange>;
         fn node_scope(node: &Node) -> Result<String>;
+        fn node_set_scope(node: &Node, path: &str) -> Result<()>;
         fn node_has_schema(node: &Node) -> bool;
         fn node_schema(node: &Node) -> Result<Schema>;
         fn node_to_string(node: &Node) -> Result<String>;

@@ -378,12 +378,21 @@ impl<'g> Node<'g> {
         Ok(ffi::node_source_range(self.raw)?)
     }
 
-    /// The path of modules that a traced node was recorded in.
+    /// The path of modules that a traced node was recorded in, or the path that [`Node::set_scope`] gave it.
     ///
     /// # Errors
     /// Where libtorch cannot read its records.
     pub fn scope(self) -> Result<String> {
         Ok(ffi::node_scope(self.raw)?)
+    }
+
+    /// Records the path of the module that it belongs to. Copies of the node and [`Node::copy_metadata`] keep it;
+    /// files do not.
+    ///
+    /// # Errors
+    /// Where libtorch refuses.
+    pub fn set_scope(self, path: &str) -> Result<()> {
+        Ok(ffi::node_set_scope(self.raw, path)?)
     }
 
     /// Takes over the place in the source, the scope and the call stack of `from`.

@@ -2,6 +2,8 @@
 
 use std::collections::BTreeMap;
 
+use super::op_table::Operator;
+use super::prepare::path_of_weight;
 use crate::error::Result;
 use crate::ir::{Graph, Module, Node, Value, join_path};
 
@@ -24,6 +26,8 @@ const LAYERS: &[(&str, &str)] = &[
     ("aten::gru", "gru"),
     ("aten::lstm_cell", "lstm_cell"),
     ("aten::gru_cell", "gru_cell"),
+    ("aten::rnn_tanh_cell", "rnn_cell"),
+    ("aten::rnn_relu_cell", "rnn_cell"),
     ("aten::embedding", "embedding"),
     ("aten::embedding_bag", "embedding_bag"),
 ];
@@ -66,6 +70,27 @@ pub fn source_of(node: Node<'_>) -> String {
     }
 }
 
+/// The module that a node in the code of the one at `path` belongs to: in a flat graph the nodes tell.
+fn place_of(node: Node<'_>, path: &str) -> String {
+    match node.scope() {
+        Ok(scope) if path.is_empty() && !scope.is_empty() => scope,
+        _ if path.is_empty() => path_of_weight(node).unwrap_or_default(),
+        _ => path.to_owned(),
+    }
+}
+
+/// The layer that `node`, in the code of the module at `path`, is.
+pub(crate) fn layer_of(node: Node<'_>, path: &str) -> Option<Layer> {
+    Some(Layer { operator: layer_operator(node)?, path: place_of(node, path), source: source_of(node) })
+}
+
+/// Whether a layer's weight is computed when the model runs: it would be packed at every run.
+pub(crate) fn computes_weight(layer: Node<'_>) -> bool {
+    let index = Operator::of(layer).and_then(|row| row.weight);
+    let weight = index.and_then(|index| Operator::argument(layer, index));
+    weight.is_some_and(|weight| !matches!(weight.node().kind(), "prim::GetAttr" | "prim::Constant"))
+}
+
 /// The layers that `method` runs, in order, those of called submodules included.
 ///
 /// # Errors
@@ -79,8 +104,8 @@ pub fn layers(module: &Module, method: &str) -> Result<Vec<Layer>> {
 fn collect(module: &Module, path: &str, method: &str, found: &mut Vec<Layer>) -> Result<()> {
     let graph = module.graph(method)?;
     for node in graph.all_nodes() {
-        if let Some(operator) = layer_operator(node) {
-            found.push(Layer { path: path.to_owned(), operator, source: source_of(node) });
+        if let Some(layer) = layer_of(node, path) {
+            found.push(layer);
         } else if node.kind() == "prim::CallFunction" {
             collect_function(&node.called_graph()?, path, found)?;
         } else if node.kind() == "prim::CallMethod" {
@@ -95,8 +120,8 @@ fn collect(module: &Module, path: &str, method: &str, found: &mut Vec<Layer>) ->
 
 fn collect_function(graph: &Graph, path: &str, found: &mut Vec<Layer>) -> Result<()> {
     for node in graph.all_nodes() {
-        if let Some(operator) = layer_operator(node) {
-            found.push(Layer { path: path.to_owned(), operator, source: source_of(node) });
+        if let Some(layer) = layer_of(node, path) {
+            found.push(layer);
         } else if node.kind() == "prim::CallFunction" {
             collect_function(&node.called_graph()?, path, found)?;
         }
@@ -112,7 +137,7 @@ pub(super) fn called_method(node: Node<'_>) -> Option<(String, String)> {
 /// What is left of a quantized model's operators.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Coverage {
-    /// How many nodes of each `quantized::` operator there are.
+    /// How many nodes of each `quantized::` operator there are, and of `aten::quantized_lstm` and `…_gru`.
     pub quantized: BTreeMap<String, usize>,
     /// The layers that are still in float.
     pub float: Vec<Layer>,
@@ -131,14 +156,17 @@ impl Coverage {
 
     /// How many layers are quantized.
     pub fn quantized_layers(&self) -> usize {
-        let is_layer = |name: &str| ["conv", "linear", "lstm", "gru", "embedding"].iter().any(|l| name.starts_with(l));
+        const LAYERS: [&str; 6] = ["conv", "linear", "lstm", "gru", "rnn", "embedding"];
+        let is_layer = |name: &str| LAYERS.iter().any(|l| name.trim_start_matches("quantized_").starts_with(l));
         self.quantized.iter().filter(|(name, _)| is_layer(name)).map(|(_, count)| count).sum()
     }
 
     fn count(&mut self, module: &Module, method: &str) -> Result<()> {
         let graph = module.graph(method)?;
         for node in graph.all_nodes() {
-            if let Some(name) = node.kind().strip_prefix("quantized::") {
+            let kind = node.kind();
+            let recurrent = kind.strip_prefix("aten::").filter(|name| name.starts_with("quantized_"));
+            if let Some(name) = kind.strip_prefix("quantized::").or(recurrent) {
                 if !name.contains("pack") {
                     *self.quantized.entry(name.to_owned()).or_default() += 1;
                 }

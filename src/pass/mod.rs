@@ -10,6 +10,7 @@ mod insert_quant_dequant;
 mod layers;
 mod on_device;
 pub mod op_table;
+pub mod prepare;
 mod register_prepack_params;
 mod replace_convolution;
 
@@ -19,9 +20,10 @@ pub use finalize::{
 };
 pub use fold_conv_batch_norm::fold_conv_batch_norm;
 pub use insert_observers::insert_observers;
-pub(crate) use insert_observers::observed_in_graph;
+pub(crate) use insert_observers::{insert_observers_by_scope, observed_in_graph};
 pub use insert_quant_dequant::insert_quant_dequant;
 pub use layers::{Coverage, Layer, layer_operator, layers, source_of};
+pub(crate) use layers::{computes_weight, layer_of};
 pub use on_device::{finalize_on_device_ptq, insert_observers_for_on_device_ptq, insert_quant_dequant_on_device_ptq};
 pub use register_prepack_params::register_prepack_params;
 

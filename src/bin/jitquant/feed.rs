@@ -45,7 +45,7 @@ impl Feed {
     pub fn batches(&self, size: NonZeroUsize) -> impl Iterator<Item = Result<(usize, Vec<IValue>)>> {
         self.dataset.batches(size).map(|batch| {
             let arrays = batch?;
-            let samples = arrays.first().and_then(|array| array.shape.first()).copied().unwrap_or(0);
+            let samples = arrays.iter().find_map(|array| array.shape.first()).copied().unwrap_or(0);
             Ok((samples, arrays.iter().map(to_input).collect::<Result<_>>()?))
         })
     }
@@ -71,6 +71,9 @@ fn describe(dataset: &Dataset, inputs: &[IValue]) -> String {
 }
 
 fn to_input(array: &Array) -> Result<IValue> {
+    if array.shape.is_empty() {
+        return number(&array.data).with_context(|| format!("array `{}` is no number", array.name));
+    }
     let shape: Vec<i64> = array.shape.iter().map(|&size| size as i64).collect();
     let tensor = match &array.data {
         ArrayData::F32(values) => Tensor::from_slice(values, &shape),
@@ -86,6 +89,19 @@ fn to_input(array: &Array) -> Result<IValue> {
         }
     };
     Ok(IValue::Tensor(tensor?))
+}
+
+fn number(data: &ArrayData) -> Option<IValue> {
+    Some(match data {
+        ArrayData::F32(values) => f64::from(*values.first()?).into(),
+        ArrayData::F64(values) => (*values.first()?).into(),
+        ArrayData::I64(values) => (*values.first()?).into(),
+        ArrayData::I32(values) => i64::from(*values.first()?).into(),
+        ArrayData::I16(values) => i64::from(*values.first()?).into(),
+        ArrayData::I8(values) => i64::from(*values.first()?).into(),
+        ArrayData::U8(values) => i64::from(*values.first()?).into(),
+        ArrayData::Bool(values) => (*values.first()?).into(),
+    })
 }
 
 /// Whether some parameter or buffer has elements of that type.

@@ -20,8 +20,8 @@ use crate::output;
 /// Make an INT8 model that any libtorch runs.
 ///
 /// Static quantization (the default) runs the model on sample data to find the range of every tensor, then rounds
-/// weights and activations to eight bits. Dynamic quantization needs no data: it rounds the weights of linear layers
-/// and takes each activation's range as it comes.
+/// weights and activations to eight bits. Dynamic quantization needs no data: it rounds the weights of linear and
+/// recurrent layers (LSTM, GRU) and takes each activation's range as it comes.
 #[derive(clap::Args)]
 #[command(
     after_long_help = DATA_HELP,

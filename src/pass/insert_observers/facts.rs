@@ -22,16 +22,28 @@ enum Role {
 }
 
 impl Wanted {
-    /// The observer that watches `value` in code configured with `qconfig`; `None` where it stays unobserved.
-    pub fn observer<'q>(&self, value: Value<'_>, qconfig: &'q QConfig) -> Option<&'q Module> {
+    /// The observer that watches `value`, `qconfig` being the configuration of a node; `None` where it stays
+    /// unobserved. What computes a value decides before what takes it.
+    pub fn observer<'q>(
+        &self,
+        value: Value<'_>,
+        qconfig: impl Fn(Node<'_>) -> Option<&'q QConfig>,
+    ) -> Option<&'q Module> {
         let is_weight = self.role(value)? == Role::Weight;
-        let observer = if is_weight { &qconfig.weight } else { &qconfig.activation };
-        match self.quant_type {
-            QuantType::Static if has_quantized_result(value.node()) => return Some(observer),
-            QuantType::Dynamic if !is_weight && is_half(observer) => return None,
-            _ => {}
+        let observer = |node: Node<'_>| {
+            let qconfig = qconfig(node)?;
+            Some(if is_weight { &qconfig.weight } else { &qconfig.activation })
+        };
+        if self.quant_type == QuantType::Static
+            && has_quantized_result(value.node())
+            && let Some(observer) = observer(value.node())
+        {
+            return Some(observer);
         }
-        self.has_quantized_use(value).then_some(observer)
+        let places = value.uses().into_iter().filter_map(|place| Some((place.user, Operator::of_use(place)?)));
+        let mut asking = places.filter(|(_, (row, argument))| row.observes(*argument, self.quant_type));
+        let found = asking.find_map(|(user, _)| observer(user))?;
+        (is_weight || self.quant_type == QuantType::Static || !is_half(found)).then_some(found)
     }
 
     /// What kind of observer could watch `value`; `None` where none does.
@@ -144,6 +156,18 @@ pub(super) fn always_raises(block: Block<'_>) -> bool {
         "prim::If" => node.blocks().into_iter().all(always_raises),
         _ => false,
     })
+}
+
+/// The clamp's output, where `clamp` bounds by constants what a quantized operator computes, and that input: the range
+/// that counts is the one after the clamp ([`crate::pass::prepare::settle_clamps`]).
+pub(super) fn observed_after_clamp<'g>(clamp: Node<'g>) -> Option<(Value<'g>, Value<'g>)> {
+    let input = clamp.input(0)?;
+    let fits = Operator::of(clamp)?.is_clamp
+        && clamp.inputs()[1..].iter().all(|bound| bound.is_constant())
+        && has_quantized_result(input.node())
+        && input.uses().len() == 1
+        && input.node().owning_block() == clamp.owning_block();
+    fits.then_some((input, clamp.output(0)?))
 }
 
 /// The relu's output, where `relu` is one that fuses with what computes its input, and that input: it is observed

@@ -15,7 +15,7 @@ pub(crate) use self::facts::observed_in_graph;
 use std::collections::{BTreeMap, HashMap, HashSet};
 
 use self::calls::CalledGraphs;
-use self::plan::{Observation, plan};
+use self::plan::{Configuration, Observation, plan};
 use super::QuantType;
 use super::fuse_linear::{fuse_linear, swap_functional_linear};
 use super::replace_convolution::replace_convolution;
@@ -95,7 +95,20 @@ pub(super) fn observe(
 ) -> Result<Vec<(Module, Vec<String>)>> {
     let what = || format!("inserting observers for '{method}'");
     prepare(module, method).context(what)?;
-    attach_planned(module, method, qconfigs, quant_type, is_wanted).context(what)
+    attach_planned(module, method, &Configuration::ByModule(qconfigs), quant_type, is_wanted).context(what)
+}
+
+/// As [`insert_observers`], in place, for a flat module ([`crate::pass::prepare::flatten`]): `qconfigs` holds for the
+/// paths that its nodes record. A clamp by constants is observed instead of what it clamps.
+pub(crate) fn insert_observers_by_scope(
+    flat: &Module,
+    method: &str,
+    qconfigs: &QConfigDict,
+    quant_type: QuantType,
+) -> Result<()> {
+    attach_planned(flat, method, &Configuration::ByScope(qconfigs), quant_type, |_| true)
+        .context(|| format!("inserting observers for '{method}'"))?;
+    Ok(())
 }
 
 /// The observers of each submodule path.
@@ -145,7 +158,7 @@ fn prepare(module: &Module, method: &str) -> Result<()> {
 fn attach_planned(
     module: &Module,
     method: &str,
-    qconfigs: &Configured,
+    qconfigs: &Configuration<'_>,
     quant_type: QuantType,
     is_wanted: impl Fn(Value<'_>) -> bool,
 ) -> Result<Vec<(Module, Vec<String>)>> {

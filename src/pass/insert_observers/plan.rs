@@ -7,11 +7,11 @@
 use std::collections::{HashMap, HashSet};
 
 use super::calls::{CalledGraphs, Callee, callee};
-use super::facts::{Wanted, always_raises, observed_after_relu, passes_from};
+use super::facts::{Wanted, always_raises, observed_after_clamp, observed_after_relu, passes_from};
 use crate::error::Result;
 use crate::ir::{Block, Graph, Module, Node, Value};
-use crate::pass::QuantType;
-use crate::qconfig::QConfig;
+use crate::pass::{QuantType, computes_weight};
+use crate::qconfig::{QConfig, QConfigDict, qconfig_for};
 
 /// Values to observe, in the order in which they are decided on.
 pub(super) struct Plan<'g> {
@@ -27,12 +27,34 @@ pub(super) struct Observation<'g> {
     pub observer: Module,
 }
 
-/// Makes the plan for `method` of `module`; `qconfigs` has each module's observers by [`Module::id`].
+/// Which observers hold where.
+pub(super) enum Configuration<'a> {
+    /// By [`Module::id`]: for the code of each module.
+    ByModule(&'a HashMap<usize, Option<QConfig>>),
+    /// For a flat graph: by the path that each node records ([`Node::scope`]). Clamps are observed instead of what they
+    /// clamp.
+    ByScope(&'a QConfigDict),
+}
+
+impl<'a> Configuration<'a> {
+    /// That of `node` in the code of `module`.
+    fn of(&self, module: &Module, node: Node<'_>) -> Option<&'a QConfig> {
+        match self {
+            Self::ByModule(qconfigs) => qconfigs.get(&module.id())?.as_ref(),
+            // A batch norm that was not folded stays in float: 8 bits of its input are not enough for both.
+            Self::ByScope(_) if node.kind() == "aten::batch_norm" => None,
+            Self::ByScope(_) if computes_weight(node) => None,
+            Self::ByScope(qconfigs) => qconfig_for(qconfigs, &node.scope().ok()?),
+        }
+    }
+}
+
+/// Makes the plan for `method` of `module`.
 pub(super) fn plan<'g>(
     module: &Module,
     method: &str,
     graphs: &'g CalledGraphs,
-    qconfigs: &HashMap<usize, Option<QConfig>>,
+    qconfigs: &Configuration<'_>,
     quant_type: QuantType,
 ) -> Result<Plan<'g>> {
     let mut planner = Planner {
@@ -41,7 +63,7 @@ pub(super) fn plan<'g>(
         wanted: Wanted { quant_type },
         observers: HashMap::new(),
         across_calls: HashMap::new(),
-        after_relu: HashMap::new(),
+        observed_later: HashMap::new(),
         configured: HashSet::new(),
         walked: HashSet::new(),
         planned: HashSet::new(),
@@ -56,14 +78,14 @@ pub(super) fn plan<'g>(
 
 struct Planner<'g, 'a> {
     graphs: &'g CalledGraphs,
-    qconfigs: &'a HashMap<usize, Option<QConfig>>,
+    qconfigs: &'a Configuration<'a>,
     wanted: Wanted,
     /// The observer that a value's own graph asks for.
     observers: HashMap<Value<'g>, Module>,
     /// For what comes out of or goes into a call or a branch: the same value inside. Its producer is met first.
     across_calls: HashMap<Value<'g>, Vec<Value<'g>>>,
-    /// For what a relu takes: what the relu gives, to be observed instead.
-    after_relu: HashMap<Value<'g>, Value<'g>>,
+    /// For what a relu or a clamp takes: what it gives, to be observed instead.
+    observed_later: HashMap<Value<'g>, Value<'g>>,
     configured: HashSet<(usize, usize)>,
     walked: HashSet<Block<'g>>,
     /// The values of the plan.
@@ -129,15 +151,18 @@ impl<'g> Planner<'g, '_> {
                 }
             }
             if let Some((before, after)) = observed_after_relu(*node) {
-                self.after_relu.insert(before, after);
+                self.observed_later.insert(before, after);
+            }
+            if matches!(self.qconfigs, Configuration::ByScope(_))
+                && let Some((before, after)) = observed_after_clamp(*node)
+            {
+                self.observed_later.insert(before, after);
             }
         }
-        if let Some(Some(qconfig)) = self.qconfigs.get(&module.id()) {
-            let outputs = nodes.iter().flat_map(|node| node.outputs());
-            for value in graph.inputs().into_iter().chain(outputs) {
-                if let Some(observer) = self.wanted.observer(value, qconfig) {
-                    self.observers.entry(value).or_insert_with(|| observer.clone());
-                }
+        let outputs = nodes.iter().flat_map(|node| node.outputs());
+        for value in graph.inputs().into_iter().chain(outputs) {
+            if let Some(observer) = self.wanted.observer(value, |node| self.qconfigs.of(module, node)) {
+                self.observers.entry(value).or_insert_with(|| observer.clone());
             }
         }
         Ok(())
@@ -308,7 +333,7 @@ impl<'g> Planner<'g, '_> {
         if visit.left_to_caller.contains(&value) || observed.contains(&value) {
             return;
         }
-        let value = self.after_relu.get(&value).copied().unwrap_or(value);
+        let value = self.observed_later.get(&value).copied().unwrap_or(value);
         // A function has no module to hold an observer. What a later walk would observe is planned no more and counts as
         // observed, as in libtorch.
         if !visit.context.is_function && observed.insert(value) && visit.is_first {

@@ -137,7 +137,7 @@ mod tests {
             let bytes = Bytes::Memory(vec![0; shape.iter().product::<usize>() * stored_type.size()]);
             let samples = Samples::Stored(StoredArray { stored_type, byte_order: ByteOrder::Little, shape, bytes });
             Input {
-                info: InputInfo { name: (*name).to_owned(), element_type, sample_shape },
+                info: InputInfo { name: (*name).to_owned(), element_type, sample_shape, is_number: false },
                 ordered,
                 float64_as_float32: false,
                 parts: vec![Part { path: "data".into(), samples }],

@@ -2,6 +2,7 @@
 //!
 //! - `.npz`, `.npy` (NumPy) and `.safetensors`: one array for each input of the model; the first dimension counts the
 //!   samples.
+//!   An array without dimensions is one number for all samples, for an argument that is a number.
 //! - A folder of PNG or JPEG images, or a single one.
 //! - Several of these: their samples follow one another. `name=path` says which input a file is for.
 //!
@@ -39,7 +40,8 @@ DATA is one of
   x.npy                        the one input of the model
   x=a.npy                      the input called x, for models with several inputs: give one such DATA for each
   photos/                      a folder of PNG and JPEG images (see --resize, --crop, --mean, --std, --grayscale)
-The first dimension of every array counts the samples. The samples of several DATA follow one another.";
+The first dimension of every array counts the samples; a single number (in an .npz, beside arrays) goes to every batch.
+The samples of several DATA follow one another.";
 
 /// The samples of all inputs of a model.
 ///
@@ -80,6 +82,8 @@ struct Part {
 enum Samples {
     Stored(StoredArray),
     Images(ImageSet),
+    /// One number, for every batch.
+    Number(StoredArray),
 }
 
 /// What is known of an input before it is read.
@@ -91,10 +95,15 @@ pub struct InputInfo {
     pub element_type: ElementType,
     /// The shape of one sample, without the first dimension.
     pub sample_shape: Vec<usize>,
+    /// Whether it is one number for all samples.
+    pub is_number: bool,
 }
 
 impl fmt::Display for InputInfo {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if self.is_number {
+            return write!(f, "{}: one {} for all samples", self.name, self.element_type);
+        }
         write!(f, "{}: {} [samples", self.name, self.element_type)?;
         self.sample_shape.iter().try_for_each(|dim| write!(f, ", {dim}"))?;
         f.write_str("]")
@@ -130,7 +139,7 @@ impl Dataset {
         &self.notes
     }
 
-    /// Reads the samples in `range`: one array for each input.
+    /// Reads the samples in `range`: one array for each input, without dimensions where it is one number.
     ///
     /// # Errors
     /// If a file cannot be read or an image decoded, or if there is NaN or infinity: with file, array, sample and
@@ -168,7 +177,7 @@ impl Dataset {
         };
         let input = &self.inputs[index];
         ensure!(
-            input.info.sample_shape.iter().product::<usize>() == 1,
+            input.info.sample_shape.iter().product::<usize>() == 1 && !input.info.is_number,
             "labels are one class number a sample, but the data has {}; for one-hot labels or scores, store their argmax",
             input.info
         );
@@ -220,6 +229,9 @@ impl Input {
     }
 
     fn read(&self, range: Range<usize>) -> Result<Array> {
+        if let [Part { samples: Samples::Number(number), .. }, ..] = &self.parts[..] {
+            return Ok(Array { name: self.info.name.clone(), shape: Vec::new(), data: number.read_number()? });
+        }
         let mut data: Option<ArrayData> = None;
         let mut first = 0;
         for part in &self.parts {
@@ -249,6 +261,7 @@ impl Input {
                 .with_context(|| format!("array `{}`", self.info.name))
                 .with_context(in_file)?,
             Samples::Images(images) => images.read(range.clone())?,
+            Samples::Number(number) => number.read_number()?,
         };
         let mut shape = vec![range.len()];
         shape.extend_from_slice(&self.info.sample_shape);
@@ -263,6 +276,7 @@ impl Part {
         match &self.samples {
             Samples::Stored(array) => array.shape[0],
             Samples::Images(images) => images.len(),
+            Samples::Number(_) => 1,
         }
     }
 

@@ -46,10 +46,16 @@ pub(super) fn open(paths: &[PathBuf], options: &ImageOptions) -> Result<Dataset>
     } else {
         one_after_another(sources)?
     };
-    let len = inputs[0].len();
-    if inputs.iter().any(|input| input.len() != len) {
+    let counted: Vec<&Input> = inputs.iter().filter(|input| !input.info.is_number).collect();
+    let len = counted.first().map_or(0, |input| input.len());
+    ensure!(
+        len > 0,
+        "array `{}` is a single number; the first dimension of an array counts the samples",
+        inputs[0].info.name
+    );
+    if counted.iter().any(|input| input.len() != len) {
         let counts: Vec<String> =
-            inputs.iter().map(|input| format!("`{}` has {}", input.info.name, input.len())).collect();
+            counted.iter().map(|input| format!("`{}` has {}", input.info.name, input.len())).collect();
         bail!("every input needs the same number of samples, but {}", counts.join(", "));
     }
     Ok(Dataset { inputs, len, notes })
@@ -73,7 +79,11 @@ impl Source {
     fn open_path(path: &Path, options: &ImageOptions) -> Result<Self> {
         let metadata = path.metadata().context("cannot open")?;
         let stored = |arrays: Vec<(String, StoredArray)>| {
-            arrays.into_iter().map(|(name, array)| (name, Samples::Stored(array))).collect::<Vec<_>>()
+            let samples = |array: StoredArray| match array.shape.is_empty() {
+                true => Samples::Number(array),
+                false => Samples::Stored(array),
+            };
+            arrays.into_iter().map(|(name, array)| (name, samples(array))).collect::<Vec<_>>()
         };
         let extension = path.extension().unwrap_or_default().to_string_lossy().to_lowercase();
         let (naming, ordered, arrays) = match extension.as_str() {
@@ -129,8 +139,9 @@ impl Samples {
         let (element_type, sample_shape) = match self {
             Self::Stored(array) => (array.stored_type.element_type(), array.shape[1..].to_vec()),
             Self::Images(images) => (ElementType::F32, images.sample_shape()),
+            Self::Number(number) => (number.stored_type.element_type(), Vec::new()),
         };
-        InputInfo { name, element_type, sample_shape }
+        InputInfo { name, element_type, sample_shape, is_number: matches!(self, Self::Number(_)) }
     }
 }
 
@@ -167,13 +178,14 @@ fn check_samples(arrays: &[(String, Samples)]) -> Result<()> {
             _ => {}
         }
     }
-    let count = |samples: &Samples| match samples {
-        Samples::Stored(array) => array.shape[0],
-        Samples::Images(images) => images.len(),
+    let count = |(name, samples): &(String, Samples)| match samples {
+        Samples::Stored(array) => Some((name.clone(), array.shape[0])),
+        Samples::Images(images) => Some((name.clone(), images.len())),
+        Samples::Number(_) => None,
     };
-    if arrays.iter().any(|(_, samples)| count(samples) != count(&arrays[0].1)) {
-        let counts: Vec<String> =
-            arrays.iter().map(|(name, samples)| format!("`{name}` has {}", count(samples))).collect();
+    let counts: Vec<_> = arrays.iter().filter_map(count).collect();
+    if counts.iter().any(|(_, count)| *count != counts[0].1) {
+        let counts: Vec<String> = counts.iter().map(|(name, count)| format!("`{name}` has {count}")).collect();
         bail!("the first dimension counts the samples and must be the same everywhere, but {}", counts.join(", "));
     }
     Ok(())
@@ -233,6 +245,17 @@ fn extend(input: &mut Input, next: Input) -> Result<()> {
         input.parts[0].path().display(),
         next.parts[0].path().display()
     );
+    if let (Some(Samples::Number(one)), Some(Samples::Number(other))) =
+        (input.parts.first().map(|part| &part.samples), next.parts.first().map(|part| &part.samples))
+    {
+        ensure!(
+            one.read_number()? == other.read_number()?,
+            "`{}` is one number for all samples, but {} and {} hold different ones",
+            a.name,
+            input.parts[0].path().display(),
+            next.parts[0].path().display()
+        );
+    }
     input.parts.extend(next.parts);
     Ok(())
 }

@@ -183,6 +183,13 @@ impl StoredArray {
     }
 }
 
+impl StoredArray {
+    /// Decodes the number that an array without dimensions is.
+    pub fn read_number(&self) -> Result<ArrayData> {
+        self.stored_type.decode(&self.bytes.read(0, self.stored_type.size())?, self.byte_order)
+    }
+}
+
 /// The bytes of the elements of an array of this shape.
 ///
 /// # Errors

@@ -217,6 +217,20 @@ fn empty_data_is_an_error() {
 }
 
 #[test]
+fn a_number_goes_to_every_batch() {
+    let folder = Folder::new();
+    let path = folder.npz("a.npz", &[("rate", npy_counting(&[])), ("x", npy_counting(&[5, 2]))]);
+    let dataset = open(&[path]).unwrap();
+    assert_eq!(dataset.len(), 5);
+    for batch in dataset.batches(NonZeroUsize::new(2).unwrap()) {
+        let batch = batch.unwrap();
+        assert_eq!((batch[0].shape.len(), batch[0].data.len(), batch[1].shape[1]), (0, 1, 2));
+    }
+    let only = folder.npz("b.npz", &[("rate", npy_counting(&[]))]);
+    assert!(error(&[only]).contains("array `rate` is a single number"));
+}
+
+#[test]
 fn missing_and_unknown_files_say_so() {
     let folder = Folder::new();
     let message = error(&[folder.0.path().join("none.npz")]);

@@ -1,0 +1,66 @@
+//! One flat graph: what a model runs, inlined and frozen, each node with the path of the module that it came from.
+
+use std::collections::HashSet;
+
+use super::choices::lower_choices;
+use crate::error::{Context, Result};
+use crate::ir::{GeneralPass, Graph, Module};
+
+/// A module that computes what `module` computes, its methods inlined and its weights constants.
+///
+/// `forward` and what `preserve` names stay (methods, attributes), and so do attributes that the code changes, with a
+/// value of their own. Each node records the path of the module whose code it was ([`crate::ir::Node::scope`]); nodes
+/// of functions count to the module that calls. Submodules chosen at run time, in lists, in dictionaries and behind
+/// interfaces become branches. A submodule that stands in two places becomes two. Dropout is taken away.
+///
+/// # Errors
+/// Where the module is in training mode, or libtorch cannot freeze it.
+pub fn flatten(module: &Module, preserve: &[String]) -> Result<Module> {
+    let model = module.deep_clone().context(|| "cloning the module".into())?;
+    let mut classes = HashSet::new();
+    for (_, part) in model.modules() {
+        if !classes.insert(part.type_of().id()) {
+            continue;
+        }
+        for method in part.method_names() {
+            let mut graph = part.graph(&method)?;
+            graph.run(GeneralPass::InlineForkWait)?;
+            inline_functions(&graph)?;
+            lower_choices(&part, &mut graph)?;
+        }
+    }
+    // With a class of its own for each place, a method's graph belongs to one path.
+    let places = model.clone_by(true, str::to_owned)?;
+    for (path, part) in places.modules() {
+        for method in part.method_names() {
+            let graph = part.graph(&method)?;
+            name_classes(&part, &graph)?;
+            graph.all_nodes().into_iter().try_for_each(|node| node.set_scope(&path))?;
+        }
+    }
+    let frozen = places.freeze(preserve, false).context(|| "freezing the module".into())?;
+    // What is left of its attributes changes when it runs, and must not change in `module`.
+    frozen.copy_instance()
+}
+
+/// Replaces calls of TorchScript functions by their bodies: functions have no path.
+fn inline_functions(graph: &Graph) -> Result<()> {
+    while let Some(call) = graph.all_nodes().into_iter().find(|node| node.kind() == "prim::CallFunction") {
+        call.inline_call()?;
+    }
+    Ok(())
+}
+
+/// Gives each value that is a submodule the class that the submodule has, where only an interface is declared.
+fn name_classes(module: &Module, graph: &Graph) -> Result<()> {
+    for node in graph.all_nodes() {
+        for value in node.outputs().into_iter().filter(|value| value.type_of().kind() == "InterfaceType") {
+            if let Some(path) = value.attribute_path()
+                && let Ok(submodule) = module.submodule(&path.join("."))
+            {
+                value.set_type(&submodule.type_of())?;
+            }
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,51 @@
+//! Preparation by data flow: what is done to a float module before observers are inserted, so that what follows does
+//! not depend on how the model was written.
+//!
+//! 1. [`flatten`]: one flat graph, each node with the path of its module.
+//! 2. [`canonicalize`]: one spelling for what is the same.
+//! 3. [`fold_batch_norm`]: batch norms become part of the layers before them.
+//! 4. [`fold_padding`]: zeros around an image become padding of the convolution after it.
+//! 5. [`weights_as_attributes`]: weights are attributes again, named by where they were.
+//!
+//! [`quantize_recurrent`] packs recurrent layers, which libtorch's fusion does not know, when the rest is converted.
+//! Before that, when ranges are known, [`settle_clamps`] takes away the clamps that saturation makes needless,
+//! and [`round_weights`] rounds so that errors cancel.
+
+mod axis;
+mod canonical;
+mod choices;
+mod clamps;
+mod flatten;
+mod fold_batch_norm;
+mod fold_padding;
+mod recurrent;
+mod round_weights;
+mod weights;
+
+pub use canonical::canonicalize;
+pub use clamps::settle_clamps;
+pub use flatten::flatten;
+pub use fold_batch_norm::fold_batch_norm;
+pub use fold_padding::fold_padding;
+pub use recurrent::quantize_recurrent;
+pub use round_weights::round_weights;
+pub(crate) use weights::path_of_weight;
+pub use weights::weights_as_attributes;
+
+use super::Layer;
+use crate::error::{Context, Result};
+use crate::ir::Module;
+
+/// Takes a float module in evaluation mode through all steps; and the batch norms that stay, with the reasons.
+///
+/// # Errors
+/// Where there is no such method, or libtorch cannot freeze the module.
+pub fn prepare(module: &Module, method: &str, preserve: &[String]) -> Result<(Module, Vec<(Layer, String)>)> {
+    module.graph(method)?;
+    let flat = flatten(module, preserve)?;
+    canonicalize(&mut flat.graph(method)?).context(|| "simplifying the graph".into())?;
+    let kept = fold_batch_norm(&flat.graph(method)?).context(|| "folding batch norms".into())?;
+    fold_padding(&flat.graph(method)?).context(|| "folding paddings".into())?;
+    weights_as_attributes(&flat, method)?;
+    Ok((flat, kept))
+}
