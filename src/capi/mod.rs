@@ -1,9 +1,9 @@
 //! The C ABI: `include/jitquant.h`, which cbindgen makes of this folder.
 //!
 //! Every function here has the same shape: it checks its arguments, calls the Rust API, stores what came of it where an
-//! out-pointer says, and returns a status. [`status::enter`] catches panics and keeps the message of a failure.
+//! out-pointer says, and returns a status. `status::enter` catches panics and keeps the message of a failure.
 //!
-//! Handles are numbers dressed as pointers and looked up in a table ([`handle`]), so a null pointer, a freed handle or
+//! Handles are numbers dressed as pointers and looked up in a table (`handle`), so a null pointer, a freed handle or
 //! one of another kind is an error and not a crash.
 #![allow(non_camel_case_types)]
 // Each function's text in the header says what its pointers must be; what holds for all stands at the header's top.
