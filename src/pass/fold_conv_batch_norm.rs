@@ -1,6 +1,6 @@
 //! Batch norms become part of the convolutions before them.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 
 use super::source_of;
 use crate::error::{Context, Result};
@@ -112,55 +112,45 @@ struct Code {
     instances: Vec<Module>,
 }
 
+/// A convolution of one instance, the batch norm behind it, and what the arithmetic takes for them.
+struct Pair {
+    conv: Module,
+    norm: usize,
+    arguments: Option<Vec<IValue>>,
+}
+
 fn fold(module: &Module, (conv_class, norm_class): &(&str, &str), arithmetic: &Module) -> Result<()> {
     let code = all_code(module)?;
-    let calls = calls_by_module(&code);
-    // Which batch norm follows each convolution, and after how many of its calls.
-    let mut followed: HashMap<usize, (usize, usize)> = HashMap::new();
-    let mut disputed = Vec::new();
-    let found: Vec<Vec<Found<'_>>> = code.iter().map(|code| find(code, conv_class, norm_class)).collect();
-    for (code, found) in code.iter().zip(&found) {
-        for (found, instance) in found.iter().flat_map(|found| code.instances.iter().map(move |i| (found, i))) {
-            let (conv, norm) = (instance.submodule(&found.conv_path)?, instance.submodule(&found.norm_path)?);
-            let (first, count) = followed.entry(conv.id()).or_insert((norm.id(), 0));
-            *count += 1;
-            if *first != norm.id() {
-                disputed.push(conv.id());
-            }
-        }
-    }
-    let mut folded: HashMap<usize, (Module, IValue)> = HashMap::new();
-    for (code, found) in code.iter().zip(found) {
-        for found in found {
-            let mut parameters = Vec::new();
+    let mut matches = Vec::new();
+    for code in &code {
+        for found in find(code, conv_class, norm_class) {
+            let mut pairs = Vec::new();
             for instance in &code.instances {
                 let (conv, norm) = (instance.submodule(&found.conv_path)?, instance.submodule(&found.norm_path)?);
-                let always_followed = followed.get(&conv.id()).map(|(_, count)| count) == calls.get(&conv.id());
-                if !always_followed || disputed.contains(&conv.id()) {
-                    tracing::warn!(
-                        "the batch norm '{}' ({}) stays: '{}' is also called without it",
-                        found.norm_path,
-                        source_of(found.norm),
-                        found.conv_path
-                    );
-                    break;
-                }
-                match folding_arguments(&conv, &norm)? {
-                    Some(arguments) => parameters.push((conv, arguments)),
-                    None => break,
-                }
+                let arguments = folding_arguments(&conv, &norm)?;
+                pairs.push(Pair { conv, norm: norm.id(), arguments });
             }
-            if parameters.len() < code.instances.len() {
-                continue;
-            }
-            for (conv, arguments) in parameters {
-                let result = arithmetic.call("fold", &arguments)?;
-                folded.insert(conv.id(), (conv, result));
-            }
-            replace(&found)?;
+            matches.push((found, pairs));
         }
     }
-    for (conv, result) in folded.into_values() {
+    let kept = kept_apart(&matches, &calls_by_module(&code));
+    let mut folded = Vec::new();
+    for (found, pairs) in &matches {
+        if pairs.iter().any(|pair| kept.contains(&pair.conv.id())) {
+            let (norm, conv, place) = (&found.norm_path, &found.conv_path, source_of(found.norm));
+            tracing::warn!(
+                "the batch norm '{norm}' ({place}) stays: '{conv}' is also called without it, or both lack numbers"
+            );
+            continue;
+        }
+        for pair in pairs {
+            if let Some(arguments) = &pair.arguments {
+                folded.push((pair.conv.clone(), arithmetic.call("fold", arguments)?));
+            }
+        }
+        replace(found)?;
+    }
+    for (conv, result) in folded {
         if let IValue::Tuple(items) = &result
             && let [weight, bias] = &items[..]
         {
@@ -169,6 +159,33 @@ fn fold(module: &Module, (conv_class, norm_class): &(&str, &str), arithmetic: &M
         }
     }
     Ok(())
+}
+
+/// The convolutions that nothing is folded into: called without a batch norm, with different ones, or without what
+/// folding takes; and those that share their code with such a one.
+fn kept_apart(matches: &[(Found<'_>, Vec<Pair>)], calls: &HashMap<usize, usize>) -> HashSet<usize> {
+    let mut norms: HashMap<usize, Vec<usize>> = HashMap::new();
+    for pair in matches.iter().flat_map(|(_, pairs)| pairs) {
+        norms.entry(pair.conv.id()).or_default().push(pair.norm);
+    }
+    let is_kept = |pair: &Pair| {
+        let norms = &norms[&pair.conv.id()];
+        let all_calls = calls.get(&pair.conv.id()) == Some(&norms.len());
+        pair.arguments.is_none() || !all_calls || norms.iter().any(|norm| *norm != pair.norm)
+    };
+    let all = matches.iter().flat_map(|(_, pairs)| pairs);
+    let mut kept: HashSet<usize> = all.filter(|pair| is_kept(pair)).map(|pair| pair.conv.id()).collect();
+    loop {
+        let before = kept.len();
+        for (_, pairs) in matches {
+            if pairs.iter().any(|pair| kept.contains(&pair.conv.id())) {
+                kept.extend(pairs.iter().map(|pair| pair.conv.id()));
+            }
+        }
+        if kept.len() == before {
+            return kept;
+        }
+    }
 }
 
 /// The code of all methods of all modules, with the modules that share it.

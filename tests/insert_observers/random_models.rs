@@ -28,23 +28,25 @@ impl Callees<'_> {
             let (a, b) = (*a as usize % (i + 1), *b as usize % (i + 1));
             let repeats = a == b && !self.may_repeat;
             let (a, b) = (format!("v{a}"), if repeats { format!("torch.sin(v{b})") } else { format!("v{b}") });
-            let operators = operators(&a, &b);
+            // libtorch moves what it fuses in a branch to where the inputs are, in front of the branch: there it may meet its
+            // like, or be cut off from the relu behind it or from a clamp's bounds. What a branch takes is computed in it.
+            let in_branch = operator / 16 >= 14;
+            let inside = |value: &str| if in_branch { format!("torch.sin({value})") } else { value.to_owned() };
+            let (first, second) = (inside(&a), inside(&b));
+            let operators = operators(&first, &second);
             let choice = *operator as usize % (operators.len() + self.names.len() * 8);
             let expression = match operators.get(choice) {
                 Some(expression) => expression.clone(),
-                None => format!("self.{}({a})", self.names[(choice - operators.len()) % self.names.len()]),
+                None => format!("self.{}({first})", self.names[(choice - operators.len()) % self.names.len()]),
             };
+            let parts = ["clamp", "hardtanh", "self.first", "self.second", "self.part"];
+            let may_clamp = parts.iter().any(|part| expression.contains(part));
             let v = i + 1;
-            // In a branch libtorch fuses no clamp, whose bounds are constants outside, and moves a sum with a number out,
-            // away from the relu behind it: neither stands there, nor a call of what may have one.
-            let may_branch = !["clamp", "hardtanh", "0.5", "2.0", "self.first", "self.second", "self.part"]
-                .iter()
-                .any(|part| expression.contains(part));
             lines.push(match operator / 16 {
-                15 if may_branch => {
+                15 if !may_clamp => {
                     format!("    if bool({a}.sum() > 0):\n        v{v} = {expression}\n    else:\n        v{v} = {b}")
                 }
-                14 if may_branch => format!("    v{v} = {b}\n    if {a}.size(0) == 1:\n        v{v} = {expression}"),
+                14 if !may_clamp => format!("    v{v} = {b}\n    if {a}.size(0) == 1:\n        v{v} = {expression}"),
                 _ => format!("    v{v} = {expression}"),
             });
         }
