@@ -166,7 +166,7 @@ mod tests {
         assert_eq!(buffer(&[4, 3], &[1, 4], &data).unwrap()[..4], [0.0, 4.0, 8.0, 1.0]);
         assert_eq!(buffer(&[2, 3], &[0, 1], &data).unwrap(), [0.0, 1.0, 2.0, 0.0, 1.0, 2.0]);
         assert_eq!(buffer(&[], &[], &data).unwrap(), [0.0]);
-        assert_eq!(buffer(&[0, 4], &[], &[]).unwrap(), []);
+        assert_eq!(buffer(&[0, 4], &[], &[]).unwrap(), Vec::<f32>::new());
         assert_eq!(buffer(&[1, 4], &[999, 1], &data).unwrap(), data[..4]);
     }
 

@@ -9,6 +9,7 @@
 // Each function's text in the header says what its pointers must be; what holds for all stands at the header's top.
 #![allow(clippy::missing_safety_doc)]
 
+mod accelerate;
 mod argument;
 mod buffer;
 mod handle;
@@ -24,6 +25,7 @@ mod strings;
 mod value;
 mod zero_touch;
 
+pub use accelerate::*;
 pub use buffer::{JQ_BF16, JQ_BOOL, JQ_F16, JQ_F32, JQ_F64, JQ_I8, JQ_I16, JQ_I32, JQ_I64, JQ_U8, jq_buffer, jq_dtype};
 pub use log::*;
 pub use module::*;

@@ -12,6 +12,7 @@ use std::sync::{LazyLock, Mutex, PoisonError};
 
 use self::fingerprint::fingerprint;
 use self::recorded::{Model, Recorded, State};
+use crate::engine;
 use crate::error::{Error, Result};
 use crate::ir::ffi::bridge::leave_inference_mode;
 use crate::ir::{IValue, Module, Tensor};
@@ -100,7 +101,12 @@ fn quantized(module: &Module, recorded: &Model) -> Result<Module> {
     }
     let prepared = quantizer.prepare(module)?;
     restore(&prepared, recorded)?;
-    Ok(prepared.convert()?.module)
+    let converted = prepared.convert()?.module;
+    let done = engine::accelerate(&converted)?;
+    for left in &done.left {
+        tracing::warn!("left to libtorch's kernels: {left}");
+    }
+    Ok(converted)
 }
 
 /// Gives the observers the recorded state.
