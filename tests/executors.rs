@@ -50,7 +50,8 @@ fn graphs_become_native_under_every_executor() {
         assert!(native == 0 && stock > 5, "off unless asked for: {flavour}, native {native}, stock {stock}");
         let (difference, native, stock) = run("portable.pt", flavour, 1, 4, Some("accelerate"));
         assert!(native > 5 && stock == 0, "{flavour}: native {native}, stock {stock}");
-        assert!(difference < 0.05, "{flavour}: {difference}");
+        // Native layers round less often: the answers move by some steps.
+        assert!(difference < 0.1, "{flavour}: {difference}");
     }
     // The simple executor optimizes nothing, so that no pass is asked.
     let (difference, native, _) = run("portable.pt", "simple", 1, 4, Some("accelerate"));
@@ -71,6 +72,6 @@ fn many_threads_run_one_model() {
     let rounds = if std::env::var_os("JITQUANT_LONG").is_some() { 3000 } else { 20 };
     for (model, passes) in [("native.pt", None), ("portable.pt", Some("accelerate,prepack"))] {
         let (difference, native, _) = run(model, "plain", 32, rounds, passes);
-        assert!(native > 5 && difference < 0.05, "{model}: {difference}, native {native}");
+        assert!(native > 5 && difference < 0.1, "{model}: {difference}, native {native}");
     }
 }
