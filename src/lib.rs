@@ -5,6 +5,8 @@
 #![allow(clippy::mutable_key_type)]
 
 #[cfg(feature = "torch")]
+pub mod analysis;
+#[cfg(feature = "torch")]
 #[allow(unsafe_code)]
 pub mod capi;
 #[cfg(feature = "torch")]

@@ -10,6 +10,7 @@ use serde::Serialize;
 
 use crate::data::{DATA_HELP, ImageOptions};
 use crate::feed::{Feed, load, outputs};
+use crate::layers::{self, Layers};
 use crate::output;
 
 /// Measure how close an INT8 model is to the float one, and how much smaller and faster.
@@ -19,26 +20,33 @@ use crate::output;
 #[command(after_long_help = DATA_HELP)]
 pub struct Arguments {
     /// The float model.
-    float: PathBuf,
+    pub float: PathBuf,
     /// The quantized model.
-    int8: PathBuf,
+    pub int8: PathBuf,
     /// The samples to compare on: not those used for calibration.
     #[arg(long, required = true, num_args = 1..)]
-    data: Vec<PathBuf>,
+    pub data: Vec<PathBuf>,
     /// The array in DATA that holds class labels; accuracy is reported with it.
     #[arg(long, value_name = "NAME")]
-    labels: Option<String>,
+    pub labels: Option<String>,
     /// Samples that are run at once.
     #[arg(long, default_value = "32", value_name = "N")]
-    batch_size: NonZeroUsize,
+    pub batch_size: NonZeroUsize,
     /// Threads that libtorch uses; by default as many as it chooses.
     #[arg(long, value_name = "N")]
-    threads: Option<NonZeroUsize>,
+    pub threads: Option<NonZeroUsize>,
+    /// Compare each layer's output as well, in the order of execution. Takes memory for all outputs of a batch: lower
+    /// --batch-size where that is too much.
+    #[arg(long)]
+    pub layers: bool,
+    /// Only the N layers with the lowest SQNR, the worst first.
+    #[arg(long, value_name = "N", requires = "layers")]
+    pub worst: Option<NonZeroUsize>,
     /// Print the figures as JSON.
     #[arg(long)]
-    json: bool,
+    pub json: bool,
     #[command(flatten)]
-    images: ImageOptions,
+    pub images: ImageOptions,
 }
 
 /// The figures of one comparison.
@@ -56,6 +64,8 @@ pub struct Report {
     seconds_per_batch: Pair<f64>,
     batch_size: usize,
     threads: i32,
+    #[serde(flatten)]
+    pub layers: Option<Layers>,
 }
 
 /// The same figure of both models.
@@ -73,12 +83,15 @@ pub fn run(arguments: &Arguments) -> Result<()> {
     if arguments.json {
         return output::json(&report);
     }
-    println!("{}", report.table());
-    println!("{}", report.summary());
+    println!("{}", report.text());
+    if let Some(layers) = &report.layers {
+        layers.print();
+    }
     Ok(())
 }
 
-fn measure(arguments: &Arguments) -> Result<Report> {
+/// Runs both models and compares them.
+pub fn measure(arguments: &Arguments) -> Result<Report> {
     let float = load(&arguments.float)?;
     let int8 = load(&arguments.int8)?;
     let feed = Feed::open(&float, &arguments.data, &arguments.images, arguments.labels.as_deref())?;
@@ -134,6 +147,13 @@ fn measure(arguments: &Arguments) -> Result<Report> {
     let accuracy = (feed.labels.is_some() && comparison.top1_agreement().is_some())
         .then(|| Pair { float: correct.float as f64 / done as f64, int8: correct.int8 as f64 / done as f64 });
     let size = |path: &PathBuf| std::fs::metadata(path).map(|m| m.len()).with_context(|| path.display().to_string());
+    let layers = arguments.layers.then(|| layers::compare(&float, &int8, &feed, arguments.batch_size)).transpose()?;
+    let layers = layers.map(|mut layers| {
+        if let Some(worst) = arguments.worst {
+            layers.keep_worst(worst.get());
+        }
+        layers
+    });
     Ok(Report {
         samples: done,
         sqnr_db: comparison.sqnr_db(),
@@ -145,10 +165,16 @@ fn measure(arguments: &Arguments) -> Result<Report> {
         seconds_per_batch: Pair { float: quantile(&times.float, 0.5), int8: quantile(&times.int8, 0.5) },
         batch_size: arguments.batch_size.get().min(done),
         threads: jitquant::threads(),
+        layers,
     })
 }
 
 impl Report {
+    /// The figures of the whole model, for people.
+    pub fn text(&self) -> String {
+        format!("{}\n{}", self.table(), self.summary())
+    }
+
     fn table(&self) -> comfy_table::Table {
         let mut table = output::table(&["", "float", "INT8", "INT8 / float"]);
         if let Some(accuracy) = self.accuracy {

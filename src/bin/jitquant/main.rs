@@ -5,8 +5,10 @@ mod compare;
 mod data;
 mod feed;
 mod inspect;
+mod layers;
 mod output;
 mod quantize;
+mod report;
 
 use std::io::IsTerminal;
 use std::process::ExitCode;
@@ -36,6 +38,7 @@ enum Command {
     Quantize(quantize::Arguments),
     Inspect(inspect::Arguments),
     Compare(compare::Arguments),
+    Report(report::Arguments),
     Bench(bench::Arguments),
 }
 
@@ -52,6 +55,7 @@ fn main() -> ExitCode {
         Command::Quantize(arguments) => quantize::run(&arguments),
         Command::Inspect(arguments) => inspect::run(&arguments),
         Command::Compare(arguments) => compare::run(&arguments),
+        Command::Report(arguments) => report::run(&arguments),
         Command::Bench(arguments) => bench::run(&arguments),
     };
     match outcome {

@@ -1,0 +1,50 @@
+//! Reading tensors inside a model: a method that returns them.
+
+use crate::error::{Error, Result};
+use crate::ir::{IValue, Module, Tensor, Type};
+
+/// The method that returns what is tapped.
+const TAP: &str = "_jitquant_tapped";
+
+/// A module with a method that returns tensors on the way.
+#[derive(Debug)]
+pub(super) struct Tapped {
+    module: Module,
+}
+
+impl Tapped {
+    /// Gives `module` a method that runs as `method` does and returns the values with these names
+    /// ([`Value::debug_name`](crate::ir::Value::debug_name)), in that order. They must not lie in a branch or a loop.
+    pub fn new(module: Module, method: &str, values: &[String]) -> Result<Self> {
+        let graph = module.graph(method)?.deep_clone()?;
+        let found: Vec<_> = graph.nodes().flat_map(|node| node.outputs()).collect();
+        let tapped = values
+            .iter()
+            .map(|name| {
+                let value = found.iter().find(|value| value.debug_name() == *name).copied();
+                value.ok_or_else(|| Error::invalid(format!("%{name} is not in the graph of '{method}'")))
+            })
+            .collect::<Result<Vec<_>>>()?;
+        let tuple = graph.create("prim::TupleConstruct", &tapped, 1)?;
+        graph.block().append(tuple)?;
+        let output = tuple.output(0).ok_or_else(|| Error::invalid("a tuple without a value"))?;
+        output.set_type(&Type::parse(&format!("Tuple[{}]", vec!["Tensor"; tapped.len()].join(", ")))?)?;
+        while !graph.outputs().is_empty() {
+            graph.block().erase_output(0)?;
+        }
+        graph.block().register_output(output)?;
+        module.create_method(TAP, &graph)?;
+        Ok(Self { module })
+    }
+
+    /// The tapped tensors for `inputs`.
+    pub fn run<'a, T>(&self, inputs: &'a [T]) -> Result<Vec<Tensor>>
+    where
+        IValue: From<&'a T>,
+    {
+        match self.module.call(TAP, inputs)? {
+            IValue::Tuple(items) => items.into_iter().map(Tensor::try_from).collect(),
+            other => Err(Error::invalid(format!("the tapped method returns {}", other.kind()))),
+        }
+    }
+}
