@@ -26,6 +26,9 @@ mod pipeline;
 #[cfg(feature = "torch")]
 pub mod plugin;
 #[cfg(feature = "torch")]
+#[allow(unsafe_code)]
+pub mod qat;
+#[cfg(feature = "torch")]
 pub mod qconfig;
 
 #[cfg(feature = "torch")]
@@ -47,6 +50,7 @@ pub use pipeline::{Converted, FloatLayer, Prepared, Quantizer, Report};
 #[cfg(feature = "torch")]
 pub fn init() -> Result<()> {
     observer::keep_observer_operators();
+    qat::keep_operators();
     engine::keep_native_operators();
     match ir::ffi::bridge::host_refusal() {
         "" => Ok(()),

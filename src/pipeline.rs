@@ -9,7 +9,7 @@ use crate::pass::{
     Coverage, Layer, QuantType, computes_weight, finalize, insert_observers_by_scope, insert_quant_dequant, layer_of,
     layers,
 };
-use crate::qconfig::{Part, QConfigDict, QConfigSpec, qconfig_for, unknown_path};
+use crate::qconfig::{MakeObserver, Part, QConfigDict, QConfigSpec, qconfig_for, unknown_path};
 use crate::watch::step;
 
 /// Quantizes modules: which way, with which observers, and which parts.
@@ -74,7 +74,12 @@ impl Quantizer {
         self
     }
 
-    fn resolved(&self, module: &Module) -> Result<QConfigDict> {
+    /// What the converted module keeps beside `forward`.
+    pub(crate) fn preserved(&self) -> &[String] {
+        &self.preserve
+    }
+
+    fn resolved(&self, module: &Module, make: MakeObserver<'_>) -> Result<QConfigDict> {
         let mut spec = self.spec.clone();
         for path in &self.skip {
             if module.submodule(path).is_err() || path.is_empty() {
@@ -82,7 +87,7 @@ impl Quantizer {
             }
             spec.modules.insert(path.clone(), Part::FLOAT);
         }
-        spec.resolve(module, self.quant_type)
+        spec.resolve_with(module, self.quant_type, make)
     }
 
     /// The layers of `module`, each with why it would stay in float, or `None` where it would be quantized.
@@ -90,23 +95,29 @@ impl Quantizer {
     /// # Errors
     /// Where the module as a whole cannot be quantized, or the configuration does not fit it.
     pub fn verdicts(&self, module: &Module) -> Result<Vec<(Layer, Option<String>)>> {
-        let (_, _, layers) = self.flat(module)?;
+        let (_, _, layers) =
+            self.flat(module, &|observer, _| observer.module(), |copy| prepare(copy, METHOD, &self.preserve))?;
         Ok(layers.into_iter().map(|planned| (planned.layer, planned.reason)).collect())
     }
 
     /// The module as one flat graph, the observers by path, and what will become of its layers.
-    fn flat(&self, module: &Module) -> Result<(Module, QConfigDict, Vec<PlannedLayer>)> {
+    fn flat(
+        &self,
+        module: &Module,
+        make: MakeObserver<'_>,
+        flatten: impl FnOnce(&Module) -> Result<(Module, Vec<(Layer, String)>)>,
+    ) -> Result<(Module, QConfigDict, Vec<PlannedLayer>)> {
         crate::init()?;
         step("reading the model", 0, 4)?;
         refuse_unfit(module)?;
-        let qconfigs = self.resolved(module)?;
+        let qconfigs = self.resolved(module, make)?;
         step("cloning the module", 1, 4)?;
         let copy = module.deep_clone().context(|| "cloning the module".into())?;
         if copy.is_training() {
             copy.train(false)?;
         }
         step("preparing the graph", 2, 4)?;
-        let (flat, batch_norms) = prepare(&copy, METHOD, &self.preserve)?;
+        let (flat, batch_norms) = flatten(&copy)?;
         let graph = flat.graph(METHOD)?;
         let decide = |node: Node<'_>| {
             let layer = layer_of(node, "")?;
@@ -132,7 +143,17 @@ impl Quantizer {
     /// Where the module is quantized already, has CUDA devices in its code, has no layer to quantize, the
     /// configuration does not fit it, or a pass refuses it.
     pub fn prepare(&self, module: &Module) -> Result<Prepared> {
-        let (flat, qconfigs, layers) = self.flat(module)?;
+        self.prepare_with(module, &|observer, _| observer.module(), |copy| prepare(copy, METHOD, &self.preserve))
+    }
+
+    /// As [`Quantizer::prepare`], with the observers that `make` makes, on the graph that `flatten` gives.
+    pub(crate) fn prepare_with(
+        &self,
+        module: &Module,
+        make: MakeObserver<'_>,
+        flatten: impl FnOnce(&Module) -> Result<(Module, Vec<(Layer, String)>)>,
+    ) -> Result<Prepared> {
+        let (flat, qconfigs, layers) = self.flat(module, make, flatten)?;
         if layers.iter().all(|planned| planned.reason.is_some()) {
             return Err(Error::invalid(match layers.first().and_then(|planned| planned.reason.as_ref()) {
                 None => format!("'{METHOD}' has no layer that could be quantized (convolution, linear, …)"),
@@ -178,7 +199,7 @@ impl Quantizer {
 const UNFUSED: &str = "fusion did not recognize what surrounds it";
 
 /// The method that is quantized.
-const METHOD: &str = "forward";
+pub(crate) const METHOD: &str = "forward";
 
 #[derive(Clone, Debug)]
 struct PlannedLayer {
@@ -207,6 +228,18 @@ impl Prepared {
     /// The observers and their paths.
     pub(crate) fn observers(&self) -> Vec<(String, Module)> {
         self.module.modules().into_iter().filter(|(path, _)| is_observer(path)).collect()
+    }
+
+    /// The same plan for another form of the observed module.
+    pub(crate) fn with_module(&self, module: Module) -> Self {
+        Self {
+            module,
+            quant_type: self.quant_type,
+            preserve: self.preserve.clone(),
+            qconfigs: self.qconfigs.clone(),
+            layers: self.layers.clone(),
+            batches: self.batches,
+        }
     }
 
     /// The layers that will be quantized.

@@ -48,8 +48,7 @@ fn every_path_and_any_number_of_threads_gives_the_same_bits() {
         let (x, dy) = (noise(len, 3), noise(len, 4));
         let scale: Vec<f32> = noise(channels, 5).iter().map(|v| 0.004 + 0.002 * v).collect();
         let zero_point: Vec<f32> = (0..channels).map(|c| (100 + c % 50) as f32).collect();
-        let q =
-            FakeQuantize { scale: &scale, zero_point: &zero_point, channels: layout, quant_min: 0, quant_max: 255 };
+        let q = FakeQuantize { scale: &scale, zero_point: &zero_point, channels: layout, quant_min: 0, quant_max: 255 };
         let (y, dx, dscale, dzero) = reference(&q, &dy, &x);
         let mut first: Option<(Vec<f32>, Vec<f32>)> = None;
         for isa in Isa::available() {
@@ -95,7 +94,8 @@ fn values_that_are_no_numbers_show() {
 fn what_does_not_fit_is_refused() {
     let channels = Channels { outer: 1, channels: 1, inner: 2 };
     let good = FakeQuantize { scale: &[0.5], zero_point: &[0.0], channels, quant_min: -8, quant_max: 7 };
-    let refusal = |q: FakeQuantize<'_>| q.forward(Isa::Scalar, &[0.0; 2], &mut [0.0; 2], &Serial).unwrap_err().to_string();
+    let refusal =
+        |q: FakeQuantize<'_>| q.forward(Isa::Scalar, &[0.0; 2], &mut [0.0; 2], &Serial).unwrap_err().to_string();
     assert!(good.forward(Isa::Scalar, &[0.0; 2], &mut [0.0; 2], &Serial).is_ok());
     assert!(refusal(FakeQuantize { scale: &[0.0], ..good }).contains("positive"));
     assert!(refusal(FakeQuantize { scale: &[f32::NAN], ..good }).contains("positive"));

@@ -65,7 +65,7 @@ impl ObserverKind {
     }
 
     /// The call in `forward` that takes `x` in.
-    fn observation(self) -> &'static str {
+    pub(crate) fn observation(self) -> &'static str {
         match self {
             Self::MinMax => "ops.jitquant.observe_min_max(x, self.min_val, self.max_val, self.observed)",
             Self::MovingAverageMinMax => {
@@ -81,6 +81,14 @@ impl ObserverKind {
                 "ops.jitquant.observe_histogram(x, self.histogram, self.min_val, self.max_val, self.observed)"
             }
             Self::Placeholder => "pass",
+        }
+    }
+
+    /// The range, from the buffers.
+    pub(crate) fn range_expression(self) -> &'static str {
+        match self {
+            Self::Histogram => "ops.jitquant.histogram_range(self.histogram, self.min_val, self.max_val)",
+            _ => "(self.min_val, self.max_val)",
         }
     }
 }
@@ -212,9 +220,31 @@ impl ObserverConfig {
     /// # Errors
     /// Where the options contradict each other.
     pub fn module(&self) -> Result<Module> {
+        let module = self.module_of_class(&format!("jitquant.{}", self.kind.class_name()))?;
+        if self.kind == ObserverKind::Placeholder {
+            module.define("def forward(self, x: Tensor) -> Tensor:\n    return x\n")?;
+            module.define(
+                "def calculate_qparams(self) -> Tuple[Tensor, Tensor]:\n    \
+                 return torch.ones([1]), torch.zeros([1], dtype=3)\n",
+            )?;
+            return Ok(module);
+        }
+        let (observation, range_of) = (self.kind.observation(), self.kind.range_expression());
+        module.define(&format!("def forward(self, x: Tensor) -> Tensor:\n    {observation}\n    return x\n"))?;
+        module.define(&format!(
+            "def calculate_qparams(self) -> Tuple[Tensor, Tensor]:\n    \
+             low, high = {range_of}\n    \
+             return ops.jitquant.qparams(low, high, self.dtype, self.qscheme, self.quant_min, self.quant_max, \
+             self.reduce_range, self.eps, self.observed)\n"
+        ))?;
+        Ok(module)
+    }
+
+    /// A module of class `class` with the observer's options and state, and no methods.
+    pub(crate) fn module_of_class(&self, class: &str) -> Result<Module> {
         crate::init()?;
         let range = self.range()?;
-        let module = Module::new(&format!("jitquant.{}", self.kind.class_name()))?;
+        let module = Module::new(class)?;
         let (int, float, boolean) = (Type::parse("int")?, Type::parse("float")?, Type::parse("bool")?);
         let attribute = |name: &str, ty: &Type, value: IValue| module.register_attribute(name, ty, &value);
         attribute("training", &boolean, false.into())?;
@@ -223,11 +253,6 @@ impl ObserverConfig {
         if self.kind == ObserverKind::Placeholder {
             attribute("is_dynamic", &boolean, true.into())?;
             attribute("compute_dtype", &int, IValue::Int(torch_dtype(self.dtype)))?;
-            module.define("def forward(self, x: Tensor) -> Tensor:\n    return x\n")?;
-            module.define(
-                "def calculate_qparams(self) -> Tuple[Tensor, Tensor]:\n    \
-                 return torch.ones([1]), torch.zeros([1], dtype=3)\n",
-            )?;
             return Ok(module);
         }
         attribute("observed", &Type::parse("str")?, "".into())?;
@@ -247,18 +272,6 @@ impl ObserverConfig {
             let counts = vec![0.0f32; self.bins];
             module.register_buffer("histogram", Tensor::from_slice(&counts, &[self.bins as i64])?)?;
         }
-        let range_of = match self.kind {
-            ObserverKind::Histogram => "ops.jitquant.histogram_range(self.histogram, self.min_val, self.max_val)",
-            _ => "(self.min_val, self.max_val)",
-        };
-        let observation = self.kind.observation();
-        module.define(&format!("def forward(self, x: Tensor) -> Tensor:\n    {observation}\n    return x\n"))?;
-        module.define(&format!(
-            "def calculate_qparams(self) -> Tuple[Tensor, Tensor]:\n    \
-             low, high = {range_of}\n    \
-             return ops.jitquant.qparams(low, high, self.dtype, self.qscheme, self.quant_min, self.quant_max, \
-             self.reduce_range, self.eps, self.observed)\n"
-        ))?;
         Ok(module)
     }
 }
