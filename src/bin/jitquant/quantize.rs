@@ -70,6 +70,16 @@ pub struct Arguments {
     /// Use at most so many samples for calibration.
     #[arg(long, value_name = "N")]
     samples: Option<NonZeroUsize>,
+    /// Train the model for at most so many steps to give the float model's outputs while it rounds, on the samples of
+    /// --calibrate. A killed run goes on from OUT.checkpoint.
+    #[arg(long, value_name = "STEPS")]
+    finetune: Option<NonZeroUsize>,
+    /// The array in DATA that holds class labels: --finetune trains to give these instead.
+    #[arg(long, value_name = "NAME", requires = "finetune", conflicts_with = "labels")]
+    finetune_labels: Option<String>,
+    /// Samples of a step of --finetune.
+    #[arg(long, default_value = "8", value_name = "N")]
+    finetune_batch: NonZeroUsize,
     /// Print the outcome as JSON.
     #[arg(long)]
     json: bool,
@@ -131,12 +141,13 @@ pub fn run(arguments: &Arguments) -> Result<()> {
     if !needs_data && !arguments.calibrate.is_empty() {
         eprintln!("note: dynamic quantization needs no samples; --calibrate is not used");
     }
-    let mut prepared =
-        quantizer.prepare(&module).with_context(|| format!("{} cannot be quantized", arguments.model.display()))?;
-    let samples = if needs_data { arguments.run_calibration(&module, &mut prepared)? } else { 0 };
-    let Converted { module: converted, report } =
-        prepared.convert().with_context(|| format!("{} cannot be quantized", arguments.model.display()))?;
+    let (Converted { module: converted, report }, samples) = arguments
+        .convert(&module, &quantizer)
+        .with_context(|| format!("{} cannot be quantized", arguments.model.display()))?;
     converted.save_with(&arguments.output, &extra)?;
+    if arguments.finetune.is_some() {
+        std::fs::remove_file(arguments.checkpoint()).ok();
+    }
     let size = |path: &PathBuf| std::fs::metadata(path).map(|m| m.len()).with_context(|| path.display().to_string());
     let outcome = Outcome {
         model: arguments.model.clone(),
@@ -175,6 +186,45 @@ impl Arguments {
         let quantizer = Quantizer::new(quant_type).qconfig(spec);
         let quantizer = self.skip.iter().fold(quantizer, |quantizer, path| quantizer.skip(path));
         Ok(self.preserve.iter().fold(quantizer, |quantizer, name| quantizer.preserve(name)))
+    }
+
+    fn checkpoint(&self) -> PathBuf {
+        self.output.with_extension("checkpoint")
+    }
+
+    /// The INT8 model, and how many samples went into it.
+    fn convert(&self, module: &Module, quantizer: &Quantizer) -> Result<(Converted, usize)> {
+        if let Some(steps) = self.finetune {
+            ensure!(matches!(self.mode, Mode::Static), "--finetune is for static quantization");
+            return self.finetune(module, quantizer, steps);
+        }
+        let mut prepared = quantizer.prepare(module)?;
+        let samples = match self.mode {
+            Mode::Static => self.run_calibration(module, &mut prepared)?,
+            Mode::Dynamic => 0,
+        };
+        Ok((prepared.convert()?, samples))
+    }
+
+    #[cfg(feature = "tch")]
+    fn finetune(&self, module: &Module, quantizer: &Quantizer, steps: NonZeroUsize) -> Result<(Converted, usize)> {
+        let labels = self.finetune_labels.as_deref().or(self.labels.as_deref());
+        let mut feed = Feed::open(module, &self.calibrate, &self.images, labels)?;
+        if self.finetune_labels.is_none() {
+            feed.labels = None;
+        }
+        let options = crate::finetune::Options {
+            steps: steps.get(),
+            batch_size: self.finetune_batch,
+            samples: self.samples,
+            checkpoint: self.checkpoint(),
+        };
+        crate::finetune::run(module, quantizer, &feed, &options)
+    }
+
+    #[cfg(not(feature = "tch"))]
+    fn finetune(&self, _: &Module, _: &Quantizer, _: NonZeroUsize) -> Result<(Converted, usize)> {
+        bail!("--finetune needs a build with the feature `tch`")
     }
 
     fn run_calibration(&self, module: &Module, prepared: &mut Prepared) -> Result<usize> {
