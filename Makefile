@@ -6,11 +6,11 @@ quiet := $(shell test -t 2 || echo --quiet)
 
 PREFIX ?= /usr/local
 
-.PHONY: help setup demo install test models bench clean distclean
+.PHONY: help setup demo install test test-python models bench clean distclean
 .NOTPARALLEL:
 
 help: ## Lists what can be made (the default).
-	@sed -nE 's/^([a-z]+):.*## (.*)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 18
+	@sed -nE 's/^([a-z-]+):.*## (.*)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 20
 
 setup: ## Installs what is missing: Debian packages, libtorch into .libtorch/ (540 MB to download, once).
 	@scripts/setup.sh
@@ -26,6 +26,10 @@ install: setup ## Installs libjitquant.so, headers, a CMake package and a pkg-co
 test: ## Runs every check: formatting, lints, tests with and without libtorch, documentation. Sets up first.
 	@scripts/setup.sh test
 	@scripts/test.sh
+
+test-python: setup ## Tests the operators from Python, with a PyTorch of its own (a long download; not part of `make test`).
+	@scripts/step.sh "cargo build" cargo build $(quiet) --lib --no-default-features --features torch
+	@scripts/step.sh "test-python" scripts/test-python.sh
 
 models: setup ## Exports larger real models into models/, with a Python and torch of its own (a long download).
 	@scripts/step.sh "models" scripts/models/export.sh
