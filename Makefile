@@ -6,7 +6,7 @@ quiet := $(shell test -t 2 || echo --quiet)
 
 PREFIX ?= /usr/local
 
-.PHONY: help setup demo install test test-python models bench clean distclean
+.PHONY: help setup demo install test test-python models bench matrix clean distclean
 .NOTPARALLEL:
 
 help: ## Lists what can be made (the default).
@@ -37,9 +37,12 @@ models: setup ## Exports larger real models into models/, with a Python and torc
 bench: setup ## Measures jitquant's kernels against libtorch's engines (bench.json has the figures; not part of the tests).
 	@scripts/step.sh "make bench" cargo bench $(quiet) --bench libtorch -- --json bench.json
 
+matrix: setup ## Builds and tests the library against libtorch 2.9, 2.11, 2.13 and 2.15 (downloads 2 GB; long).
+	@scripts/matrix.sh
+
 clean: ## Removes what was built, and the demo's output.
 	@cargo clean
 	@rm -rf demo-out
 
 distclean: clean ## Removes libtorch, the exported models and their Python environments as well.
-	@rm -rf .libtorch .libtorch.part.* models .venv*
+	@rm -rf .libtorch .libtorch-* .libtorch.part.* models .venv*
