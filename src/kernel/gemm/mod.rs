@@ -10,6 +10,7 @@ mod avx512;
 pub(crate) mod drive;
 mod dynamic;
 pub(crate) mod finish;
+mod gemv;
 pub(crate) mod panels;
 mod scalar;
 pub(crate) mod tile;

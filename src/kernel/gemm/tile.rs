@@ -1,6 +1,7 @@
 //! The micro-kernel: a tile of a few rows and strips, accumulated in registers.
 
 use super::finish::{Finish, finish_plain, finish_spilled};
+use super::gemv::{FEW_ROWS, stream};
 use super::panels::{GROUP, Panels};
 use super::vector::{STRIP, Vector};
 
@@ -97,7 +98,10 @@ unsafe fn sized<V: Vector, const ROWS: usize, const STRIPS: usize>(
 ) {
     // SAFETY: by the contract of `tile`.
     unsafe {
-        let sums = accumulate::<V, ROWS, STRIPS>(v, operands, rows, strip);
+        let sums = match operands.segments {
+            [segment] if ROWS <= FEW_ROWS => stream::<V, ROWS, STRIPS>(v, operands, *segment, rows, strip),
+            _ => accumulate::<V, ROWS, STRIPS>(v, operands, rows, strip),
+        };
         let whole = (strip + STRIPS) * STRIP <= operands.panels.channels();
         match finish.plain() {
             Some(plain) if whole => finish_plain::<V, ROWS, STRIPS>(v, plain, &sums, rows, strip),
