@@ -185,7 +185,7 @@ pub(crate) unsafe fn finish_tile<V: Vector>(
     let panels = operands.panels;
     for row in 0..rows.count {
         // SAFETY: the row's segments are readable.
-        let row_sum = if finish.weight_zero_points { unsafe { sum_of(operands, rows, row) } } else { 0 };
+        let row_sum = if finish.weight_zero_points { unsafe { sum_of::<V>(operands, rows, row) } } else { 0 };
         for s in 0..strips {
             let channel = (strip + s) * STRIP;
             if channel >= panels.channels() {
@@ -231,10 +231,10 @@ pub(crate) unsafe fn finish_tile<V: Vector>(
     }
 }
 
-/// The sum of a row's activations.
+/// The sum of a row's activations, each less the vector's offset.
 #[inline(always)]
-unsafe fn sum_of(operands: &Operands<'_>, rows: Rows, row: usize) -> i32 {
-    let mut sum = 0;
+unsafe fn sum_of<V: Vector>(operands: &Operands<'_>, rows: Rows, row: usize) -> i32 {
+    let mut sum = -V::OFFSET * operands.panels.columns() as i32;
     for segment in operands.segments {
         let from = rows.input.wrapping_add(row * rows.input_step + segment);
         for i in 0..operands.panels.length() {

@@ -31,7 +31,7 @@ pub(super) unsafe fn stream<V: Vector, const ROWS: usize, const STRIPS: usize>(
     let panels = operands.panels;
     let tail = if operands.slack { 0 } else { panels.length() % 4 };
     let whole = panels.groups() - usize::from(tail != 0);
-    let zero = v.splat(-i32::from(operands.zero_point));
+    let zero = v.splat(V::OFFSET - i32::from(operands.zero_point));
     let input = rows.input.wrapping_add(segment);
     let step = rows.input_step;
     let mut sums = [[v.splat(0); STRIPS]; ROWS];

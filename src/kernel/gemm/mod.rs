@@ -11,6 +11,8 @@ pub(crate) mod drive;
 mod dynamic;
 pub(crate) mod finish;
 mod gemv;
+#[cfg(target_arch = "aarch64")]
+mod neon;
 pub(crate) mod panels;
 mod scalar;
 pub(crate) mod tile;

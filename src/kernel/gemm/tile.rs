@@ -126,7 +126,7 @@ unsafe fn accumulate<V: Vector, const ROWS: usize, const STRIPS: usize>(
     // SAFETY: the panels hold the strips; the rows' segments are readable by the contract of `tile`.
     unsafe {
         let mut weights = panels.as_ptr().add(strip * strip_bytes);
-        let zero = v.splat(-i32::from(operands.zero_point));
+        let zero = v.splat(V::OFFSET - i32::from(operands.zero_point));
         let mut sums = [[v.splat(0); STRIPS]; ROWS];
         for s in 0..STRIPS {
             let initial = v.mul(zero, v.load(panels.sums().as_ptr().add((strip + s) * STRIP), STRIP));

@@ -22,6 +22,10 @@ pub(crate) trait Vector: Copy + Send + Sync {
     /// The most strips of a tile.
     const STRIPS: usize;
 
+    /// What [`activations`](Self::activations) subtracts, for instructions that take signed bytes only: an activation and
+    /// its zero point both lose it, so that sums stay the same.
+    const OFFSET: i32 = 0;
+
     /// Accumulators.
     type I32: Copy;
     type F32: Copy;
@@ -37,7 +41,7 @@ pub(crate) trait Vector: Copy + Send + Sync {
     unsafe fn activations(self, from: *const u8) -> Self::Activations;
     /// `4 * STRIP` bytes: four of each channel in turn.
     unsafe fn weights(self, from: *const i8) -> Self::Weights;
-    /// `sum + a[0] w[0] + a[1] w[1] + a[2] w[2] + a[3] w[3]` in each lane, exactly.
+    /// `sum + a[0] w[0] + a[1] w[1] + a[2] w[2] + a[3] w[3]` in each lane, exactly, with activations less [`OFFSET`](Self::OFFSET).
     fn dot(self, sum: Self::I32, a: Self::Activations, w: Self::Weights) -> Self::I32;
 
     /// Asks for a cache line that will be read soon; any address will do.
