@@ -47,6 +47,7 @@ pub use pipeline::{Converted, FloatLayer, Prepared, Quantizer, Report};
 #[cfg(feature = "torch")]
 pub fn init() -> Result<()> {
     observer::keep_observer_operators();
+    engine::keep_native_operators();
     match ir::ffi::bridge::host_refusal() {
         "" => Ok(()),
         refusal => Err(Error::Host(refusal.to_owned())),
