@@ -97,7 +97,7 @@ macro_rules! vector {
             // Of 16 registers, 12 accumulate; the others hold weights and activations.
             const ACCUMULATORS: usize = 6;
             const ROWS: usize = 6;
-            const STRIPS: usize = 2;
+            const STRIPS: usize = 6;
             type I32 = [__m256i; 2];
             type F32 = [__m256; 2];
 
@@ -107,12 +107,6 @@ macro_rules! vector {
             }
 
             $($dot)*
-
-    #[inline(always)]
-    fn prefetch(self, from: *const i8) {
-        // SAFETY: a prefetch of any address has no effect that a program could see.
-        unsafe { _mm_prefetch::<_MM_HINT_T0>(from) }
-    }
 
             #[inline(always)]
             fn splat(self, x: i32) -> [__m256i; 2] {

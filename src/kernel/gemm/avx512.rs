@@ -63,12 +63,6 @@ impl Vector for Avx512Vnni {
     }
 
     #[inline(always)]
-    fn prefetch(self, from: *const i8) {
-        // SAFETY: a prefetch of any address has no effect that a program could see.
-        unsafe { _mm_prefetch::<_MM_HINT_T0>(from) }
-    }
-
-    #[inline(always)]
     fn splat(self, x: i32) -> __m512i {
         // SAFETY: as above.
         unsafe { _mm512_set1_epi32(x) }

@@ -87,6 +87,7 @@ pub(crate) unsafe fn finish_plain<V: Vector, const ROWS: usize, const STRIPS: us
         }
     }
     // A quad is four vectors, of one row, two rows or four; of a row that does not exist, the last one's, not stored.
+    const { assert!(STRIPS < 8) };
     macro_rules! value {
         ($row:expr, $s:expr) => {
             v.mul_add(v.to_f32(sums[if $row < ROWS { $row } else { ROWS - 1 }][$s]), scale[$s], bias[$s])
@@ -103,24 +104,29 @@ pub(crate) unsafe fn finish_plain<V: Vector, const ROWS: usize, const STRIPS: us
         }};
     }
     macro_rules! two_rows {
-        ($row:expr) => {{
-            let x = [value!($row, 0), value!($row, 1), value!($row + 1, 0), value!($row + 1, 1)];
-            let (this, next) = (place($row, 0), place($row + 1, 0));
+        ($row:expr, $s:expr) => {{
+            let x = [value!($row, $s), value!($row, $s + 1), value!($row + 1, $s), value!($row + 1, $s + 1)];
+            let (this, next) = (place($row, $s), place($row + 1, $s));
             // SAFETY: as above.
             unsafe { v.store_requantized::<2>(x, &limits, [this, next, next, next], (ROWS - $row).min(2)) };
         }};
     }
-    each_row!(row < ROWS => {
-        if STRIPS % 2 == 1 && row % 4 == 0 {
-            four_rows!(row, STRIPS - 1);
-        }
-        if (STRIPS == 2 || STRIPS == 3) && row % 2 == 0 {
-            two_rows!(row);
-        }
-        if STRIPS == 4 {
-            let x = [value!(row, 0), value!(row, 1), value!(row, 2), value!(row, 3)];
+    macro_rules! one_row {
+        ($row:expr, $s:expr) => {{
+            let x = [value!($row, $s), value!($row, $s + 1), value!($row, $s + 2), value!($row, $s + 3)];
             // SAFETY: as above.
-            unsafe { v.store_requantized::<4>(x, &limits, [place(row, 0); 4], 1) };
+            unsafe { v.store_requantized::<4>(x, &limits, [place($row, $s); 4], 1) };
+        }};
+    }
+    each_row!(row < ROWS => {
+        if STRIPS >= 4 {
+            one_row!(row, 0);
+        }
+        if STRIPS & 2 != 0 && row % 2 == 0 {
+            two_rows!(row, STRIPS - STRIPS % 4);
+        }
+        if STRIPS & 1 != 0 && row % 4 == 0 {
+            four_rows!(row, STRIPS - 1);
         }
     });
 }

@@ -10,7 +10,6 @@ mod avx512;
 pub(crate) mod drive;
 mod dynamic;
 pub(crate) mod finish;
-mod gemv;
 #[cfg(target_arch = "aarch64")]
 mod neon;
 pub(crate) mod panels;

@@ -1,7 +1,6 @@
 //! The micro-kernel: a tile of a few rows and strips, accumulated in registers.
 
 use super::finish::{Finish, finish_plain, finish_spilled};
-use super::gemv::{FEW_ROWS, stream};
 use super::panels::{GROUP, Panels};
 use super::vector::{STRIP, Vector};
 
@@ -85,6 +84,7 @@ pub(crate) unsafe fn tile<V: Vector>(
         (1, 2) (2, 2) (3, 2) (4, 2) (5, 2) (6, 2) (7, 2) (8, 2) (9, 2) (10, 2) (11, 2) (12, 2)
         (1, 3) (2, 3) (3, 3) (4, 3) (5, 3) (6, 3) (7, 3) (8, 3)
         (1, 4) (2, 4) (3, 4) (4, 4) (5, 4) (6, 4)
+        (1, 5) (1, 6)
     }
 }
 
@@ -98,10 +98,7 @@ unsafe fn sized<V: Vector, const ROWS: usize, const STRIPS: usize>(
 ) {
     // SAFETY: by the contract of `tile`.
     unsafe {
-        let sums = match operands.segments {
-            [segment] if ROWS <= FEW_ROWS => stream::<V, ROWS, STRIPS>(v, operands, *segment, rows, strip),
-            _ => accumulate::<V, ROWS, STRIPS>(v, operands, rows, strip),
-        };
+        let sums = accumulate::<V, ROWS, STRIPS>(v, operands, rows, strip);
         let whole = (strip + STRIPS) * STRIP <= operands.panels.channels();
         match finish.plain() {
             Some(plain) if whole => finish_plain::<V, ROWS, STRIPS>(v, plain, &sums, rows, strip),

@@ -44,10 +44,6 @@ pub(crate) trait Vector: Copy + Send + Sync {
     /// `sum + a[0] w[0] + a[1] w[1] + a[2] w[2] + a[3] w[3]` in each lane, exactly, with activations less [`OFFSET`](Self::OFFSET).
     fn dot(self, sum: Self::I32, a: Self::Activations, w: Self::Weights) -> Self::I32;
 
-    /// Asks for a cache line that will be read soon; any address will do.
-    #[inline(always)]
-    fn prefetch(self, _from: *const i8) {}
-
     fn splat(self, x: i32) -> Self::I32;
     unsafe fn load(self, from: *const i32, valid: usize) -> Self::I32;
     unsafe fn store(self, x: Self::I32, to: *mut i32, valid: usize);
