@@ -90,15 +90,17 @@ impl Contestant {
 
 /// Fails where the executor leaves calls out: then twice as many would not take longer.
 fn check_that_calls_count(contestant: &Contestant) -> Result<()> {
-    // The least of several tries: on a busy machine some are interrupted.
+    // The least of several tries, and more of them where a busy machine interrupts many.
     let calls = contestant.calls.clamp(4, 1 << 16);
     let (mut once, mut twice) = (f64::INFINITY, f64::INFINITY);
-    for _ in 0..11 {
+    for tries in 1..=100 {
         once = once.min(contestant.turn(calls)?);
         twice = twice.min(2.0 * contestant.turn(2 * calls)?);
+        if tries > 10 && twice > 1.4 * once {
+            return Ok(());
+        }
     }
-    ensure!(twice > 1.4 * once, "{}: twice as many calls take {} times as long", contestant.name, twice / once);
-    Ok(())
+    anyhow::bail!("{}: twice as many calls take only {} times as long", contestant.name, twice / once)
 }
 
 /// Measures a row.
