@@ -35,7 +35,7 @@ mod zero_touch;
 
 pub use error::{Error, Result};
 #[cfg(feature = "torch")]
-pub use pipeline::{Converted, FloatLayer, Prepared, Quantizer, Report};
+pub use pipeline::{Converted, FloatLayer, ModelForm, Prepared, Quantizer, Report};
 
 /// Registers jitquant's operators with libtorch; later calls do nothing.
 ///

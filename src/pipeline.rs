@@ -7,7 +7,7 @@ use crate::ir::{DType, IValue, Module, Node};
 use crate::pass::prepare::{prepare, quantize_recurrent, round_weights, settle_clamps};
 use crate::pass::{
     Coverage, Layer, QuantType, computes_weight, finalize, insert_observers_by_scope, insert_quant_dequant, layer_of,
-    layers,
+    layers, to_native,
 };
 use crate::qconfig::{Part, QConfigDict, QConfigSpec, qconfig_for, unknown_path};
 use crate::watch::step;
@@ -37,6 +37,18 @@ pub struct Quantizer {
     spec: QConfigSpec,
     skip: Vec<String>,
     preserve: Vec<String>,
+    form: ModelForm,
+}
+
+/// Which operators an INT8 model calls.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum ModelForm {
+    /// libtorch's `quantized::` operators: the model runs in any libtorch.
+    #[default]
+    Portable,
+    /// jitquant's own operators on plain bytes ([`to_native`](crate::pass::to_native)): faster and a little more accurate, and
+    /// jitquant has to be loaded where the model runs.
+    Native,
 }
 
 impl Quantizer {
@@ -71,6 +83,12 @@ impl Quantizer {
     /// Keeps a method or an attribute beside `forward` in the converted module, which is frozen otherwise.
     pub fn preserve(mut self, name: impl Into<String>) -> Self {
         self.preserve.push(name.into());
+        self
+    }
+
+    /// Makes a model of this form; portable where it is not said.
+    pub fn form(mut self, form: ModelForm) -> Self {
+        self.form = form;
         self
     }
 
@@ -144,6 +162,7 @@ impl Quantizer {
         Ok(Prepared {
             module: flat,
             quant_type: self.quant_type,
+            form: self.form,
             preserve: self.preserve.clone(),
             qconfigs,
             layers,
@@ -166,6 +185,7 @@ impl Quantizer {
         Ok(Prepared {
             module: observed.clone(),
             quant_type: self.quant_type,
+            form: self.form,
             preserve: self.preserve.clone(),
             qconfigs: default.resolve(observed, self.quant_type)?,
             layers,
@@ -192,6 +212,7 @@ struct PlannedLayer {
 pub struct Prepared {
     module: Module,
     quant_type: QuantType,
+    form: ModelForm,
     preserve: Vec<String>,
     qconfigs: QConfigDict,
     layers: Vec<PlannedLayer>,
@@ -260,6 +281,10 @@ impl Prepared {
                 report.float.first().map_or("nothing is left to say why", |layer| layer.reason.as_str())
             )));
         }
+        let module = match self.form {
+            ModelForm::Portable => module,
+            ModelForm::Native => to_native(&module)?,
+        };
         Ok(Converted { module, report })
     }
 
@@ -318,7 +343,7 @@ fn why_never_quantized(operator: &str, quant_type: QuantType) -> Option<&'static
 /// An INT8 module and what became of its layers.
 #[derive(Debug)]
 pub struct Converted {
-    /// The module, frozen; it uses libtorch's `quantized::` operators and runs without jitquant.
+    /// The module, frozen. In portable form it uses libtorch's `quantized::` operators and runs without jitquant.
     pub module: Module,
     /// What was quantized and what was not.
     pub report: Report,
