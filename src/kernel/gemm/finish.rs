@@ -122,10 +122,10 @@ pub(crate) unsafe fn finish_plain<V: Vector, const ROWS: usize, const STRIPS: us
         if STRIPS >= 4 {
             one_row!(row, 0);
         }
-        if STRIPS & 2 != 0 && row % 2 == 0 {
+        if STRIPS & 2 != 0 && row.is_multiple_of(2) {
             two_rows!(row, STRIPS - STRIPS % 4);
         }
-        if STRIPS & 1 != 0 && row % 4 == 0 {
+        if STRIPS & 1 != 0 && row.is_multiple_of(4) {
             four_rows!(row, STRIPS - 1);
         }
     });
