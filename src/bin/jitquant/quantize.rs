@@ -43,7 +43,8 @@ pub struct Arguments {
     /// When activations' ranges are found.
     #[arg(long, value_enum, default_value_t = Mode::Static)]
     mode: Mode,
-    /// Samples to calibrate with, some hundred that are like those of later use; may be given several times.
+    /// Samples to calibrate with, some hundred that are like those of later use; may be given several times. Dynamic
+    /// quantization can do without, and is more accurate with them where layers stand behind a layer norm.
     #[arg(long, value_name = "DATA", num_args = 1..)]
     calibrate: Vec<PathBuf>,
     /// An array in DATA that is not an input of the model (class labels, say); it is left out.
@@ -128,12 +129,9 @@ pub fn run(arguments: &Arguments) -> Result<()> {
         !needs_data || !arguments.calibrate.is_empty(),
         "static quantization needs samples: --calibrate DATA (or --mode dynamic, which needs none)"
     );
-    if !needs_data && !arguments.calibrate.is_empty() {
-        eprintln!("note: dynamic quantization needs no samples; --calibrate is not used");
-    }
     let mut prepared =
         quantizer.prepare(&module).with_context(|| format!("{} cannot be quantized", arguments.model.display()))?;
-    let samples = if needs_data { arguments.run_calibration(&module, &mut prepared)? } else { 0 };
+    let samples = if !arguments.calibrate.is_empty() { arguments.run_calibration(&module, &mut prepared)? } else { 0 };
     let Converted { module: converted, report } =
         prepared.convert().with_context(|| format!("{} cannot be quantized", arguments.model.display()))?;
     converted.save_with(&arguments.output, &extra)?;
@@ -164,15 +162,16 @@ impl Arguments {
             Some(path) => QConfigSpec::load(path)?,
             None => QConfigSpec::default(),
         };
-        if quant_type == QuantType::Dynamic && (self.observer.is_some() || self.reduce_range) {
-            bail!("--observer and --reduce-range are for static quantization: dynamic ranges are found at run time");
+        let is_dynamic = quant_type == QuantType::Dynamic;
+        if is_dynamic && self.observer.is_some() {
+            bail!("--observer is for static quantization: dynamic ranges are found at run time");
         }
-        if self.observer.is_some() || self.reduce_range {
+        if !is_dynamic && (self.observer.is_some() || self.reduce_range) {
             let kind = self.observer.map_or(ObserverKind::Histogram, Observer::kind);
             let chosen = ObserverConfig { reduce_range: self.reduce_range, ..ObserverConfig::new(kind) };
             spec.default.activation.get_or_insert(chosen);
         }
-        let quantizer = Quantizer::new(quant_type).qconfig(spec);
+        let quantizer = Quantizer::new(quant_type).qconfig(spec).reduce_range(is_dynamic && self.reduce_range);
         let quantizer = self.skip.iter().fold(quantizer, |quantizer, path| quantizer.skip(path));
         Ok(self.preserve.iter().fold(quantizer, |quantizer, name| quantizer.preserve(name)))
     }
