@@ -212,7 +212,8 @@ struct Rows<'g> {
     span: Value<'g>,
 }
 
-/// `(x - min) / (max - min)` of each row before `layer`.
+/// `(x - min) / (max - min)` of each row before `layer`. Only new tensors are changed in place, which spares the pages
+/// that others would first have to touch.
 fn stretch_rows<'g>(layer: Node<'g>, input: Value<'g>) -> Result<Rows<'g>> {
     let last = layer.insert_constant(IValue::int_list([-1]))?;
     let keep = layer.insert_constant(true)?;
@@ -221,7 +222,7 @@ fn stretch_rows<'g>(layer: Node<'g>, input: Value<'g>) -> Result<Rows<'g>> {
     // A row of equal values has no span: it is all in `low`.
     let least = layer.insert_constant(IValue::Double(1e-12))?;
     let span = operator(layer, "aten::clamp_min", &[operator(layer, "aten::sub", &[high, low])?, least])?;
-    let stretched = operator(layer, "aten::div", &[operator(layer, "aten::sub", &[input, low])?, span])?;
+    let stretched = operator(layer, "aten::div_", &[operator(layer, "aten::sub", &[input, low])?, span])?;
     Ok(Rows { stretched, low, span })
 }
 
@@ -309,7 +310,8 @@ impl<'m> Packer<'m> {
         let sums = layer.insert_constant(Tensor::from_slice(&sums, &[outputs])?)?;
         let full_range = layer.insert_constant(false)?;
         let product = operator(layer, "quantized::linear_dynamic", &[rows.stretched, packed, full_range])?;
-        let base = operator(layer, "aten::addcmul", &[bias, rows.low, sums])?;
-        operator(layer, "aten::addcmul", &[base, product, rows.span])
+        let product = operator(layer, "aten::mul_", &[product, rows.span])?;
+        let product = operator(layer, "aten::addcmul_", &[product, rows.low, sums])?;
+        operator(layer, "aten::add_", &[product, bias])
     }
 }
