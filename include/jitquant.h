@@ -616,6 +616,17 @@ jq_status jq_register_prepack_params(struct jq_module *module,
                                      const char *attr_prefix,
                                      struct jq_strings **names);
 
+// Makes libtorch's `quantized::` operators in `module` run on jitquant's kernels: packed weights are replaced one after the
+// other, libtorch's copies are released, and every graph that shares them sees the change at once. Results are at most one
+// quantization step from libtorch's; the module saves as before, into a file that needs no jitquant.
+//
+// How many weights run on jitquant's kernels from now on goes into `*accelerated`; a line for each that stays with libtorch
+// (where it is, its class, why) into `*left`, to be freed with `jq_strings_free`. Either may be null. Any thread, as long as
+// no other one uses the module meanwhile; afterwards as many as like.
+jq_status jq_accelerate(struct jq_module *module,
+                        size_t *accelerated,
+                        struct jq_strings **left);
+
 // Registers the passes of `mask` (a sum of `JQ_PASS_…`) with libtorch's pass manager; those that are registered already
 // stay so. The environment variable `JITQUANT_PASSES` (`prepack,observe`) does the same when the library is loaded.
 //

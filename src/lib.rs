@@ -29,6 +29,8 @@ mod pipeline;
 pub mod plugin;
 #[cfg(feature = "torch")]
 pub mod qconfig;
+#[cfg(feature = "torch")]
+mod replay;
 
 #[cfg(feature = "torch")]
 pub mod watch;

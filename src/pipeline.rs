@@ -14,6 +14,7 @@ use crate::pass::{
     layers,
 };
 use crate::qconfig::{Part, QConfigDict, QConfigSpec, qconfig_for, unknown_path};
+use crate::replay::{self, Replay};
 use crate::watch::step;
 
 /// Quantizes modules: which way, with which observers, and which parts.
@@ -182,6 +183,7 @@ impl Quantizer {
             reduce_range: self.reduce_range,
             qconfigs,
             layers,
+            inputs: Vec::new(),
             batches: 0,
         })
     }
@@ -206,6 +208,7 @@ impl Quantizer {
             reduce_range: self.reduce_range,
             qconfigs: default.resolve(observed, self.quant_type)?,
             layers,
+            inputs: Vec::new(),
             batches: 0,
         })
     }
@@ -234,6 +237,8 @@ pub struct Prepared {
     reduce_range: bool,
     qconfigs: QConfigDict,
     layers: Vec<PlannedLayer>,
+    /// The calibration batches, where they are run again.
+    inputs: Vec<Vec<IValue>>,
     batches: usize,
 }
 
@@ -264,6 +269,9 @@ impl Prepared {
     {
         step("running the model", 0, 0)?;
         let output = self.module.call(METHOD, inputs)?;
+        if self.needs_inputs() {
+            self.inputs.push(inputs.iter().map(IValue::from).collect());
+        }
         self.batches += 1;
         Ok(output)
     }
@@ -279,7 +287,10 @@ impl Prepared {
         step("rounding weights", 0, 3)?;
         let observed = self.module.deep_clone()?;
         settle_clamps(&observed, METHOD).context(|| "removing clamps".into())?;
-        if self.methods.rounding != Rounding::Nearest {
+        let replay = Replay { rounding: self.methods.rounding, bias_correction: self.methods.bias_correction };
+        if self.needs_inputs() && !self.inputs.is_empty() {
+            replay::replay(&observed, METHOD, &self.inputs, replay).context(|| "fitting layers".into())?;
+        } else if self.methods.rounding != Rounding::Nearest {
             round_weights(&observed, METHOD).context(|| "rounding weights".into())?;
         }
         let qconfig = |node: Node<'_>| qconfig_for(&self.qconfigs, &node.scope().ok()?);
@@ -307,6 +318,12 @@ impl Prepared {
             )));
         }
         Ok(Converted { module, report })
+    }
+
+    /// Whether a method runs the model again on the calibration data.
+    fn needs_inputs(&self) -> bool {
+        let methods = &self.methods;
+        self.quant_type == QuantType::Static && (methods.rounding == Rounding::Learned || methods.bias_correction)
     }
 
     fn was_calibrated(&self) -> bool {

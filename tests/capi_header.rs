@@ -8,8 +8,20 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 /// The files of src/capi in the order in which the header has them.
-const PARTS: [&str; 11] =
-    ["status", "buffer", "strings", "value", "module", "report", "quantizer", "node", "passes", "plugin", "zero_touch"];
+const PARTS: [&str; 12] = [
+    "status",
+    "buffer",
+    "strings",
+    "value",
+    "module",
+    "report",
+    "quantizer",
+    "node",
+    "passes",
+    "accelerate",
+    "plugin",
+    "zero_touch",
+];
 const LAST: &str = "log";
 
 fn root() -> PathBuf {

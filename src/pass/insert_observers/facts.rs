@@ -173,6 +173,19 @@ pub(super) fn observed_after_clamp<'g>(clamp: Node<'g>) -> Option<(Value<'g>, Va
     fits.then_some((input, clamp.output(0)?))
 }
 
+/// The relu's output, where `relu` is one that a quantized form of what computes its input takes in, and that input. In a
+/// flat graph this holds for all of them; libtorch's passes ([`observed_after_relu`]) know a convolution with a relu by
+/// its module only, and quantize the negative half of the others' results for nothing.
+pub(super) fn observed_after_fused_relu<'g>(relu: Node<'g>) -> Option<(Value<'g>, Value<'g>)> {
+    let input = relu.input(0)?;
+    let fits = relu.kind().starts_with("aten::")
+        && Operator::of(relu)?.relu == ReluFusion::Relu
+        && Operator::of(input.node())?.forms.iter().any(|form| form.with_relu.is_some())
+        && input.uses().len() == 1
+        && input.node().owning_block() == relu.owning_block();
+    fits.then_some((input, relu.output(0)?))
+}
+
 /// The relu's output, where `relu` is one that fuses with what computes its input, and that input: it is observed
 /// after the relu only.
 pub(super) fn observed_after_relu<'g>(relu: Node<'g>) -> Option<(Value<'g>, Value<'g>)> {

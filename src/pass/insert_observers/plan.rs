@@ -7,7 +7,9 @@
 use std::collections::{HashMap, HashSet};
 
 use super::calls::{CalledGraphs, Callee, callee};
-use super::facts::{Wanted, always_raises, observed_after_clamp, observed_after_relu, passes_from};
+use super::facts::{
+    Wanted, always_raises, observed_after_clamp, observed_after_fused_relu, observed_after_relu, passes_from,
+};
 use crate::error::Result;
 use crate::ir::{Block, Graph, Module, Node, Value};
 use crate::pass::{QuantType, computes_weight};
@@ -164,7 +166,7 @@ impl<'g> Planner<'g, '_> {
                 self.observed_later.insert(before, after);
             }
             if matches!(self.qconfigs, Configuration::ByScope(..))
-                && let Some((before, after)) = observed_after_clamp(*node)
+                && let Some((before, after)) = observed_after_clamp(*node).or_else(|| observed_after_fused_relu(*node))
             {
                 self.observed_later.insert(before, after);
             }

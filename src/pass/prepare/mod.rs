@@ -34,6 +34,8 @@ pub(crate) use lone_linear::{LoneLinear, find_lone_linear, mark_lone_linear};
 pub(crate) use quantize_lone_linear::quantize_lone_linear;
 pub use recurrent::quantize_recurrent;
 pub use round_weights::round_weights;
+pub(crate) use round_weights::{observed_weight, rounded as rounded_by_sums};
+pub(crate) use weight_grid::WeightGrid;
 pub(crate) use weights::path_of_weight;
 pub use weights::weights_as_attributes;
 

@@ -31,7 +31,7 @@ pub fn round_weights(module: &Module, method: &str) -> Result<()> {
 
 /// The observer of a layer's weight and the attribute that the weight is, for layers whose weight has the output
 /// channels first.
-pub(super) fn observed_weight(module: &Module, layer: Node<'_>) -> Option<(Module, String)> {
+pub(crate) fn observed_weight(module: &Module, layer: Node<'_>) -> Option<(Module, String)> {
     if !matches!(layer.kind(), "aten::conv1d" | "aten::conv2d" | "aten::conv3d" | "aten::linear") {
         return None;
     }
@@ -43,7 +43,7 @@ pub(super) fn observed_weight(module: &Module, layer: Node<'_>) -> Option<(Modul
 }
 
 /// The weight on the grid that its observer gives, so that errors cancel; `None` where the grid is not symmetric.
-pub(super) fn rounded(weight: &Tensor, observer: &Module) -> Result<Option<Tensor>> {
+pub(crate) fn rounded(weight: &Tensor, observer: &Module) -> Result<Option<Tensor>> {
     let grid = WeightGrid::of(weight, observer)?;
     let Ok(mut values) = weight.to_vec::<f32>() else { return Ok(None) };
     if !grid.is_symmetric || values.is_empty() {

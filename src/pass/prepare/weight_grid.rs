@@ -7,7 +7,7 @@ use crate::ir::{IValue, Module, Tensor};
 const QINT8: i64 = 12;
 
 /// The grid of int8 values that a weight is rounded to.
-pub(super) struct WeightGrid {
+pub(crate) struct WeightGrid {
     /// One step, for the whole weight or for each output channel.
     pub scales: Vec<f32>,
     /// The observer's scale and zero point.
