@@ -3,8 +3,9 @@
 use std::collections::BTreeMap;
 
 use crate::error::{Context, Error, Result};
-use crate::ir::{DType, IValue, Module, Node};
+use crate::ir::{DType, IValue, Module, Node, Tensor};
 use crate::methods::{Methods, Rounding};
+use crate::observer::UNSET;
 use crate::pass::prepare::{
     LoneLinear, find_lone_linear, mark_lone_linear, prepare, quantize_lone_linear, quantize_recurrent, round_weights,
     settle_clamps,
@@ -286,13 +287,23 @@ impl Prepared {
         }
         step("rounding weights", 0, 3)?;
         let observed = self.module.deep_clone()?;
-        settle_clamps(&observed, METHOD).context(|| "removing clamps".into())?;
+        if self.methods.equalize && !self.inputs.is_empty() {
+            if replay::equalize(&observed, METHOD, &self.inputs).context(|| "equalizing channels".into())? {
+                forget_observations(&observed)?;
+                for batch in &self.inputs {
+                    observed.call::<IValue>(METHOD, batch)?;
+                }
+            }
+        }
         let replay = Replay { rounding: self.methods.rounding, bias_correction: self.methods.bias_correction };
-        if self.needs_inputs() && !self.inputs.is_empty() {
+        // Before clamps go: the float run needs them.
+        let fits = replay.bias_correction || replay.rounding == Rounding::Learned;
+        if fits && !self.inputs.is_empty() {
             replay::replay(&observed, METHOD, &self.inputs, replay).context(|| "fitting layers".into())?;
         } else if self.methods.rounding != Rounding::Nearest {
             round_weights(&observed, METHOD).context(|| "rounding weights".into())?;
         }
+        settle_clamps(&observed, METHOD).context(|| "removing clamps".into())?;
         let qconfig = |node: Node<'_>| qconfig_for(&self.qconfigs, &node.scope().ok()?);
         quantize_lone_linear(&observed, METHOD, self.quant_type, self.methods.smooth, qconfig)?;
         if self.quant_type == QuantType::Dynamic {
@@ -323,7 +334,8 @@ impl Prepared {
     /// Whether a method runs the model again on the calibration data.
     fn needs_inputs(&self) -> bool {
         let methods = &self.methods;
-        self.quant_type == QuantType::Static && (methods.rounding == Rounding::Learned || methods.bias_correction)
+        self.quant_type == QuantType::Static
+            && (methods.equalize || methods.rounding == Rounding::Learned || methods.bias_correction)
     }
 
     fn was_calibrated(&self) -> bool {
@@ -422,6 +434,24 @@ fn separate_from_branches(observed: &Module) -> Result<()> {
     for call in graph.all_nodes().into_iter().filter(|node| node.kind() == "prim::CallMethod") {
         if let Some(value) = call.input(1).filter(|value| value.node().kind() == "prim::If") {
             call.replace_input(1, call.insert_operator("aten::detach", &[value])?)?;
+        }
+    }
+    Ok(())
+}
+
+/// Brings all observers back to where they have seen nothing.
+fn forget_observations(observed: &Module) -> Result<()> {
+    for (_, observer) in observed.modules().into_iter().filter(|(path, _)| is_observer(path)) {
+        for (name, start) in [("min_val", UNSET.0), ("max_val", UNSET.1), ("histogram", 0.0)] {
+            let Ok(IValue::Tensor(state)) = observer.attribute(name) else { continue };
+            let fresh = match (name, &state.shape()[..]) {
+                ("histogram", shape) | (_, shape @ []) => {
+                    Tensor::from_slice(&vec![start; shape.iter().product::<i64>() as usize], shape)?
+                }
+                // Per channel: as many as the next tensor has.
+                _ => Tensor::from_slice::<f32>(&[], &[0])?,
+            };
+            observer.set_attribute(name, &fresh.into())?;
         }
     }
     Ok(())

@@ -6,6 +6,7 @@ use crate::ir::{IValue, Module, Node, Tensor};
 use crate::pass::prepare::{WeightGrid, observed_weight, rounded_by_sums};
 
 /// A convolution or a linear layer whose weight is observed.
+#[derive(Clone)]
 pub(super) struct Layer<'g> {
     pub node: Node<'g>,
     /// The attribute that its weight is.

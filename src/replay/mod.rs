@@ -4,12 +4,14 @@
 //! Observers are taken for what they will become: activations are quantized and dequantized with the range that was
 //! found. What a layer takes in the quantized run has the errors of all layers before it.
 
+mod equalize;
 mod layer;
 mod learned_rounding;
 mod solver;
 
 use std::collections::{HashMap, HashSet};
 
+pub(crate) use self::equalize::equalize;
 use self::layer::Layer;
 use self::solver::Solver;
 use crate::error::{Context, Error, Result};

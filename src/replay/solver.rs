@@ -54,6 +54,10 @@ def mean_error(self, x: Tensor, q: Tensor, axis: int) -> Tensor:
     error = (q - x).transpose(axis, -1)
     return error.reshape([-1, error.size(-1)]).mean([0])
 
+def channel_ranges(self, x: Tensor) -> Tuple[Tensor, Tensor]:
+    by_channel = x.transpose(0, 1).reshape([x.size(1), -1])
+    return by_channel.amin([1]), by_channel.amax([1])
+
 def windows(self, x: Tensor, kernel: List[int], dilation: List[int], padding: List[int], stride: List[int], groups: int, rows: int) -> Tensor:
     found = []
     per_image = max(1, rows // x.size(0))
@@ -126,6 +130,13 @@ def prepare(self, gram: Tensor, cross: Tensor, weight: Tensor, damping: float) -
     pub fn mean_error(&self, float: &IValue, quantized: &IValue, channel_axis: i64) -> Result<Vec<f32>> {
         let mean = self.code.call("mean_error", &[float.clone(), quantized.clone(), IValue::Int(channel_axis)])?;
         Tensor::try_from(mean)?.to_f32_vec()
+    }
+
+    /// The smallest and largest value of each channel of `x`, the channels being dimension 1.
+    pub fn channel_ranges(&self, x: &IValue) -> Result<Vec<(f32, f32)>> {
+        let ranges = self.code.call::<IValue>("channel_ranges", std::slice::from_ref(x))?;
+        let [min, max] = ranges.tensors()[..] else { return Err(Error::invalid("channel_ranges gives two tensors")) };
+        Ok(std::iter::zip(min.to_f32_vec()?, max.to_f32_vec()?).collect())
     }
 
     /// Some `rows` of the windows that a layer sees in `x`, groups x rows x (columns + 1); without a window, the rows of
