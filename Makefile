@@ -6,7 +6,7 @@ quiet := $(shell test -t 2 || echo --quiet)
 
 PREFIX ?= /usr/local
 
-.PHONY: help setup demo install test models bench clean distclean
+.PHONY: help setup demo install test models bench accuracy clean distclean
 .NOTPARALLEL:
 
 help: ## Lists what can be made (the default).
@@ -32,6 +32,10 @@ models: setup ## Exports larger real models into models/, with a Python and torc
 
 bench: setup ## Measures jitquant's kernels against libtorch's engines (bench.json has the figures; not part of the tests).
 	@scripts/step.sh "make bench" cargo bench $(quiet) --bench libtorch -- --json bench.json
+
+accuracy: models ## Quantizes the models of `make models` and prints what they keep (accuracy.json has the figures).
+	@scripts/step.sh "cargo build" cargo build $(quiet) --bin jitquant
+	@$(or $(JITQUANT_MODELS_VENV),.venv-models)/bin/python scripts/accuracy/accuracy.py target/debug/jitquant models accuracy.json
 
 clean: ## Removes what was built, and the demo's output.
 	@cargo clean

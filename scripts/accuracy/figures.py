@@ -3,9 +3,7 @@
 Run by the Python that `make models` sets up, on stock PyTorch: nothing of jitquant takes part.
 """
 
-import json
 import math
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -48,16 +46,3 @@ def compare(float_: Tensor, int8: Tensor, kind: str) -> dict[str, float]:
         return {"cosine": float(cosine), "same_nearest": float(same)}
     return {"sqnr_db": sqnr_db(float_, int8), "top1": top1(float_, int8)}
 
-
-if __name__ == "__main__":
-    kind, float_model, int8_model, data, samples = sys.argv[1:6]
-    torch.set_num_threads(2)
-    arrays = load_arrays(Path(data), int(samples))
-    batch = 50 if kind == "sentences" else 33
-    cache = Path("/tmp/acc") / f"ref_{Path(float_model).stem}_{samples}.pt"
-    if cache.exists():
-        ref = torch.load(cache)
-    else:
-        ref = outputs(Path(float_model), arrays, batch)
-        torch.save(ref, cache)
-    print(json.dumps(compare(ref, outputs(Path(int8_model), arrays, batch), kind)))
