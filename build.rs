@@ -14,7 +14,7 @@ mod torch {
         let libtorch = locate();
         let include = libtorch.join("include");
         let mut build = cxx_build::bridges(["src/ir/ffi.rs", "src/observer/operators.rs", "src/engine/bridge.rs"]);
-        for file in ["graph", "host", "module", "observers", "packed", "plugin"] {
+        for file in ["graph", "host", "module", "native_elements", "native_layers", "observers", "packed", "plugin"] {
             build.file(format!("cpp/{file}.cpp"));
         }
         build

@@ -10,6 +10,8 @@
 
 #include <algorithm>
 #include <limits>
+#include <mutex>
+#include <unordered_map>
 
 #include "weights.h"
 
@@ -38,6 +40,36 @@ void set_stock_engine(rust::Str name) {
     if (c10::toString(engine) == text(name))
       return at::globalContext().setQEngine(engine);
   TORCH_CHECK_VALUE(false, "libtorch has no quantized engine '", text(name), "'");
+}
+
+rust::Vec<int64_t> list_of(c10::IntArrayRef numbers) {
+  rust::Vec<int64_t> copied;
+  std::copy(numbers.begin(), numbers.end(), std::back_inserter(copied));
+  return copied;
+}
+
+// The zero points for the kernels: none where all are 0.
+static at::Tensor kernel_zero_points(const WeightScheme &scheme) {
+  at::Tensor zero_points = scheme.zero_points.to(c10::kInt);
+  return zero_points.count_nonzero().item<int64_t>() == 0 ? zero_points.slice(0, 0, 0) : zero_points;
+}
+
+c10::intrusive_ptr<LinearLayer> make_linear_layer(const at::Tensor &weight, WeightScheme scheme,
+                                                  std::optional<at::Tensor> bias) {
+  auto packed = in_rust([&] {
+    return linear_weight(values<int8_t>(weight), weight.size(0), weight.size(1),
+                         values<float>(scheme.scales.to(c10::kFloat)), values<int32_t>(kernel_zero_points(scheme)));
+  });
+  return c10::make_intrusive<LinearLayer>(std::move(packed), std::move(scheme), std::move(bias));
+}
+
+c10::intrusive_ptr<ConvolutionLayer> make_conv_layer(const at::Tensor &weight, WeightScheme scheme,
+                                                     std::optional<at::Tensor> bias, ConvolutionSizes sizes) {
+  auto packed = in_rust([&] {
+    return convolution_weight(values<int8_t>(weight), sizes, values<float>(scheme.scales.to(c10::kFloat)),
+                              values<int32_t>(kernel_zero_points(scheme)));
+  });
+  return c10::make_intrusive<ConvolutionLayer>(std::move(packed), std::move(scheme), std::move(bias), std::move(sizes));
 }
 
 namespace {
@@ -84,12 +116,6 @@ WeightScheme scheme_of(const Tensor &weight) {
   return scheme;
 }
 
-// The zero points for the kernels: none where all are 0.
-Tensor kernel_zero_points(const WeightScheme &scheme) {
-  Tensor zero_points = scheme.zero_points.to(c10::kInt);
-  return zero_points.count_nonzero().item<int64_t>() == 0 ? zero_points.slice(0, 0, 0) : zero_points;
-}
-
 template <class Weight> Tensor unpacked(const Layer<Weight> &layer) {
   const WeightScheme &scheme = layer.scheme;
   auto options = at::TensorOptions().dtype(c10::kQInt8);
@@ -118,13 +144,10 @@ public:
     WeightScheme scheme = scheme_of(weight);
     TORCH_CHECK(weight.dim() == 2 && scheme.axis <= 0, "a weight of sizes ", weight.sizes(), " with scales along axis ",
                 scheme.axis, "; [outputs, inputs] and axis 0 are accepted");
-    auto packed = in_rust([&] {
-      return linear_weight(values<int8_t>(weight), weight.size(0), weight.size(1),
-                           values<float>(scheme.scales.to(c10::kFloat)), values<int32_t>(kernel_zero_points(scheme)));
-    });
-    return c10::make_intrusive<Linear>(
-        c10::make_intrusive<LinearLayer>(std::move(packed), std::move(scheme), std::move(bias)));
+    return c10::make_intrusive<Linear>(make_linear_layer(weight, std::move(scheme), std::move(bias)));
   }
+
+  const c10::intrusive_ptr<LinearLayer> &layer() const { return layer_; }
 
   Tensor apply(Tensor input, double scale, int64_t zero_point) override {
     return quantized(input, scale, zero_point, false);
@@ -241,12 +264,6 @@ private:
 
 std::vector<int64_t> numbers(const torch::List<int64_t> &list) { return list.vec(); }
 
-rust::Vec<int64_t> for_rust(c10::IntArrayRef numbers) {
-  rust::Vec<int64_t> copied;
-  std::copy(numbers.begin(), numbers.end(), std::back_inserter(copied));
-  return copied;
-}
-
 // Stands in for libtorch's packed convolution weights of `N` spatial dimensions.
 template <int N> class Convolution final : public ConvPackedParamsBase<N> {
 public:
@@ -259,22 +276,20 @@ public:
     TORCH_CHECK(scheme.axis < 0 ||
                     (scheme.axis == (stock.transpose() ? 1 : 0) && (!stock.transpose() || stock.groups() == 1)),
                 "its scales are along axis ", scheme.axis, " of the weight, which is not that of the output channels");
-    ConvolutionSizes sizes{for_rust(weight.sizes()),
-                           for_rust(numbers(stock.stride())),
-                           for_rust(numbers(stock.padding())),
-                           for_rust(numbers(stock.dilation())),
-                           for_rust(numbers(stock.output_padding())),
+    ConvolutionSizes sizes{list_of(weight.sizes()),
+                           list_of(numbers(stock.stride())),
+                           list_of(numbers(stock.padding())),
+                           list_of(numbers(stock.dilation())),
+                           list_of(numbers(stock.output_padding())),
                            stock.groups(),
                            stock.transpose()};
     if (sizes.output_padding.empty())
-      sizes.output_padding = for_rust(std::vector<int64_t>(N, 0));
-    auto packed = in_rust([&] {
-      return convolution_weight(values<int8_t>(weight), sizes, values<float>(scheme.scales.to(c10::kFloat)),
-                                values<int32_t>(kernel_zero_points(scheme)));
-    });
+      sizes.output_padding = list_of(std::vector<int64_t>(N, 0));
     return c10::make_intrusive<Convolution>(
-        c10::make_intrusive<ConvolutionLayer>(std::move(packed), std::move(scheme), std::move(bias), std::move(sizes)));
+        make_conv_layer(weight, std::move(scheme), std::move(bias), std::move(sizes)));
   }
+
+  const c10::intrusive_ptr<ConvolutionLayer> &layer() const { return layer_; }
 
   Tensor apply(const Tensor &input, double scale, int64_t zero_point) override {
     return quantized(input, scale, zero_point, false);
@@ -434,6 +449,50 @@ void object_replace(const Objects &objects, size_t index) {
     replace_in_cell(object);
   else
     TORCH_CHECK(false, "libtorch's kernels look up embeddings");
+}
+
+// The native layer of each packed parameter that was asked for, as long as that lives: repacked once, shared by all.
+template <class Packed, class Made> class Shared {
+public:
+  template <class Make> c10::intrusive_ptr<Made> of(const c10::intrusive_ptr<Packed> &packed, const Make &make) {
+    std::lock_guard<std::mutex> turn(mutex_);
+    auto found = known_.find(packed.get());
+    // An address may come again after its object is gone.
+    if (found != known_.end() && !found->second.first.expired())
+      return found->second.second;
+    for (auto i = known_.begin(); i != known_.end();)
+      i = i->second.first.expired() ? known_.erase(i) : std::next(i);
+    c10::intrusive_ptr<Made> layer = make();
+    known_.insert_or_assign(packed.get(), std::pair(c10::weak_intrusive_ptr<Packed>(packed), layer));
+    return layer;
+  }
+
+private:
+  std::mutex mutex_;
+  std::unordered_map<Packed *, std::pair<c10::weak_intrusive_ptr<Packed>, c10::intrusive_ptr<Made>>> known_;
+};
+
+c10::intrusive_ptr<LinearLayer> linear_layer_of(const c10::intrusive_ptr<LinearPackedParamsBase> &packed) {
+  if (auto *ours = dynamic_cast<Linear *>(packed.get()))
+    return ours->layer();
+  static auto *shared = new Shared<LinearPackedParamsBase, LinearLayer>;
+  return shared->of(packed, [&] { return our_linear(*packed)->layer(); });
+}
+
+template <int N>
+static c10::intrusive_ptr<ConvolutionLayer> conv_layer_of(const c10::intrusive_ptr<ConvPackedParamsBase<N>> &packed) {
+  if (auto *ours = dynamic_cast<Convolution<N> *>(packed.get()))
+    return ours->layer();
+  static auto *shared = new Shared<ConvPackedParamsBase<N>, ConvolutionLayer>;
+  return shared->of(packed, [&] { return Convolution<N>::pack(*packed)->layer(); });
+}
+
+c10::intrusive_ptr<ConvolutionLayer> conv2d_layer_of(const c10::intrusive_ptr<ConvPackedParamsBase<2>> &packed) {
+  return conv_layer_of<2>(packed);
+}
+
+c10::intrusive_ptr<ConvolutionLayer> conv3d_layer_of(const c10::intrusive_ptr<ConvPackedParamsBase<3>> &packed) {
+  return conv_layer_of<3>(packed);
 }
 
 } // namespace jitquant

@@ -23,4 +23,7 @@ rust::String objects_class(const Objects &objects, size_t index);
 bool object_is_ours(const Objects &objects, size_t index);
 void object_replace(const Objects &objects, size_t index);
 
+void keep_native_layers();
+void keep_native_elements();
+
 } // namespace jitquant

@@ -3,6 +3,7 @@
 
 #include <ATen/ATen.h>
 #include <ATen/core/ivalue.h>
+#include <ATen/native/quantized/PackedParams.h>
 
 #include "rust/cxx.h"
 #include "tensors.h"
@@ -52,5 +53,18 @@ struct ConvolutionLayer : Layer<ConvolutionWeight> {
 
   ConvolutionSizes convolution;
 };
+
+rust::Vec<int64_t> list_of(c10::IntArrayRef numbers);
+
+// Packs a contiguous weight.
+c10::intrusive_ptr<LinearLayer> make_linear_layer(const at::Tensor &weight, WeightScheme scheme,
+                                                  std::optional<at::Tensor> bias);
+c10::intrusive_ptr<ConvolutionLayer> make_conv_layer(const at::Tensor &weight, WeightScheme scheme,
+                                                     std::optional<at::Tensor> bias, ConvolutionSizes sizes);
+
+// The native layer of packed parameters, libtorch's or ours.
+c10::intrusive_ptr<LinearLayer> linear_layer_of(const c10::intrusive_ptr<LinearPackedParamsBase> &packed);
+c10::intrusive_ptr<ConvolutionLayer> conv2d_layer_of(const c10::intrusive_ptr<ConvPackedParamsBase<2>> &packed);
+c10::intrusive_ptr<ConvolutionLayer> conv3d_layer_of(const c10::intrusive_ptr<ConvPackedParamsBase<3>> &packed);
 
 } // namespace jitquant

@@ -41,7 +41,7 @@ pub use error::{Error, Result};
 #[cfg(feature = "torch")]
 pub use methods::{Methods, Rounding};
 #[cfg(feature = "torch")]
-pub use pipeline::{Converted, FloatLayer, Prepared, Quantizer, Report};
+pub use pipeline::{Converted, FloatLayer, ModelForm, Prepared, Quantizer, Report};
 
 /// Registers jitquant's operators with libtorch; later calls do nothing.
 ///
@@ -53,6 +53,7 @@ pub use pipeline::{Converted, FloatLayer, Prepared, Quantizer, Report};
 #[cfg(feature = "torch")]
 pub fn init() -> Result<()> {
     observer::keep_observer_operators();
+    engine::keep_native_operators();
     match ir::ffi::bridge::host_refusal() {
         "" => Ok(()),
         refusal => Err(Error::Host(refusal.to_owned())),

@@ -12,7 +12,7 @@ use crate::pass::prepare::{
 };
 use crate::pass::{
     Coverage, Layer, QuantType, computes_weight, finalize, insert_observers_by_scope, insert_quant_dequant, layer_of,
-    layers,
+    layers, to_native,
 };
 use crate::qconfig::{Part, QConfigDict, QConfigSpec, qconfig_for, unknown_path};
 use crate::replay::{self, Replay};
@@ -44,6 +44,18 @@ pub struct Quantizer {
     skip: Vec<String>,
     preserve: Vec<String>,
     reduce_range: bool,
+    form: ModelForm,
+}
+
+/// Which operators an INT8 model calls.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum ModelForm {
+    /// libtorch's `quantized::` operators: the model runs in any libtorch.
+    #[default]
+    Portable,
+    /// jitquant's own operators on plain bytes ([`to_native`](crate::pass::to_native)): faster and a little more accurate, and
+    /// jitquant has to be loaded where the model runs.
+    Native,
 }
 
 impl Quantizer {
@@ -91,6 +103,12 @@ impl Quantizer {
     /// saturate. (In static quantization it is an option of the observer.)
     pub fn reduce_range(mut self, on: bool) -> Self {
         self.reduce_range = on;
+        self
+    }
+
+    /// Makes a model of this form; portable where it is not said.
+    pub fn form(mut self, form: ModelForm) -> Self {
+        self.form = form;
         self
     }
 
@@ -179,6 +197,7 @@ impl Quantizer {
         Ok(Prepared {
             module: flat,
             quant_type: self.quant_type,
+            form: self.form,
             preserve: self.preserve.clone(),
             methods: methods.clone(),
             reduce_range: self.reduce_range,
@@ -204,6 +223,7 @@ impl Quantizer {
         Ok(Prepared {
             module: observed.clone(),
             quant_type: self.quant_type,
+            form: self.form,
             preserve: self.preserve.clone(),
             methods: self.spec.methods.clone(),
             reduce_range: self.reduce_range,
@@ -233,6 +253,7 @@ struct PlannedLayer {
 pub struct Prepared {
     module: Module,
     quant_type: QuantType,
+    form: ModelForm,
     preserve: Vec<String>,
     methods: Methods,
     reduce_range: bool,
@@ -328,6 +349,10 @@ impl Prepared {
                 report.float.first().map_or("nothing is left to say why", |layer| layer.reason.as_str())
             )));
         }
+        let module = match self.form {
+            ModelForm::Portable => module,
+            ModelForm::Native => to_native(&module)?,
+        };
         Ok(Converted { module, report })
     }
 
@@ -393,7 +418,7 @@ fn why_never_quantized(operator: &str, quant_type: QuantType) -> Option<&'static
 /// An INT8 module and what became of its layers.
 #[derive(Debug)]
 pub struct Converted {
-    /// The module, frozen; it uses libtorch's `quantized::` operators and runs without jitquant.
+    /// The module, frozen. In portable form it uses libtorch's `quantized::` operators and runs without jitquant.
     pub module: Module,
     /// What was quantized and what was not.
     pub report: Report,

@@ -1,7 +1,13 @@
 //! The bridge between packed parameters (`cpp/packed.cpp`) and the kernels.
 
 use super::conv::{ConvolutionWeight, convolution_weight};
+use super::elementwise::{
+    add_u8, clamp_u8, dequantize_channels, dequantize_u8, lookup_u8, mul_u8, quantize_channels, quantize_u8,
+    requantize_u8, tabulate,
+};
 use super::linear::{LinearWeight, linear_weight};
+use super::norm::{batch_norm_u8, group_norm_u8, layer_norm_u8, softmax_u8};
+use super::pool::{adaptive_avg_pool_u8, avg_pool_u8, max_pool_u8, pool_sizes};
 use super::threads::{Tasks, run_task};
 
 #[cxx::bridge(namespace = "jitquant")]
@@ -55,6 +61,16 @@ pub(crate) mod ffi {
         output_padding: Vec<i64>,
         groups: i64,
         transposed: bool,
+    }
+
+    /// A pooling window, a number for each spatial dimension; an empty dilation is 1.
+    #[derive(Clone, Copy, Debug)]
+    struct PoolWindow<'a> {
+        kernel: &'a [i64],
+        stride: &'a [i64],
+        padding: &'a [i64],
+        dilation: &'a [i64],
+        ceil_mode: bool,
     }
 
     extern "Rust" {
@@ -146,8 +162,118 @@ pub(crate) mod ffi {
         ) -> Result<()>;
     }
 
+    // Operators without weights. Slices are tensors in the order of their memory; sizes are `[batch, channels, ...]`.
+    #[allow(clippy::too_many_arguments)]
+    extern "Rust" {
+        fn quantize_u8(x: &[f32], to: Affine, out: &mut [u8]) -> Result<()>;
+        fn dequantize_u8(x: &[u8], from: Affine, out: &mut [f32]) -> Result<()>;
+        fn requantize_u8(x: &[u8], from: Affine, to: Affine, out: &mut [u8]) -> Result<()>;
+        fn quantize_channels(
+            x: &[f32],
+            sizes: &[i64],
+            axis: i64,
+            scales: &[f32],
+            zero_points: &[i32],
+            out: &mut [i8],
+        ) -> Result<()>;
+        fn dequantize_channels(
+            x: &[i8],
+            sizes: &[i64],
+            axis: i64,
+            scales: &[f32],
+            zero_points: &[i32],
+            out: &mut [f32],
+        ) -> Result<()>;
+        fn clamp_u8(x: &[u8], min: i64, max: i64, out: &mut [u8]) -> Result<()>;
+        fn lookup_u8(x: &[u8], table: &[u8], out: &mut [u8]) -> Result<()>;
+        /// The table of the function `name`.
+        fn tabulate(name: &str, parameters: &[f64], from: Affine, to: Affine, table: &mut [u8]) -> Result<()>;
+        fn add_u8(
+            a: &[u8],
+            a_affine: Affine,
+            b: &[u8],
+            b_affine: Affine,
+            to: Affine,
+            min: i64,
+            max: i64,
+            out: &mut [u8],
+        ) -> Result<()>;
+        fn mul_u8(
+            a: &[u8],
+            a_affine: Affine,
+            b: &[u8],
+            b_affine: Affine,
+            to: Affine,
+            min: i64,
+            max: i64,
+            out: &mut [u8],
+        ) -> Result<()>;
+
+        /// The three spatial sizes of a pooled image.
+        fn pool_sizes(sizes: &[i64], window: PoolWindow) -> Result<Vec<i64>>;
+        fn max_pool_u8(x: &[u8], sizes: &[i64], window: PoolWindow, out: &mut [u8]) -> Result<()>;
+        fn avg_pool_u8(
+            x: &[u8],
+            sizes: &[i64],
+            zero_point: i64,
+            window: PoolWindow,
+            count_include_pad: bool,
+            divisor: i64,
+            out: &mut [u8],
+        ) -> Result<()>;
+        fn adaptive_avg_pool_u8(
+            x: &[u8],
+            sizes: &[i64],
+            zero_point: i64,
+            out_sizes: &[i64],
+            out: &mut [u8],
+        ) -> Result<()>;
+
+        fn softmax_u8(x: &[u8], scale: f64, columns: i64, to: Affine, out: &mut [u8]) -> Result<()>;
+        fn layer_norm_u8(
+            x: &[u8],
+            from: Affine,
+            columns: i64,
+            weight: &[f32],
+            bias: &[f32],
+            eps: f64,
+            to: Affine,
+            out: &mut [u8],
+        ) -> Result<()>;
+        fn group_norm_u8(
+            x: &[u8],
+            from: Affine,
+            sizes: &[i64],
+            groups: i64,
+            weight: &[f32],
+            bias: &[f32],
+            eps: f64,
+            to: Affine,
+            out: &mut [u8],
+        ) -> Result<()>;
+        /// `layout`: how many lie before the channels, channels, and behind them.
+        fn batch_norm_u8(
+            x: &[u8],
+            from: Affine,
+            layout: &[i64],
+            weight: &[f32],
+            bias: &[f32],
+            mean: &[f32],
+            var: &[f32],
+            eps: f64,
+            to: Affine,
+            min: i64,
+            max: i64,
+            out: &mut [u8],
+        ) -> Result<()>;
+    }
+
     unsafe extern "C++" {
         include!("packed.h");
+
+        /// Refers to the files that register the native operators, so that they are linked.
+        fn keep_native_layers();
+        fn keep_native_elements();
 
         type IValue = crate::ir::ffi::bridge::IValue;
         type Objects;

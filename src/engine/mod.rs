@@ -3,14 +3,26 @@
 //! libtorch's quantized layers hold their weights in objects with virtual functions (`LinearPackedParamsBase`,
 //! `ConvPackedParamsBase<2>`, `<3>`), and the operators call those. [`accelerate`] puts objects of our own classes in
 //! their place; a module that holds them is saved as before, into a file that any libtorch reads.
+//!
+//! Beside them there are operators of our own in namespace `jitquant`, on plain `uint8` tensors, with scales and zero points as
+//! arguments: `docs/operators.md` lists them. [`pass::to_native`](crate::pass::to_native) rewrites a model into them.
 
 mod accelerate;
 mod bridge;
 mod channels;
 mod conv;
+mod elementwise;
 mod linear;
+mod norm;
+mod pool;
 mod stock;
 mod threads;
 
 pub use accelerate::{Accelerated, LeftOut, accelerate};
 pub use stock::{stock_engine, stock_engines, with_stock_engine};
+
+/// Keeps the files that register native operators in whatever links the library.
+pub(crate) fn keep_native_operators() {
+    bridge::ffi::keep_native_layers();
+    bridge::ffi::keep_native_elements();
+}

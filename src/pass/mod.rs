@@ -8,6 +8,7 @@ mod fuse_linear;
 mod insert_observers;
 mod insert_quant_dequant;
 mod layers;
+mod native;
 mod on_device;
 pub mod op_table;
 pub mod prepare;
@@ -24,6 +25,8 @@ pub(crate) use insert_observers::{insert_observers_by_scope, observed_in_graph};
 pub use insert_quant_dequant::insert_quant_dequant;
 pub use layers::{Coverage, Layer, layer_operator, layers, source_of};
 pub(crate) use layers::{computes_weight, layer_of};
+pub(crate) use native::rewrite_executed;
+pub use native::{stock_operators, to_native};
 pub use on_device::{finalize_on_device_ptq, insert_observers_for_on_device_ptq, insert_quant_dequant_on_device_ptq};
 pub use register_prepack_params::register_prepack_params;
 

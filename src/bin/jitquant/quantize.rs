@@ -10,7 +10,7 @@ use jitquant::ir::Module;
 use jitquant::observer::{ObserverConfig, ObserverKind};
 use jitquant::pass::QuantType;
 use jitquant::qconfig::QConfigSpec;
-use jitquant::{Converted, Prepared, Quantizer, Report, Rounding};
+use jitquant::{Converted, ModelForm, Prepared, Quantizer, Report, Rounding};
 use serde::Serialize;
 
 use crate::data::{DATA_HELP, ImageOptions};
@@ -43,6 +43,9 @@ pub struct Arguments {
     /// When activations' ranges are found.
     #[arg(long, value_enum, default_value_t = Mode::Static)]
     mode: Mode,
+    /// Which operators the INT8 model calls.
+    #[arg(long, value_enum, default_value_t = Form::Portable)]
+    form: Form,
     /// Samples to calibrate with, some hundred that are like those of later use; may be given several times. Dynamic
     /// quantization can do without, and is more accurate with them where layers stand behind a layer norm.
     #[arg(long, value_name = "DATA", num_args = 1..)]
@@ -102,6 +105,14 @@ enum Mode {
     Static,
     /// Ranges are found when the model runs.
     Dynamic,
+}
+
+#[derive(Clone, Copy, ValueEnum)]
+enum Form {
+    /// libtorch's own: the model runs in any libtorch.
+    Portable,
+    /// jitquant's: faster, and libjitquant.so has to be loaded where the model runs.
+    Native,
 }
 
 #[derive(Clone, Copy, ValueEnum)]
@@ -220,7 +231,12 @@ impl Arguments {
             let chosen = ObserverConfig { reduce_range: self.reduce_range, ..ObserverConfig::new(kind) };
             spec.default.activation.get_or_insert(chosen);
         }
-        let quantizer = Quantizer::new(quant_type).qconfig(spec).reduce_range(is_dynamic && self.reduce_range);
+        let form = match self.form {
+            Form::Portable => ModelForm::Portable,
+            Form::Native => ModelForm::Native,
+        };
+        let quantizer =
+            Quantizer::new(quant_type).qconfig(spec).form(form).reduce_range(is_dynamic && self.reduce_range);
         let quantizer = self.skip.iter().fold(quantizer, |quantizer, path| quantizer.skip(path));
         Ok(self.preserve.iter().fold(quantizer, |quantizer, name| quantizer.preserve(name)))
     }

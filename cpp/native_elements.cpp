@@ -1,0 +1,462 @@
+// Native operators without weights, on plain uint8 tensors: element-wise ones, pooling, norms.
+#include <ATen/ATen.h>
+
+#include "library.h"
+#include "packed.h"
+#include "tensors.h"
+
+#include "jitquant/src/engine/bridge.rs.h"
+
+namespace jitquant {
+
+namespace {
+
+using at::Tensor;
+using Sizes = rust::Slice<const int64_t>;
+
+void check(const Tensor &x, c10::ScalarType type, const char *op) {
+  TORCH_CHECK(x.scalar_type() == type && x.is_cpu(), op, ": an input is ", x.toString(), "; a tensor of ", type,
+              " on the CPU is accepted");
+}
+
+Sizes sizes_of(const Tensor &x) { return {x.sizes().data(), x.sizes().size()}; }
+Sizes sizes_of(c10::IntArrayRef numbers) { return {numbers.data(), numbers.size()}; }
+
+// The tensor itself where its memory has no gaps, else a copy; its elements can be taken in the order of memory.
+Tensor dense(const Tensor &x) { return x.is_non_overlapping_and_dense() ? x : x.contiguous(); }
+
+// --- element-wise ---
+
+template <class From, class To, class Run>
+Tensor mapped(const Tensor &x, c10::ScalarType from, c10::ScalarType to, const char *op, const Run &run) {
+  check(x, from, op);
+  Tensor given = dense(x), output = at::empty_like(given, given.options().dtype(to));
+  in_rust([&] { run(values<From>(given), writable<To>(output)); });
+  return output;
+}
+
+using Bytes = rust::Slice<const uint8_t>;
+using BytesOut = rust::Slice<uint8_t>;
+
+Tensor quantize(const Tensor &x, double scale, int64_t zero_point) {
+  return mapped<float, uint8_t>(x, c10::kFloat, c10::kByte, "jitquant::quantize",
+                                [&](rust::Slice<const float> x, BytesOut out) {
+                                  quantize_u8(x, {scale, zero_point}, out);
+                                });
+}
+
+Tensor dequantize(const Tensor &x, double scale, int64_t zero_point) {
+  return mapped<uint8_t, float>(x, c10::kByte, c10::kFloat, "jitquant::dequantize",
+                                [&](Bytes x, rust::Slice<float> out) {
+                                  dequantize_u8(x, {scale, zero_point}, out);
+                                });
+}
+
+Tensor requantize(const Tensor &x, double x_scale, int64_t x_zero_point, double scale, int64_t zero_point) {
+  return mapped<uint8_t, uint8_t>(x, c10::kByte, c10::kByte, "jitquant::requantize", [&](Bytes x, BytesOut out) {
+    requantize_u8(x, {x_scale, x_zero_point}, {scale, zero_point}, out);
+  });
+}
+
+Tensor clamp(const Tensor &x, int64_t min, int64_t max) {
+  return mapped<uint8_t, uint8_t>(x, c10::kByte, c10::kByte, "jitquant::clamp",
+                                  [&](Bytes x, BytesOut out) { clamp_u8(x, min, max, out); });
+}
+
+Tensor lookup(const Tensor &x, const Tensor &table) {
+  check(table, c10::kByte, "jitquant::lookup, table");
+  Tensor map = table.contiguous();
+  return mapped<uint8_t, uint8_t>(x, c10::kByte, c10::kByte, "jitquant::lookup",
+                                  [&](Bytes x, BytesOut out) { lookup_u8(x, values<uint8_t>(map), out); });
+}
+
+Tensor activation_table(c10::string_view name, c10::ArrayRef<double> parameters, double x_scale, int64_t x_zero_point,
+                        double scale, int64_t zero_point) {
+  Tensor table = at::empty({256}, c10::kByte);
+  in_rust([&] {
+    tabulate(rust::Str(name.data(), name.size()), {parameters.data(), parameters.size()}, {x_scale, x_zero_point},
+             {scale, zero_point}, writable<uint8_t>(table));
+  });
+  return table;
+}
+
+Tensor per_channel(const Tensor &x, const Tensor &scales, const Tensor &zero_points, int64_t axis, bool quantizes) {
+  const char *op = quantizes ? "jitquant::quantize_per_channel" : "jitquant::dequantize_per_channel";
+  check(x, quantizes ? c10::kFloat : c10::kChar, op);
+  Tensor given = x.contiguous(), steps = scales.to(c10::kFloat).contiguous(),
+         zeros = zero_points.to(c10::kInt).contiguous();
+  Tensor output = at::empty(x.sizes(), x.options().dtype(quantizes ? c10::kChar : c10::kFloat));
+  int64_t along = c10::maybe_wrap_dim(axis, x.dim());
+  in_rust([&] {
+    if (quantizes)
+      quantize_channels(values<float>(given), sizes_of(x), along, values<float>(steps), values<int32_t>(zeros),
+                        writable<int8_t>(output));
+    else
+      dequantize_channels(values<int8_t>(given), sizes_of(x), along, values<float>(steps), values<int32_t>(zeros),
+                          writable<float>(output));
+  });
+  return output;
+}
+
+Tensor quantize_per_channel(const Tensor &x, const Tensor &scales, const Tensor &zero_points, int64_t axis) {
+  return per_channel(x, scales, zero_points, axis, true);
+}
+
+Tensor dequantize_per_channel(const Tensor &x, const Tensor &scales, const Tensor &zero_points, int64_t axis) {
+  return per_channel(x, scales, zero_points, axis, false);
+}
+
+// Runs an operator of two tensors that are broadcast.
+template <class Run> Tensor binary(const Tensor &a, const Tensor &b, const char *op, const Run &run) {
+  check(a, c10::kByte, op);
+  check(b, c10::kByte, op);
+  bool alike = a.sizes() == b.sizes() && a.strides() == b.strides() && a.is_non_overlapping_and_dense();
+  Tensor x = a, y = b;
+  if (!alike) {
+    auto format = a.dim() >= b.dim() ? a.suggest_memory_format() : b.suggest_memory_format();
+    auto broadcast = at::broadcast_tensors({a, b});
+    x = broadcast[0].contiguous(format);
+    y = broadcast[1].contiguous(format);
+  }
+  Tensor output = at::empty_like(x);
+  in_rust([&] { run(values<uint8_t>(x), values<uint8_t>(y), writable<uint8_t>(output)); });
+  return output;
+}
+
+Tensor add(const Tensor &a, double a_scale, int64_t a_zero, const Tensor &b, double b_scale, int64_t b_zero,
+           double scale, int64_t zero_point, int64_t min, int64_t max) {
+  return binary(a, b, "jitquant::add", [&](Bytes x, Bytes y, BytesOut out) {
+    add_u8(x, {a_scale, a_zero}, y, {b_scale, b_zero}, {scale, zero_point}, min, max, out);
+  });
+}
+
+Tensor mul(const Tensor &a, double a_scale, int64_t a_zero, const Tensor &b, double b_scale, int64_t b_zero,
+           double scale, int64_t zero_point, int64_t min, int64_t max) {
+  return binary(a, b, "jitquant::mul", [&](Bytes x, Bytes y, BytesOut out) {
+    mul_u8(x, {a_scale, a_zero}, y, {b_scale, b_zero}, {scale, zero_point}, min, max, out);
+  });
+}
+
+Tensor cat(at::TensorList tensors, c10::ArrayRef<double> scales, c10::IntArrayRef zero_points, int64_t dim,
+           double scale, int64_t zero_point) {
+  constexpr auto op = "jitquant::cat";
+  TORCH_CHECK(!tensors.empty() && tensors.size() == scales.size() && tensors.size() == zero_points.size(), op, ": ",
+              tensors.size(), " tensors, ", scales.size(), " scales and ", zero_points.size(),
+              " zero points; as many of each, and at least one, are accepted");
+  std::vector<Tensor> same;
+  for (size_t i = 0; i < tensors.size(); ++i) {
+    check(tensors[i], c10::kByte, op);
+    bool fits = scales[i] == scale && zero_points[i] == zero_point;
+    same.push_back(fits ? tensors[i] : requantize(tensors[i], scales[i], zero_points[i], scale, zero_point));
+  }
+  return at::cat(same, dim);
+}
+
+// --- pooling ---
+
+// An image of 1 to 3 spatial dimensions in the kernels' order of memory.
+struct Image {
+  Tensor values;
+  int64_t dimensions;
+
+  Image(const Tensor &x, int64_t dimensions, const char *op) : dimensions(dimensions) {
+    check(x, c10::kByte, op);
+    TORCH_CHECK(dimensions >= 1 && dimensions <= 3 && (x.dim() == dimensions + 2 || x.dim() == dimensions + 1), op,
+                ": an input of sizes ", x.sizes(), " for ", dimensions,
+                " spatial dimensions; [batch, channels, …] or [channels, …] is accepted");
+    Tensor batch = x.dim() == dimensions + 1 ? x.unsqueeze(0) : x;
+    values = (dimensions == 1 ? batch.unsqueeze(2) : batch).contiguous(format());
+  }
+
+  c10::MemoryFormat format() const {
+    return dimensions == 3 ? c10::MemoryFormat::ChannelsLast3d : c10::MemoryFormat::ChannelsLast;
+  }
+
+  // An output of the kernels' spatial sizes.
+  Tensor output(const rust::Vec<int64_t> &spatial) const {
+    std::vector<int64_t> sizes{values.size(0), values.size(1)};
+    sizes.insert(sizes.end(), spatial.end() - std::max<int64_t>(dimensions, 2), spatial.end());
+    return at::empty(sizes, values.options(), format());
+  }
+
+  // The output with the dimensions that the input had.
+  Tensor shaped(const Tensor &output, const Tensor &input) const {
+    Tensor y = dimensions == 1 ? output.squeeze(2) : output;
+    return input.dim() == dimensions + 1 ? y.squeeze(0) : y;
+  }
+};
+
+PoolWindow window(c10::IntArrayRef kernel, c10::IntArrayRef stride, c10::IntArrayRef padding, c10::IntArrayRef dilation,
+                  bool ceil_mode) {
+  return {sizes_of(kernel), sizes_of(stride.empty() ? kernel : stride), sizes_of(padding), sizes_of(dilation),
+          ceil_mode};
+}
+
+Tensor max_pool(const Tensor &x, c10::IntArrayRef kernel, c10::IntArrayRef stride, c10::IntArrayRef padding,
+                c10::IntArrayRef dilation, bool ceil_mode) {
+  Image image(x, static_cast<int64_t>(kernel.size()), "jitquant::max_pool");
+  PoolWindow pool = window(kernel, stride, padding, dilation, ceil_mode);
+  Tensor output = image.output(in_rust([&] { return pool_sizes(sizes_of(image.values), pool); }));
+  in_rust([&] { max_pool_u8(values<uint8_t>(image.values), sizes_of(image.values), pool, writable<uint8_t>(output)); });
+  return image.shaped(output, x);
+}
+
+Tensor avg_pool(const Tensor &x, int64_t zero_point, c10::IntArrayRef kernel, c10::IntArrayRef stride,
+                c10::IntArrayRef padding, bool ceil_mode, bool count_include_pad, std::optional<int64_t> divisor) {
+  Image image(x, static_cast<int64_t>(kernel.size()), "jitquant::avg_pool");
+  PoolWindow pool = window(kernel, stride, padding, {}, ceil_mode);
+  Tensor output = image.output(in_rust([&] { return pool_sizes(sizes_of(image.values), pool); }));
+  in_rust([&] {
+    avg_pool_u8(values<uint8_t>(image.values), sizes_of(image.values), zero_point, pool, count_include_pad,
+                divisor.value_or(0), writable<uint8_t>(output));
+  });
+  return image.shaped(output, x);
+}
+
+Tensor adaptive_avg_pool(const Tensor &x, int64_t zero_point, c10::IntArrayRef output_size) {
+  Image image(x, static_cast<int64_t>(output_size.size()), "jitquant::adaptive_avg_pool");
+  rust::Vec<int64_t> spatial;
+  for (size_t i = output_size.size(); i < 3; ++i)
+    spatial.push_back(1);
+  for (int64_t size : output_size)
+    spatial.push_back(size);
+  Tensor output = image.output(spatial);
+  in_rust([&] {
+    adaptive_avg_pool_u8(values<uint8_t>(image.values), sizes_of(image.values), zero_point, sizes_of(output),
+                         writable<uint8_t>(output));
+  });
+  return image.shaped(output, x);
+}
+
+// --- norms ---
+
+// A parameter of f32 values, kept alive; no values for none.
+struct Parameter {
+  Tensor held;
+  explicit Parameter(const std::optional<Tensor> &given) {
+    if (given)
+      held = given->detach().to(c10::kFloat).contiguous();
+  }
+  rust::Slice<const float> get() const { return held.defined() ? values<float>(held) : rust::Slice<const float>(); }
+};
+
+Tensor softmax(const Tensor &x, double x_scale, int64_t, int64_t dim, double scale, int64_t zero_point) {
+  constexpr auto op = "jitquant::softmax";
+  check(x, c10::kByte, op);
+  int64_t along = c10::maybe_wrap_dim(dim, x.dim());
+  Tensor rows = x.movedim(along, -1).contiguous(), output = at::empty_like(rows);
+  in_rust([&] {
+    softmax_u8(values<uint8_t>(rows), x_scale, rows.dim() == 0 ? 1 : rows.size(-1), {scale, zero_point},
+               writable<uint8_t>(output));
+  });
+  return output.movedim(-1, along);
+}
+
+Tensor layer_norm(const Tensor &x, double x_scale, int64_t x_zero_point, c10::IntArrayRef shape,
+                  const std::optional<Tensor> &weight, const std::optional<Tensor> &bias, double eps, double scale,
+                  int64_t zero_point) {
+  constexpr auto op = "jitquant::layer_norm";
+  check(x, c10::kByte, op);
+  bool fits = x.dim() >= static_cast<int64_t>(shape.size()) && x.sizes().slice(x.dim() - shape.size()) == shape;
+  TORCH_CHECK(fits, op, ": an input of sizes ", x.sizes(), " does not end in ", shape);
+  Tensor rows = x.contiguous(), output = at::empty_like(rows);
+  Parameter gain(weight), shift(bias);
+  in_rust([&] {
+    layer_norm_u8(values<uint8_t>(rows), {x_scale, x_zero_point}, c10::multiply_integers(shape), gain.get(),
+                  shift.get(), eps, {scale, zero_point}, writable<uint8_t>(output));
+  });
+  return output;
+}
+
+Tensor group_norm(const Tensor &x, double x_scale, int64_t x_zero_point, int64_t groups,
+                  const std::optional<Tensor> &weight, const std::optional<Tensor> &bias, double eps, double scale,
+                  int64_t zero_point) {
+  constexpr auto op = "jitquant::group_norm";
+  check(x, c10::kByte, op);
+  TORCH_CHECK(x.dim() >= 2, op, ": an input of sizes ", x.sizes(), "; [batch, channels, …] is accepted");
+  Tensor given = x.contiguous(), output = at::empty_like(given);
+  Parameter gain(weight), shift(bias);
+  in_rust([&] {
+    group_norm_u8(values<uint8_t>(given), {x_scale, x_zero_point}, sizes_of(given), groups, gain.get(), shift.get(),
+                  eps, {scale, zero_point}, writable<uint8_t>(output));
+  });
+  return output;
+}
+
+Tensor instance_norm(const Tensor &x, double x_scale, int64_t x_zero_point, const std::optional<Tensor> &weight,
+                     const std::optional<Tensor> &bias, double eps, double scale, int64_t zero_point) {
+  TORCH_CHECK(x.dim() >= 2, "jitquant::instance_norm: an input of sizes ", x.sizes(),
+              "; [batch, channels, …] is accepted");
+  return group_norm(x, x_scale, x_zero_point, x.size(1), weight, bias, eps, scale, zero_point);
+}
+
+Tensor batch_norm(const Tensor &x, double x_scale, int64_t x_zero_point, const std::optional<Tensor> &weight,
+                  const std::optional<Tensor> &bias, const Tensor &mean, const Tensor &var, double eps, double scale,
+                  int64_t zero_point, int64_t min, int64_t max) {
+  constexpr auto op = "jitquant::batch_norm";
+  check(x, c10::kByte, op);
+  TORCH_CHECK(x.dim() >= 2, op, ": an input of sizes ", x.sizes(), "; [batch, channels, …] is accepted");
+  // Channels last in memory where they are so now.
+  auto format = x.suggest_memory_format();
+  bool last = format != c10::MemoryFormat::Contiguous || x.dim() == 2;
+  Tensor given = x.contiguous(format), output = at::empty_like(given);
+  Parameter gain(weight), shift(bias), center(mean), spread(var);
+  int64_t channels = x.size(1), count = channels == 0 ? 0 : x.numel() / channels;
+  std::vector<int64_t> layout = last ? std::vector<int64_t>{count, channels, 1}
+                                     : std::vector<int64_t>{x.size(0), channels, x.size(0) ? count / x.size(0) : 0};
+  in_rust([&] {
+    batch_norm_u8(values<uint8_t>(given), {x_scale, x_zero_point}, {layout.data(), layout.size()}, gain.get(),
+                  shift.get(), center.get(), spread.get(), eps, {scale, zero_point}, min, max,
+                  writable<uint8_t>(output));
+  });
+  return output;
+}
+
+// --- shapes ---
+
+template <c10::ScalarType type, class... Rest> Tensor like(const Tensor &x, Rest...) {
+  return at::empty_like(x, x.options().dtype(type));
+}
+
+template <c10::ScalarType type> Tensor like_per_channel(const Tensor &x, const Tensor &, const Tensor &, int64_t) {
+  return at::empty(x.sizes(), x.options().dtype(type));
+}
+
+Tensor lookup_shape(const Tensor &x, const Tensor &) { return at::empty_like(x); }
+
+Tensor binary_shape(const Tensor &a, double, int64_t, const Tensor &b, double, int64_t, double, int64_t, int64_t,
+                    int64_t) {
+  return at::empty(at::infer_size(a.sizes(), b.sizes()), a.options());
+}
+
+Tensor cat_shape(at::TensorList tensors, c10::ArrayRef<double>, c10::IntArrayRef, int64_t dim, double, int64_t) {
+  return at::cat(tensors, dim);
+}
+
+// The sizes of a pooled image, on any device.
+Tensor pooled(const Tensor &x, c10::ArrayRef<int64_t> spatial) {
+  std::vector<int64_t> sizes(x.sizes().begin(), x.sizes().end() - spatial.size());
+  sizes.insert(sizes.end(), spatial.begin(), spatial.end());
+  return at::empty(sizes, x.options());
+}
+
+Tensor pool_shape(const Tensor &x, const PoolWindow &pool) {
+  size_t dimensions = pool.kernel.size();
+  std::vector<int64_t> sizes{1, 1};
+  sizes.insert(sizes.end(), x.sizes().end() - dimensions, x.sizes().end());
+  auto spatial = in_rust([&] { return pool_sizes({sizes.data(), sizes.size()}, pool); });
+  return pooled(x, {spatial.data() + 3 - dimensions, dimensions});
+}
+
+Tensor max_pool_shape(const Tensor &x, c10::IntArrayRef kernel, c10::IntArrayRef stride, c10::IntArrayRef padding,
+                      c10::IntArrayRef dilation, bool ceil_mode) {
+  return pool_shape(x, window(kernel, stride, padding, dilation, ceil_mode));
+}
+
+Tensor avg_pool_shape(const Tensor &x, int64_t, c10::IntArrayRef kernel, c10::IntArrayRef stride,
+                      c10::IntArrayRef padding, bool ceil_mode, bool, std::optional<int64_t>) {
+  return pool_shape(x, window(kernel, stride, padding, {}, ceil_mode));
+}
+
+Tensor adaptive_shape(const Tensor &x, int64_t, c10::IntArrayRef output_size) { return pooled(x, output_size); }
+
+Tensor layer_norm_shape(const Tensor &x, double, int64_t, c10::IntArrayRef, const std::optional<Tensor> &,
+                        const std::optional<Tensor> &, double, double, int64_t) {
+  return at::empty_like(x);
+}
+
+Tensor group_norm_shape(const Tensor &x, double, int64_t, int64_t, const std::optional<Tensor> &,
+                        const std::optional<Tensor> &, double, double, int64_t) {
+  return at::empty_like(x);
+}
+
+Tensor instance_norm_shape(const Tensor &x, double, int64_t, const std::optional<Tensor> &,
+                           const std::optional<Tensor> &, double, double, int64_t) {
+  return at::empty_like(x);
+}
+
+Tensor batch_norm_shape(const Tensor &x, double, int64_t, const std::optional<Tensor> &, const std::optional<Tensor> &,
+                        const Tensor &, const Tensor &, double, double, int64_t, int64_t, int64_t) {
+  return at::empty_like(x);
+}
+
+} // namespace
+
+// Keeps this file's registrations in whatever links the library.
+void keep_native_elements() {}
+
+#define TO "float scale, int zero_point"
+#define FROM "float x_scale, int x_zero_point"
+#define PAIR                                                                                                           \
+  "(Tensor a, float a_scale, int a_zero_point, Tensor b, float b_scale, int b_zero_point, " TO                         \
+  ", int min=0, int max=255) -> Tensor"
+#define AFFINE "Tensor? weight, Tensor? bias"
+
+JITQUANT_DEFINITIONS(native_element_definitions, m) {
+  m.def("quantize(Tensor x, " TO ") -> Tensor");
+  m.def("dequantize(Tensor x, " TO ") -> Tensor");
+  m.def("requantize(Tensor x, " FROM ", " TO ") -> Tensor");
+  m.def("quantize_per_channel(Tensor x, Tensor scales, Tensor zero_points, int axis) -> Tensor");
+  m.def("dequantize_per_channel(Tensor x, Tensor scales, Tensor zero_points, int axis) -> Tensor");
+  m.def("clamp(Tensor x, int min, int max) -> Tensor");
+  m.def("lookup(Tensor x, Tensor table) -> Tensor");
+  m.def("activation_table(str name, float[] parameters, " FROM ", " TO ") -> Tensor", activation_table);
+  m.def("add" PAIR);
+  m.def("mul" PAIR);
+  m.def("cat(Tensor[] tensors, float[] scales, int[] zero_points, int dim, " TO ") -> Tensor");
+  m.def(
+      "max_pool(Tensor x, int[] kernel, int[] stride, int[] padding, int[] dilation, bool ceil_mode=False) -> Tensor");
+  m.def("avg_pool(Tensor x, int x_zero_point, int[] kernel, int[] stride, int[] padding, bool ceil_mode=False, "
+        "bool count_include_pad=True, int? divisor_override=None) -> Tensor");
+  m.def("adaptive_avg_pool(Tensor x, int x_zero_point, int[] output_size) -> Tensor");
+  m.def("softmax(Tensor x, " FROM ", int dim, " TO ") -> Tensor");
+  m.def("layer_norm(Tensor x, " FROM ", int[] normalized_shape, " AFFINE ", float eps, " TO ") -> Tensor");
+  m.def("group_norm(Tensor x, " FROM ", int groups, " AFFINE ", float eps, " TO ") -> Tensor");
+  m.def("instance_norm(Tensor x, " FROM ", " AFFINE ", float eps, " TO ") -> Tensor");
+  m.def("batch_norm(Tensor x, " FROM ", " AFFINE ", Tensor mean, Tensor var, float eps, " TO
+        ", int min=0, int max=255) -> Tensor");
+}
+
+JITQUANT_KERNELS(native_element_kernels, CPU, m) {
+  m.impl("quantize", quantize);
+  m.impl("dequantize", dequantize);
+  m.impl("requantize", requantize);
+  m.impl("quantize_per_channel", quantize_per_channel);
+  m.impl("dequantize_per_channel", dequantize_per_channel);
+  m.impl("clamp", clamp);
+  m.impl("lookup", lookup);
+  m.impl("add", add);
+  m.impl("mul", mul);
+  m.impl("cat", cat);
+  m.impl("max_pool", max_pool);
+  m.impl("avg_pool", avg_pool);
+  m.impl("adaptive_avg_pool", adaptive_avg_pool);
+  m.impl("softmax", softmax);
+  m.impl("layer_norm", layer_norm);
+  m.impl("group_norm", group_norm);
+  m.impl("instance_norm", instance_norm);
+  m.impl("batch_norm", batch_norm);
+}
+
+JITQUANT_KERNELS(native_element_shapes, Meta, m) {
+  m.impl("quantize", like<c10::kByte, double, int64_t>);
+  m.impl("dequantize", like<c10::kFloat, double, int64_t>);
+  m.impl("requantize", like<c10::kByte, double, int64_t, double, int64_t>);
+  m.impl("quantize_per_channel", like_per_channel<c10::kChar>);
+  m.impl("dequantize_per_channel", like_per_channel<c10::kFloat>);
+  m.impl("clamp", like<c10::kByte, int64_t, int64_t>);
+  m.impl("lookup", lookup_shape);
+  m.impl("add", binary_shape);
+  m.impl("mul", binary_shape);
+  m.impl("cat", cat_shape);
+  m.impl("max_pool", max_pool_shape);
+  m.impl("avg_pool", avg_pool_shape);
+  m.impl("adaptive_avg_pool", adaptive_shape);
+  m.impl("softmax", like<c10::kByte, double, int64_t, int64_t, double, int64_t>);
+  m.impl("layer_norm", layer_norm_shape);
+  m.impl("group_norm", group_norm_shape);
+  m.impl("instance_norm", instance_norm_shape);
+  m.impl("batch_norm", batch_norm_shape);
+}
+
+} // namespace jitquant
