@@ -104,6 +104,17 @@ def test_conv_is_libtorchs_to_a_step():
     assert (meta.shape, meta.dtype, meta.stride()) == (got.shape, got.dtype, got.stride())
 
 
+@pytest.mark.parametrize("dimensions", [1, 2, 3])
+@pytest.mark.parametrize("batch", [2, 0])
+def test_convolutions_on_meta_tensors_have_the_real_strides(dimensions, batch):
+    weight = torch.ones((6, 3) + (3,) * dimensions, dtype=torch.int8)
+    one, none = [1] * dimensions, [0] * dimensions
+    ours = ops.conv_prepack(weight, torch.ones(1), torch.zeros(1, dtype=torch.int32), None, one, one, one, none)
+    x = torch.zeros((batch, 3) + (7,) * dimensions, dtype=torch.uint8)
+    real, meta = (ops.conv(each, ours, SCALE, ZERO_POINT, 0.1, 100) for each in (x, x.to("meta")))
+    assert (meta.shape, meta.dtype, meta.stride()) == (real.shape, real.dtype, real.stride())
+
+
 def test_unpack_gives_what_was_packed():
     given = linear_weight()
     for got, expected in zip(ops.linear_unpack(ops.linear_prepack(*given)), given):
