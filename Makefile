@@ -37,14 +37,12 @@ models: setup ## Exports larger real models into models/, with a Python and torc
 bench: setup ## Measures jitquant's kernels against libtorch's engines (bench.json has the figures; not part of the tests).
 	@scripts/step.sh "make bench" cargo bench $(quiet) --bench libtorch -- --json bench.json
 
-<<<<<<< HEAD
 matrix: setup ## Builds and tests the library against libtorch 2.9, 2.11, 2.13 and 2.15 (downloads 2 GB; long).
 	@scripts/matrix.sh
-=======
+
 accuracy: models ## Quantizes the models of `make models` and prints what they keep (accuracy.json has the figures).
 	@scripts/step.sh "cargo build" cargo build $(quiet) --bin jitquant
 	@$(or $(JITQUANT_MODELS_VENV),.venv-models)/bin/python scripts/accuracy/accuracy.py target/debug/jitquant models accuracy.json
->>>>>>> accuracy
 
 clean: ## Removes what was built, and the demo's output.
 	@cargo clean
