@@ -33,6 +33,9 @@
 // The pass `observe`: in every graph that libtorch executes, what static quantization would observe is observed
 #define JQ_PASS_OBSERVE 2
 
+// The pass `accelerate`: in every graph that libtorch executes, `quantized::` operators become jitquant's own
+#define JQ_PASS_ACCELERATE 4
+
 // A TorchScript module. Two handles may be on the same module. Free each with `jq_module_free`.
 typedef struct jq_module jq_module;
 
@@ -95,6 +98,9 @@ typedef struct jq_layer {
 
 // When activations are quantized.
 typedef int32_t jq_quant_type;
+
+// Which operators an INT8 model calls: `JQ_PORTABLE` or `JQ_NATIVE`.
+typedef int32_t jq_model_form;
 
 // Told where a long call is: before each of its stages, and (with `total` 0) at each tensor that is observed while a
 // model runs. `stage` is a text that stays for the call of the function. What it returns other than 0 ends the call
@@ -237,6 +243,12 @@ typedef void (*jq_log_sink)(jq_log_level level, const char *target, const char *
 
 // With ranges that calibration found.
 #define JQ_STATIC 1
+
+// libtorch's own: the model runs in any libtorch.
+#define JQ_PORTABLE 0
+
+// jitquant's: faster; jitquant has to be loaded where the model runs.
+#define JQ_NATIVE 1
 
 // No messages
 #define JQ_LOG_OFF 0
@@ -447,6 +459,9 @@ jq_status jq_quantizer_skip(struct jq_quantizer *quantizer, const char *path);
 // Keeps the method or attribute `name` beside `forward` in converted modules. May be called several times. Any thread.
 jq_status jq_quantizer_preserve(struct jq_quantizer *quantizer, const char *name);
 
+// Makes models of this form: `JQ_PORTABLE`, the default, or `JQ_NATIVE`. Any thread.
+jq_status jq_quantizer_set_form(struct jq_quantizer *quantizer, jq_model_form form);
+
 // Has `progress` told of the stages of every call that takes the quantizer or what it prepared; null: nobody.
 //
 // `progress` and `user_data` stay usable, from any thread that makes such a call, until they are replaced and no call
@@ -627,8 +642,14 @@ jq_status jq_accelerate(struct jq_module *module,
                         size_t *accelerated,
                         struct jq_strings **left);
 
+// `module`, an INT8 one, in native form, into `*native`, to be freed with `jq_module_free`: jitquant's own operators on plain
+// bytes take the place of libtorch's `quantized::` ones. It runs and loads where jitquant is loaded. `module` stays as it is.
+// Any thread; calls that work on graphs wait for each other.
+jq_status jq_to_native(const struct jq_module *module,
+                       struct jq_module **native);
+
 // Registers the passes of `mask` (a sum of `JQ_PASS_…`) with libtorch's pass manager; those that are registered already
-// stay so. The environment variable `JITQUANT_PASSES` (`prepack,observe`) does the same when the library is loaded.
+// stay so. The environment variable `JITQUANT_PASSES` (`prepack,observe,accelerate`) does the same when the library is loaded.
 //
 // libtorch runs a pass when it optimizes a graph, on the third run of a model by default. Its list of passes has no lock:
 // no other thread may run models during the call.

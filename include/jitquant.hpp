@@ -94,6 +94,18 @@ inline Module module_of(const ModuleHandle &handle) {
   return module;
 }
 
+inline std::vector<std::string> texts(const StringsHandle &strings) {
+  size_t count = 0;
+  check(jq_strings_count(strings.get(), &count));
+  std::vector<std::string> all(count);
+  for (size_t i = 0; i < count; ++i) {
+    const char *text = nullptr;
+    check(jq_strings_get(strings.get(), i, &text));
+    all[i] = text;
+  }
+  return all;
+}
+
 inline ValueHandle share(const c10::IValue &value) {
   ValueHandle handle;
   check(jq_value_from_torch(&value, handle.out()));
@@ -226,6 +238,24 @@ inline Module FoldConvBatchNorm(const Module &module) {
 // Gives each use of a submodule that is used more than once a submodule of its own.
 inline void DedupModuleUses(Module &module) { detail::check(jq_dedup_module_uses(detail::share(module).get())); }
 
+// Has libtorch's `quantized::` operators in `module` run on jitquant's kernels; how many weights these run then. A line
+// for each that stays with libtorch goes to `left`.
+inline size_t accelerate(Module &module, std::vector<std::string> *left = nullptr) {
+  size_t count = 0;
+  detail::StringsHandle lines;
+  detail::check(jq_accelerate(detail::share(module).get(), &count, lines.out()));
+  if (left != nullptr)
+    *left = detail::texts(lines);
+  return count;
+}
+
+// An INT8 module with jitquant's own operators in the place of libtorch's `quantized::` ones.
+inline Module to_native(const Module &module) {
+  detail::ModuleHandle native;
+  detail::check(jq_to_native(detail::share(module).get(), native.out()));
+  return detail::module_of(native);
+}
+
 // Keeps each packed weight that `method_name` computes, in a node that `is_packed_param` takes, in an attribute of
 // `module`. Returns the attributes' names and the paths of the modules whose weights are packed.
 inline std::unordered_set<std::string> RegisterPrePackParams(Module &module, const std::string &method_name,
@@ -235,15 +265,8 @@ inline std::unordered_set<std::string> RegisterPrePackParams(Module &module, con
   detail::StringsHandle strings;
   filter.check(jq_register_prepack_params(detail::share(module).get(), method_name.c_str(), detail::ask_filter, &filter,
                                           attr_prefix.c_str(), strings.out()));
-  std::unordered_set<std::string> names;
-  size_t count = 0;
-  detail::check(jq_strings_count(strings.get(), &count));
-  for (size_t i = 0; i < count; ++i) {
-    const char *name = nullptr;
-    detail::check(jq_strings_get(strings.get(), i, &name));
-    names.insert(name);
-  }
-  return names;
+  std::vector<std::string> names = detail::texts(strings);
+  return {names.begin(), names.end()};
 }
 
 // A layer of a model.
@@ -375,6 +398,11 @@ public:
     detail::check(jq_quantizer_preserve(quantizer_.get(), name.c_str()));
     return *this;
   }
+  // Makes models of jitquant's own operators: faster; jitquant has to be loaded where they run.
+  Quantizer &native() & {
+    detail::check(jq_quantizer_set_form(quantizer_.get(), JQ_NATIVE));
+    return *this;
+  }
   // Has `progress` told of the stages of every call that takes the quantizer or what it prepared.
   Quantizer &on_progress(Progress progress) & {
     progress_->function = std::move(progress);
@@ -385,6 +413,7 @@ public:
   Quantizer qconfig(const std::string &toml) && { return std::move(this->qconfig(toml)); }
   Quantizer skip(const std::string &path) && { return std::move(this->skip(path)); }
   Quantizer preserve(const std::string &name) && { return std::move(this->preserve(name)); }
+  Quantizer native() && { return std::move(this->native()); }
   Quantizer on_progress(Progress progress) && { return std::move(on_progress(std::move(progress))); }
 
   // Ends the call in progress, or the next one; from any thread.

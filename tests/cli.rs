@@ -73,11 +73,11 @@ fn from_a_float_file_to_figures() {
     assert_eq!((&same["largest_difference"], &same["top1_agreement"]), (&0.0.into(), &1.0.into()));
     let rows = desk.json(&["bench", "model.pt", "out.pt", "--data", "other.npy", "--seconds", "0.1", "--json"]);
     let engines: Vec<_> = rows.as_array().unwrap().iter().map(|row| row["engine"].as_str().unwrap()).collect();
-    assert_eq!(engines, ["stock", "stock", "jitquant"]);
+    assert_eq!(engines, ["stock", "stock", "jitquant", "native"]);
     assert_eq!(rows[0]["speed_up"], 1.0);
     let refusal = desk.run(&["bench", "out.pt", "--data", "other.npy", "--engine", "warp"]);
     let text = String::from_utf8_lossy(&refusal.stderr);
-    assert!(text.contains("--engine warp") && text.contains("jitquant, stock, "), "{text}");
+    assert!(text.contains("--engine warp") && text.contains("jitquant, native, stock, "), "{text}");
     let table = desk.succeed(&["quantize", "model.pt", "-o", "dyn.pt", "--mode", "dynamic"]);
     assert!(table.contains("conv2d") && table.contains("no dynamic INT8 form"), "{table}");
 }

@@ -11,6 +11,8 @@ use crate::plugin;
 pub const JQ_PASS_PREPACK: u32 = 1;
 /// The pass `observe`: in every graph that libtorch executes, what static quantization would observe is observed
 pub const JQ_PASS_OBSERVE: u32 = 2;
+/// The pass `accelerate`: in every graph that libtorch executes, `quantized::` operators become jitquant's own
+pub const JQ_PASS_ACCELERATE: u32 = 4;
 
 /// The ranges that the pass `observe` collected. It does not change. Free it with `jq_ranges_free`.
 pub struct jq_ranges {
@@ -43,7 +45,7 @@ impl Handle for jq_ranges {
 }
 
 /// Registers the passes of `mask` (a sum of `JQ_PASS_…`) with libtorch's pass manager; those that are registered already
-/// stay so. The environment variable `JITQUANT_PASSES` (`prepack,observe`) does the same when the library is loaded.
+/// stay so. The environment variable `JITQUANT_PASSES` (`prepack,observe,accelerate`) does the same when the library is loaded.
 ///
 /// libtorch runs a pass when it optimizes a graph, on the third run of a model by default. Its list of passes has no lock:
 /// no other thread may run models during the call.

@@ -17,7 +17,7 @@ use crate::ir::IValue;
 use crate::pass::QuantType;
 use crate::qconfig::QConfigSpec;
 use crate::watch::{Step, watched};
-use crate::{Prepared, Quantizer};
+use crate::{ModelForm, Prepared, Quantizer};
 
 /// When activations are quantized.
 pub type jq_quant_type = i32;
@@ -34,6 +34,14 @@ pub(super) fn quant_type(number: jq_quant_type) -> Outcome<QuantType> {
         other => Err(Failure::argument(format!("quant_type {other}: JQ_DYNAMIC (0) and JQ_STATIC (1) are accepted"))),
     }
 }
+
+/// Which operators an INT8 model calls: `JQ_PORTABLE` or `JQ_NATIVE`.
+pub type jq_model_form = i32;
+
+/// libtorch's own: the model runs in any libtorch.
+pub const JQ_PORTABLE: jq_model_form = 0;
+/// jitquant's: faster; jitquant has to be loaded where the model runs.
+pub const JQ_NATIVE: jq_model_form = 1;
 
 /// How modules are to be quantized. Free it with `jq_quantizer_free`.
 pub struct jq_quantizer {
@@ -185,6 +193,24 @@ pub unsafe extern "C" fn jq_quantizer_preserve(quantizer: *mut jq_quantizer, nam
         // SAFETY: the caller's promise.
         let name = unsafe { argument::text(name, "name")? };
         quantizer.change(|quantizer| quantizer.preserve(name));
+        Ok(())
+    })
+}
+
+/// Makes models of this form: `JQ_PORTABLE`, the default, or `JQ_NATIVE`. Any thread.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn jq_quantizer_set_form(quantizer: *mut jq_quantizer, form: jq_model_form) -> jq_status {
+    enter(|| {
+        let quantizer = handle::resolve(quantizer, "quantizer")?;
+        let form = match form {
+            JQ_PORTABLE => ModelForm::Portable,
+            JQ_NATIVE => ModelForm::Native,
+            other => {
+                let accepted = "JQ_PORTABLE (0) and JQ_NATIVE (1) are accepted";
+                return Err(Failure::argument(format!("form {other}: {accepted}")));
+            }
+        };
+        quantizer.change(|quantizer| quantizer.form(form));
         Ok(())
     })
 }

@@ -16,7 +16,7 @@ pub use self::observe::{ObservedRange, forget_ranges, observed_ranges, save_rang
 use crate::error::{Error, Result};
 use crate::ir::Graph;
 use crate::ir::ffi::bridge as ffi;
-use crate::pass::fold_constant_prepacks;
+use crate::pass::{fold_constant_prepacks, rewrite_executed};
 
 /// A pass over the graphs that libtorch executes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -26,16 +26,21 @@ pub enum GraphPass {
     Prepack = 1,
     /// What static quantization would observe is observed, graph by graph: [`observed_ranges`]. Before fusion.
     Observe = 2,
+    /// Operators on libtorch's quantized tensors become jitquant's own, which take in what stands around them. Weights are
+    /// repacked once and shared by all graphs that use them. After fusion.
+    Accelerate = 4,
 }
 
 impl GraphPass {
-    const ALL: [Self; 2] = [Self::Prepack, Self::Observe];
+    /// In the order in which they run.
+    const ALL: [Self; 3] = [Self::Prepack, Self::Observe, Self::Accelerate];
 
     /// Its name in `JITQUANT_PASSES`.
     pub fn name(self) -> &'static str {
         match self {
             Self::Prepack => "prepack",
             Self::Observe => "observe",
+            Self::Accelerate => "accelerate",
         }
     }
 
@@ -43,10 +48,11 @@ impl GraphPass {
         self == Self::Observe
     }
 
-    fn run(self, graph: &Graph) -> Result<()> {
+    fn run(self, graph: &mut Graph) -> Result<()> {
         match self {
             Self::Prepack => fold_constant_prepacks(graph).map(drop),
             Self::Observe => observe::observe(graph),
+            Self::Accelerate => rewrite_executed(graph).map(drop),
         }
     }
 }
@@ -132,8 +138,8 @@ pub(crate) fn register_passes_from_environment() {
 /// What libtorch calls with each graph that it optimizes. A pass that fails leaves a message.
 pub(crate) fn run_graph_pass(graph: SharedPtr<ffi::Graph>, pass: u32) {
     let run = || {
-        let graph = Graph::of_host(graph);
-        from_mask(pass)?.into_iter().try_for_each(|pass| pass.run(&graph))
+        let mut graph = Graph::of_host(graph);
+        from_mask(pass)?.into_iter().try_for_each(|pass| pass.run(&mut graph))
     };
     // Nothing may unwind into libtorch.
     match catch_unwind(AssertUnwindSafe(run)) {
@@ -151,8 +157,8 @@ mod tests {
     fn passes_have_names_and_bits() {
         assert_eq!(from_names("observe, prepack").unwrap(), [GraphPass::Observe, GraphPass::Prepack]);
         assert_eq!(from_names("").unwrap(), []);
-        assert!(from_names("accelerator").unwrap_err().to_string().contains("prepack, observe"));
-        assert_eq!(from_mask(3).unwrap(), GraphPass::ALL);
+        assert!(from_names("accelerator").unwrap_err().to_string().contains("prepack, observe, accelerate"));
+        assert_eq!(from_mask(7).unwrap(), GraphPass::ALL);
         assert!(from_mask(64).is_err());
     }
 }

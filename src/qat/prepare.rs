@@ -7,6 +7,7 @@ use super::fake_quantize::{fake_quantize_module, follow_weight, is_fake_quantize
 use super::operators::bridge as ffi;
 use crate::error::{Context, Error, Result};
 use crate::ir::{DType, IValue, Module, Node, Tensor, Value, join_path};
+use crate::methods::Methods;
 use crate::observer::ObserverConfig;
 use crate::pass::Layer;
 use crate::pass::op_table::Operator;
@@ -46,6 +47,8 @@ impl QatModule {
     /// # Errors
     /// Those of [`prepare_qat`].
     pub fn prepare(module: &Module, quantizer: &Quantizer) -> Result<Self> {
+        // Training does what these methods are for, and what it trained stays as it is.
+        let quantizer = &quantizer.clone().methods(Methods::none());
         let mut batch_norms = Vec::new();
         let prepared = quantizer.prepare_with(module, &make, |copy| {
             let (flat, kept, folded) = flatten_for_training(copy, quantizer.preserved())?;
@@ -67,6 +70,7 @@ impl QatModule {
     /// # Errors
     /// Where there is no fake quantization in it.
     pub fn resume(module: &Module, quantizer: &Quantizer) -> Result<Self> {
+        let quantizer = quantizer.clone().methods(Methods::none());
         let qat = Self { prepared: quantizer.resume(module)? };
         match qat.fake_quantizers().is_empty() {
             true => Err(Error::invalid("the module has no fake quantization: it was not made by prepare_qat")),
@@ -180,6 +184,7 @@ fn make(config: &ObserverConfig, role: Role) -> Result<Module> {
 }
 
 /// The steps of [`crate::pass::prepare::prepare`], and the batch norms that were folded, as they were before.
+#[allow(clippy::type_complexity)]
 fn flatten_for_training(
     module: &Module,
     preserve: &[String],

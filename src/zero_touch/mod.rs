@@ -16,6 +16,7 @@ use crate::engine;
 use crate::error::{Error, Result};
 use crate::ir::ffi::bridge::leave_inference_mode;
 use crate::ir::{IValue, Module, Tensor};
+use crate::pass::to_native;
 use crate::pipeline::{Prepared, Quantizer};
 
 /// The environment variable that says what to do.
@@ -102,11 +103,10 @@ fn quantized(module: &Module, recorded: &Model) -> Result<Module> {
     let prepared = quantizer.prepare(module)?;
     restore(&prepared, recorded)?;
     let converted = prepared.convert()?.module;
-    let done = engine::accelerate(&converted)?;
-    for left in &done.left {
-        tracing::warn!("left to libtorch's kernels: {left}");
-    }
-    Ok(converted)
+    // Operators of libtorch's that have no native form run on our kernels too, where they call them.
+    let native = to_native(&converted)?;
+    engine::accelerate(&native)?;
+    Ok(native)
 }
 
 /// Gives the observers the recorded state.

@@ -8,6 +8,7 @@ use anyhow::{Context, Result, bail};
 use jitquant::engine;
 use jitquant::ir::{IValue, Module};
 use jitquant::measure::quantile;
+use jitquant::pass::{stock_operators, to_native};
 use serde::Serialize;
 
 use crate::data::{DATA_HELP, ImageOptions};
@@ -33,9 +34,10 @@ pub struct Arguments {
     /// Threads that libtorch uses; by default as many as it chooses.
     #[arg(long, value_name = "N")]
     threads: Option<NonZeroUsize>,
-    /// What runs quantized layers: `jitquant`, `stock` (the engine that libtorch chooses), or an engine of libtorch's by
-    /// name (fbgemm, x86, onednn). Several make a row each.
-    #[arg(long = "engine", value_name = "ENGINE", value_delimiter = ',', default_value = "stock,jitquant")]
+    /// What runs quantized layers: `stock` (the engine that libtorch chooses), an engine of libtorch's by name (fbgemm, x86,
+    /// onednn), `jitquant` (libtorch's operators on jitquant's kernels), or `native` (jitquant's own operators). Several
+    /// make a row each.
+    #[arg(long = "engine", value_name = "ENGINE", value_delimiter = ',', default_value = "stock,jitquant,native")]
     engines: Vec<String>,
     /// How long to measure, in seconds, all models together.
     #[arg(long, default_value = "5", value_name = "SECONDS")]
@@ -72,11 +74,11 @@ fn contestants(arguments: &Arguments) -> Result<Vec<Contestant<'_>>> {
     for path in &arguments.models {
         for (index, engine) in arguments.engines.iter().enumerate() {
             let model = match engine.as_str() {
-                "stock" | "jitquant" => load(path)?,
+                "stock" | "jitquant" | "native" => load(path)?,
                 name => {
                     let known = engine::stock_engines();
                     if !known.iter().any(|engine| engine == name) {
-                        bail!("--engine {name}: jitquant, stock, {} are accepted", known.join(", "));
+                        bail!("--engine {name}: jitquant, native, stock, {} are accepted", known.join(", "));
                     }
                     let mut loaded = None;
                     engine::with_stock_engine(name, || {
@@ -87,6 +89,16 @@ fn contestants(arguments: &Arguments) -> Result<Vec<Contestant<'_>>> {
                 }
             };
             let mut engine = engine.clone();
+            let mut model = model;
+            let is_quantized = !stock_operators(&model)?.is_empty();
+            if engine == "native" && is_quantized {
+                model = to_native(&model)?;
+                for (operator, count) in stock_operators(&model)? {
+                    tracing::warn!("{}: {count} x {operator} has no native form and stays", path.display());
+                }
+            } else if engine == "native" && index > 0 {
+                continue;
+            }
             if engine == "jitquant" {
                 let done = engine::accelerate(&model)?;
                 for left in &done.left {

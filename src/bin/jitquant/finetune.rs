@@ -75,7 +75,7 @@ fn loss(outputs: &[Tensor], batch: &Batch) -> Tensor {
     let mut total = Tensor::from(0.0f32);
     for (output, target) in outputs.iter().zip(&batch.targets) {
         let size = no_grad(|| (target - target.mean(Kind::Float)).square().mean(Kind::Float).clamp_min(1e-12));
-        total = total + (output - target).square().mean(Kind::Float) / size;
+        total = &total + (output - target).square().mean(Kind::Float) / size;
     }
     total
 }

@@ -7,7 +7,7 @@ use super::call::{Bytes, constant, constant_qparams, constant_table, int, ints, 
 use super::convert::{Converter, Outcome};
 use super::weights::attribute_of;
 use crate::error::Result;
-use crate::ir::{IValue, Node, Value};
+use crate::ir::{IValue, Node, Type, Value};
 use crate::kernel::{Activation, QParams, Table};
 use crate::pass::op_table::FixedQParams;
 
@@ -403,6 +403,10 @@ impl Rule {
 pub(super) fn again<'g>(node: Node<'g>, x: Value<'g>) -> Result<Node<'g>> {
     let copy = node.copy()?.insert_before(node)?;
     copy.replace_input(0, x)?;
+    // What profiling recorded of element types no longer holds.
+    for output in copy.outputs().into_iter().filter(|output| output.type_of().is_tensor()) {
+        output.set_type(&Type::parse("Tensor")?)?;
+    }
     Ok(copy)
 }
 
