@@ -1,4 +1,27 @@
 //! Post-training INT8 quantization of TorchScript models, without Python.
+#![cfg_attr(
+    feature = "torch",
+    doc = r#"
+```no_run
+use jitquant::{Quantizer, ir::{Module, Tensor}};
+
+fn main() -> jitquant::Result<()> {
+    let model = Module::load("model.pt")?;
+    let mut prepared = Quantizer::static_ptq().prepare(&model)?;
+    for _ in 0..16 {
+        let batch = Tensor::from_slice(&[0.5f32; 3 * 224 * 224], &[1, 3, 224, 224])?; // or a tch::Tensor
+        prepared.calibrate(&[batch])?;
+    }
+    let converted = prepared.convert()?;
+    for layer in &converted.report.float {
+        println!("{} stays in float: {}", layer.path, layer.reason);
+    }
+    converted.module.save("model.int8.pt")
+}
+```
+
+`examples/rust-app` is a project that works with tch and compares the two models; `docs/rust.md` is the guide."#
+)]
 #![deny(unsafe_code)]
 #![warn(missing_docs)]
 // Nodes, values and blocks are keys by their address, which nothing inside their graph changes.

@@ -29,13 +29,9 @@ fn the_rust_example_quantizes_and_compares() {
     let folder = tempfile::tempdir().unwrap();
     let digits = root().join("examples/digits");
     let int8 = folder.path().join("digits.int8.pt");
-    let said = app::quantize(
-        &digits.join("digits.pt"),
-        &digits.join("calibration.npz"),
-        &digits.join("heldout.npz"),
-        &int8,
-    )
-    .unwrap();
+    let said =
+        app::quantize(&digits.join("digits.pt"), &digits.join("calibration.npz"), &digits.join("heldout.npz"), &int8)
+            .unwrap();
     check(&said);
     assert!(int8.metadata().unwrap().len() < 200_000);
 
