@@ -6,6 +6,8 @@
 // (optimize_for_inference), inference (InferenceMode), accelerated (jq_accelerate), passes (the passes that run while
 // libtorch optimizes a graph). On stdout: the calls made, and the results that differed; ends with 1 where any did.
 #include <jitquant.hpp>
+
+#include <ATen/Parallel.h>
 #include <torch/csrc/jit/api/module.h>
 #include <torch/csrc/jit/runtime/graph_executor.h>
 #include <torch/csrc/jit/runtime/profiling_graph_executor_impl.h>
