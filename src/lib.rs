@@ -41,6 +41,8 @@ mod file;
 pub mod ir;
 pub mod kernel;
 pub mod measure;
+#[cfg(feature = "torch")]
+mod methods;
 pub mod observer;
 #[cfg(feature = "torch")]
 pub mod pass;
@@ -50,6 +52,8 @@ mod pipeline;
 pub mod plugin;
 #[cfg(feature = "torch")]
 pub mod qconfig;
+#[cfg(feature = "torch")]
+mod replay;
 
 #[cfg(feature = "torch")]
 pub mod watch;
@@ -57,6 +61,8 @@ pub mod watch;
 mod zero_touch;
 
 pub use error::{Error, Result};
+#[cfg(feature = "torch")]
+pub use methods::{Methods, Rounding};
 #[cfg(feature = "torch")]
 pub use pipeline::{Converted, FloatLayer, ModelForm, Prepared, Quantizer, Report};
 

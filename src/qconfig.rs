@@ -26,6 +26,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, Result};
 use crate::ir::{Module, join_path};
+use crate::methods::Methods;
 use crate::observer::{ObserverConfig, ObserverKind};
 use crate::pass::QuantType;
 
@@ -88,6 +89,8 @@ pub struct QConfigSpec {
     pub modules: BTreeMap<String, Part>,
     /// By class, e.g. `torch.nn.modules.linear.Linear`, or its last part, `Linear`.
     pub classes: BTreeMap<String, Part>,
+    /// What is done for accuracy besides.
+    pub methods: Methods,
 }
 
 impl Observers {

@@ -48,6 +48,8 @@ int main(int argc, char **argv) {
     thread.join();
   std::cout << "largest difference " << *std::max_element(differences.begin(), differences.end()) << " of "
             << want.abs().max().item<double>() << "\n";
+  // Each thread remembers its own.
+  model.forward({x});
   auto graph = torch::jit::lastExecutedOptimizedGraph();
   size_t native = 0, stock = 0;
   for (auto *node : graph->nodes()) {
