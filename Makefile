@@ -6,7 +6,7 @@ quiet := $(shell test -t 2 || echo --quiet)
 
 PREFIX ?= /usr/local
 
-.PHONY: help setup demo install test test-python models bench accuracy matrix clean distclean
+.PHONY: help setup demo install test test-python models bench accuracy matrix conformity clean distclean
 .NOTPARALLEL:
 
 help: ## Lists what can be made (the default).
@@ -36,6 +36,9 @@ models: setup ## Exports larger real models into models/, with a Python and torc
 
 bench: setup ## Measures jitquant's kernels against libtorch's engines (bench.json has the figures; not part of the tests).
 	@scripts/step.sh "make bench" cargo bench $(quiet) --bench libtorch -- --json bench.json
+
+conformity: ## Runs PyTorch's own test suites on jitquant's passes (PYTORCH_SOURCE: a checkout; downloads torch; not part of the tests).
+	@scripts/conformity/run.sh "$(PYTORCH_SOURCE)"
 
 matrix: setup ## Builds and tests the library against libtorch 2.9, 2.11, 2.13 and 2.15 (downloads 2 GB; long).
 	@scripts/matrix.sh

@@ -11,7 +11,7 @@ cd "$(dirname "${BASH_SOURCE[0]}")/.." || exit 1
 root=$PWD
 versions=("$@")
 [ $# -gt 0 ] || versions=(2.9.1 2.11.0 2.13.0 2.15.0)
-tests=(plugin cpp_header cpp_app c_app capi zero_touch executors threads_executors)
+tests=(plugin cpp_header cpp_app c_app capi zero_touch executors)
 report=$root/target/matrix
 mkdir -p "$report"
 

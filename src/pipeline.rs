@@ -345,12 +345,13 @@ impl Prepared {
         }
         step("rounding weights", 0, 3)?;
         let observed = self.module.deep_clone()?;
-        if self.methods.equalize && !self.inputs.is_empty() {
-            if replay::equalize(&observed, METHOD, &self.inputs).context(|| "equalizing channels".into())? {
-                forget_observations(&observed)?;
-                for batch in &self.inputs {
-                    observed.call::<IValue>(METHOD, batch)?;
-                }
+        if self.methods.equalize
+            && !self.inputs.is_empty()
+            && replay::equalize(&observed, METHOD, &self.inputs).context(|| "equalizing channels".into())?
+        {
+            forget_observations(&observed)?;
+            for batch in &self.inputs {
+                observed.call::<IValue>(METHOD, batch)?;
             }
         }
         let replay = Replay { rounding: self.methods.rounding, bias_correction: self.methods.bias_correction };

@@ -65,7 +65,6 @@ fn transformer_block() -> Module {
     model
 }
 
-/// Tokens of which one in sixteen is a hundred times as large behind the layer norm's neighbour.
 fn tokens(seed: u64) -> Tensor {
     random(&[4, 16, 32], seed)
 }
@@ -183,7 +182,6 @@ fn learned_rounding_and_bias_correction_lose_less() {
     let model = uneven();
     let with = |rounding: Rounding, bias_correction: bool| {
         let methods = Methods { rounding, bias_correction, ..Methods::default() };
-        // Two bits less than there are, so that rounding is what counts.
         let weight = ObserverConfig {
             quant_min: Some(-127),
             quant_max: Some(127),

@@ -19,7 +19,7 @@ fn portable(model: &Module, batches: &[Tensor]) -> Module {
 }
 
 fn answer(model: &Module, x: &Tensor) -> Vec<f32> {
-    model.forward(&[x.clone()]).unwrap().as_tensor().unwrap().to_vec().unwrap()
+    model.forward(std::slice::from_ref(x)).unwrap().as_tensor().unwrap().to_vec().unwrap()
 }
 
 /// Signal to noise, in dB.

@@ -37,7 +37,7 @@ fn compare(name: &str, shape: &[i64], layout: &str, theirs: &str, ours: &str) {
     ));
     let x = tensor(shape, 5);
     let (stock, native): (IValue, IValue) =
-        (ops.call("stock", &[x.clone()]).unwrap(), ops.call("native", &[x.clone()]).unwrap());
+        (ops.call("stock", std::slice::from_ref(&x)).unwrap(), ops.call("native", std::slice::from_ref(&x)).unwrap());
     let (largest, differing, count) = distance(&stock, &native);
     println!("{name} {shape:?}: {differing} of {count} differ, by {largest} at most");
     assert!(largest <= 1, "{name} {shape:?}: {largest} steps");

@@ -1,7 +1,7 @@
 // Stands before libtorch: its quantization passes are jitquant's, for whatever the process calls them from.
 //
-// Preloaded into Python by run.sh, so that torch._C._jit_pass_insert_observers and the others land here: libtorch_python
-// calls the passes of libtorch_cpu through symbols, and the first definition is taken.
+// Preloaded into Python by run.sh, so that torch._C._jit_pass_insert_observers and the others land here:
+// libtorch_python calls the passes of libtorch_cpu through symbols, and the first definition is taken.
 //
 // CONFORMITY_CALLS names a file to which each pass adds a line, so that a run can show that the passes were reached.
 #include <jitquant.hpp>

@@ -39,6 +39,8 @@ g++ -std=c++20 -O1 -fPIC -shared -fvisibility=hidden -fvisibility-inlines-hidden
   -Wl,--no-as-needed -L"$torch/lib" -ltorch_cpu -lc10 -L"$work" -ljitquant \
   -Wl,--disable-new-dtags,-rpath,"$torch/lib:$work"
 
+# The models are small: more threads only wait for each other.
+export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}
 rm -f "$work"/*.json "$work/calls"
 for suite in test_fusion_passes test_deprecated_jit_quant test_ondevice_quantization test_quantize_jit; do
   echo "conformity: $suite" >&2
