@@ -139,8 +139,8 @@ unsafe fn accumulate<V: Vector, const ROWS: usize, const STRIPS: usize>(
             }
             for _ in 0..whole {
                 let mut w = [v.weights(weights); STRIPS];
-                for (s, w) in w.iter_mut().enumerate().skip(1) {
-                    *w = v.weights(weights.add(s * strip_bytes));
+                for s in 1..STRIPS {
+                    w[s] = v.weights(weights.add(s * strip_bytes));
                 }
                 each_row!(row < ROWS => {
                     let x = v.activations(pointers[row / 3].wrapping_add(row % 3 * step));
@@ -162,8 +162,8 @@ unsafe fn accumulate<V: Vector, const ROWS: usize, const STRIPS: usize>(
                     }
                 }
                 let mut w = [v.weights(weights); STRIPS];
-                for (s, w) in w.iter_mut().enumerate().skip(1) {
-                    *w = v.weights(weights.add(s * strip_bytes));
+                for s in 1..STRIPS {
+                    w[s] = v.weights(weights.add(s * strip_bytes));
                 }
                 each_row!(row < ROWS => {
                     let x = v.activations(bytes.as_ptr().cast::<u8>().add(4 * row));
