@@ -13,7 +13,13 @@ mod torch {
     pub fn build() {
         let libtorch = locate();
         let include = libtorch.join("include");
-        let mut build = cxx_build::bridges(["src/ir/ffi.rs", "src/observer/operators.rs", "src/engine/bridge.rs"]);
+        let mut build = cxx_build::bridges([
+            "src/ir/ffi.rs",
+            "src/observer/operators.rs",
+            "src/engine/bridge.rs",
+            "src/qat/operators.rs",
+        ]);
+        build.file("cpp/fake_quantize.cpp");
         for file in ["graph", "host", "module", "native_elements", "native_layers", "observers", "packed", "plugin"] {
             build.file(format!("cpp/{file}.cpp"));
         }

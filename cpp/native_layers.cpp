@@ -28,12 +28,30 @@ Bounds bounds(std::optional<double> min, std::optional<double> max) {
 }
 
 // A residual of the output's sizes, in the order of its memory; undefined for none.
-Tensor residual_like(const std::optional<Tensor> &residual, c10::IntArrayRef sizes, c10::MemoryFormat format,
-                     const char *op) {
+Tensor residual_like(const std::optional<Tensor> &residual, c10::IntArrayRef sizes, c10::MemoryFormat format) {
   if (!residual)
     return Tensor();
-  check(*residual, c10::kByte, op);
   return (residual->sizes() == sizes ? *residual : residual->expand(sizes)).contiguous(format);
+}
+
+// Whether the layer's output has to be expanded to the residual's sizes, instead of the other way round.
+bool outgrows(const std::optional<Tensor> &residual, c10::IntArrayRef sizes, const char *op) {
+  if (!residual || at::is_expandable_to(residual->sizes(), sizes))
+    return false;
+  check(*residual, c10::kByte, op);
+  TORCH_CHECK(at::are_expandable(residual->sizes(), sizes), op, ": a residual of sizes ", residual->sizes(),
+              " for an output of sizes ", sizes, "; sizes that broadcast with the output's are accepted");
+  return true;
+}
+
+// `sums + residual` where the sums are broadcast, as the layer computes it otherwise.
+Tensor add_apart(const Tensor &sums, const Tensor &residual, Affine residual_affine, Affine output, int64_t min,
+                 int64_t max, const Tensor &table) {
+  Tensor other = (residual.to(c10::kFloat) - residual_affine.zero_point) * residual_affine.scale;
+  Tensor sum = (sums + other).contiguous(), bytes = at::empty_like(sum, sum.options().dtype(c10::kByte));
+  in_rust([&] { quantize_u8(values<float>(sum), output, writable<uint8_t>(bytes)); });
+  bytes.clamp_(min, max);
+  return table.defined() ? table.take(bytes.to(c10::kLong)) : bytes;
 }
 
 Tensor checked_table(const std::optional<Tensor> &table, const char *op) {
@@ -59,16 +77,24 @@ c10::SmallVector<int64_t, 5> linear_sizes(const Tensor &x, const LinearLayer &la
   return sizes;
 }
 
+Tensor linear_float(const Tensor &x, const LinearPtr &layer, double x_scale, int64_t x_zero_point,
+                    std::optional<double> min, std::optional<double> max);
+
 Tensor linear(const Tensor &x, const LinearPtr &layer, double x_scale, int64_t x_zero_point, double scale,
               int64_t zero_point, int64_t min, int64_t max, const std::optional<Tensor> &residual,
               double residual_scale, int64_t residual_zero_point, const std::optional<Tensor> &table) {
   constexpr auto op = "jitquant::linear";
   check(x, c10::kByte, op);
-  Tensor output = at::empty(linear_sizes(x, *layer, op), x.options());
+  Tensor map = checked_table(table, op);
+  auto sizes = linear_sizes(x, *layer, op);
+  if (outgrows(residual, sizes, op)) {
+    Tensor sums = linear_float(x, layer, x_scale, x_zero_point, std::nullopt, std::nullopt);
+    return add_apart(sums, *residual, {residual_scale, residual_zero_point}, {scale, zero_point}, min, max, map);
+  }
+  Tensor output = at::empty(sizes, x.options());
   if (output.numel() == 0)
     return output;
-  Tensor dense = x.contiguous(), map = checked_table(table, op);
-  Tensor added = residual_like(residual, output.sizes(), c10::MemoryFormat::Contiguous, op);
+  Tensor dense = x.contiguous(), added = residual_like(residual, sizes, c10::MemoryFormat::Contiguous);
   in_rust([&] {
     layer->weight->run_u8(
         values<uint8_t>(dense), {x_scale, x_zero_point}, layer->biases(), writable<uint8_t>(output),
@@ -135,18 +161,25 @@ Tensor convolve(const Tensor &x, const ConvolutionLayer &layer, c10::ScalarType 
   return flat ? output.squeeze(2) : output;
 }
 
+Tensor conv_float(const Tensor &x, const ConvPtr &layer, double x_scale, int64_t x_zero_point,
+                  std::optional<double> min, std::optional<double> max);
+
 Tensor conv(const Tensor &x, const ConvPtr &layer, double x_scale, int64_t x_zero_point, double scale,
             int64_t zero_point, int64_t min, int64_t max, const std::optional<Tensor> &residual, double residual_scale,
             int64_t residual_zero_point, const std::optional<Tensor> &table) {
   constexpr auto op = "jitquant::conv";
   check(x, c10::kByte, op);
   Tensor map = checked_table(table, op);
+  if (residual && outgrows(residual, conv_sizes(x, *layer), op)) {
+    Tensor sums = conv_float(x, layer, x_scale, x_zero_point, std::nullopt, std::nullopt);
+    return add_apart(sums, *residual, {residual_scale, residual_zero_point}, {scale, zero_point}, min, max, map);
+  }
   return convolve(
       x, *layer, c10::kByte, [&](const Tensor &dense, rust::Slice<const int64_t> sizes, const Tensor &output) {
         std::optional<Tensor> other = residual;
         if (other && is_flat(*layer))
           other = other->unsqueeze(2);
-        Tensor added = residual_like(other, output.sizes(), format_of(*layer), op);
+        Tensor added = residual_like(other, output.sizes(), format_of(*layer));
         layer->weight->run_u8(
             values<uint8_t>(dense), sizes, {x_scale, x_zero_point}, layer->biases(), writable<uint8_t>(output),
             {{scale, zero_point}, min, max, bytes(added), {residual_scale, residual_zero_point}, bytes(map)});
@@ -185,11 +218,17 @@ WeightScheme plain_scheme(const Tensor &weight, const Tensor &scales, const Tens
           scales.numel() == 1 ? -1 : axis, weight.sizes().vec()};
 }
 
+void check_bias(const std::optional<Tensor> &bias, int64_t outputs, const char *op) {
+  TORCH_CHECK(!bias || bias->numel() == outputs, op, ": a bias of ", bias ? bias->numel() : 0, " elements for ",
+              outputs, " outputs");
+}
+
 LinearPtr linear_prepack(const Tensor &weight, const Tensor &scales, const Tensor &zero_points,
                          std::optional<Tensor> bias) {
   TORCH_CHECK(weight.dim() == 2, "jitquant::linear_prepack: a weight of sizes ", weight.sizes(),
               "; [outputs, inputs] is accepted");
   WeightScheme scheme = plain_scheme(weight, scales, zero_points, 0);
+  check_bias(bias, weight.size(0), "jitquant::linear_prepack");
   return make_linear_layer(weight.contiguous(), std::move(scheme), std::move(bias));
 }
 
@@ -210,6 +249,7 @@ ConvPtr conv_prepack(const Tensor &weight, const Tensor &scales, const Tensor &z
   TORCH_CHECK(weight.dim() >= 3 && weight.dim() <= 5, "jitquant::conv_prepack: a weight of sizes ", weight.sizes(),
               "; 1 to 3 spatial dimensions are accepted");
   WeightScheme scheme = plain_scheme(weight, scales, zero_points, transposed ? 1 : 0);
+  check_bias(bias, transposed ? weight.size(1) * groups : weight.size(0), "jitquant::conv_prepack");
   return make_conv_layer(weight.contiguous(), std::move(scheme), std::move(bias),
                          {list_of(weight.sizes()), list_of(stride), list_of(padding), list_of(dilation),
                           list_of(output_padding), groups, transposed});
@@ -251,7 +291,11 @@ Tensor linear_dynamic_shape(const Tensor &x, const LinearPtr &layer, bool, bool,
 Tensor conv_like(const Tensor &x, const ConvolutionLayer &layer, c10::ScalarType type) {
   auto options = x.options().dtype(type);
   auto sizes = conv_sizes(x, layer);
-  return is_flat(layer) ? at::empty(sizes, options) : at::empty(sizes, options, format_of(layer));
+  bool flat = is_flat(layer);
+  if (flat)
+    sizes.insert(sizes.begin() + 2, 1);
+  Tensor output = at::empty(sizes, options, format_of(layer));
+  return flat ? output.squeeze(2) : output;
 }
 
 Tensor conv_shape(const Tensor &x, const ConvPtr &layer, double, int64_t, double, int64_t, int64_t, int64_t,

@@ -119,9 +119,12 @@ void observe_histogram(const Tensor &x, const Tensor &histogram, const Tensor &m
   });
 }
 
-std::tuple<Tensor, Tensor> histogram_range(const Tensor &histogram, const Tensor &min, const Tensor &max) {
+std::tuple<Tensor, Tensor> histogram_range(const Tensor &histogram, const Tensor &min, const Tensor &max,
+                                           const std::string &search, double percentile) {
   Tensor counts = histogram.clone(), low = min.clone(), high = max.clone();
-  in_rust([&] { best_range(write(counts, "histogram"), scalar(low, "min_val"), scalar(high, "max_val")); });
+  in_rust([&] {
+    best_range(write(counts, "histogram"), scalar(low, "min_val"), scalar(high, "max_val"), str(search), percentile);
+  });
   return {low, high};
 }
 
@@ -171,7 +174,8 @@ JITQUANT_DEFINITIONS(observer_definitions, m) {
   m.def("observe_moving_average_per_channel(Tensor x, Tensor(a!) min_val, Tensor(b!) max_val, int axis=0, "
         "float averaging_constant=0.01, str name='') -> ()");
   m.def("observe_histogram(Tensor x, Tensor(a!) histogram, Tensor(b!) min_val, Tensor(c!) max_val, str name='') -> ()");
-  m.def("histogram_range(Tensor histogram, Tensor min_val, Tensor max_val) -> (Tensor, Tensor)");
+  m.def("histogram_range(Tensor histogram, Tensor min_val, Tensor max_val, str search='histogram', "
+        "float percentile=99.99) -> (Tensor, Tensor)");
   m.def("qparams(Tensor min_val, Tensor max_val, int dtype, int qscheme, int quant_min=0, int quant_max=0, "
         "bool reduce_range=False, float eps=1.1920928955078125e-07, str name='') -> (Tensor, Tensor)");
 }

@@ -1,4 +1,43 @@
 //! Post-training INT8 quantization of TorchScript models, without Python.
+//!
+//! ```no_run
+//! # #[cfg(feature = "torch")]
+//! fn main() -> jitquant::Result<()> {
+//!     use jitquant::Quantizer;
+//!     use jitquant::ir::{Module, Tensor};
+//!
+//!     let model = Module::load("model.pt")?; // TorchScript, or Module::try_from a tch::CModule
+//!     let mut prepared = Quantizer::static_ptq().prepare(&model)?;
+//!     for number in 0..16 {
+//!         let pixels = vec![number as f32 / 16.0; 3 * 224 * 224]; // your data, like that of later use
+//!         let batch = Tensor::from_slice(&pixels, &[1, 3, 224, 224])?; // or a tch::Tensor
+//!         prepared.calibrate(&[batch])?;
+//!     }
+//!     let converted = prepared.convert()?;
+//!     for layer in &converted.report.float {
+//!         println!("{} stays in float: {}", layer.path, layer.reason);
+//!     }
+//!     converted.module.save("model.int8.pt") // any libtorch runs this file
+//! }
+//! # #[cfg(not(feature = "torch"))]
+//! # fn main() {}
+//! ```
+//!
+//! `examples/rust-app` is a project that does this with [`tch`](https://docs.rs/tch) and compares the two models.
+//!
+//! | module | what |
+//! | --- | --- |
+//! | [`ir`] | modules, graphs, nodes, values |
+//! | [`pass`] | the passes that [`Quantizer`] is made of, under libtorch's names |
+//! | [`qconfig`] | which observers for which part of a model |
+//! | [`observer`], [`kernel`] | ranges of tensors, and INT8 arithmetic: both build without libtorch |
+//! | [`engine`] | libtorch's quantized operators on these kernels |
+//! | [`plugin`] | passes over every graph that libtorch executes |
+//! | [`measure`] | comparing an INT8 model with the float one |
+//! | [`watch`] | progress of long calls, and ending them |
+//!
+//! The features: `torch` is all that needs libtorch, `tch` adds tch's types, `cli` the command line.
+#![cfg_attr(not(feature = "torch"), allow(rustdoc::broken_intra_doc_links))]
 #![deny(unsafe_code)]
 #![warn(missing_docs)]
 // Nodes, values and blocks are keys by their address, which nothing inside their graph changes.
@@ -20,6 +59,8 @@ mod file;
 pub mod ir;
 pub mod kernel;
 pub mod measure;
+#[cfg(feature = "torch")]
+mod methods;
 pub mod observer;
 #[cfg(feature = "torch")]
 pub mod pass;
@@ -28,7 +69,12 @@ mod pipeline;
 #[cfg(feature = "torch")]
 pub mod plugin;
 #[cfg(feature = "torch")]
+#[allow(unsafe_code)]
+pub mod qat;
+#[cfg(feature = "torch")]
 pub mod qconfig;
+#[cfg(feature = "torch")]
+mod replay;
 
 #[cfg(feature = "torch")]
 pub mod watch;
@@ -36,6 +82,8 @@ pub mod watch;
 mod zero_touch;
 
 pub use error::{Error, Result};
+#[cfg(feature = "torch")]
+pub use methods::{Methods, Rounding};
 #[cfg(feature = "torch")]
 pub use pipeline::{Converted, FloatLayer, ModelForm, Prepared, Quantizer, Report};
 
@@ -49,6 +97,7 @@ pub use pipeline::{Converted, FloatLayer, ModelForm, Prepared, Quantizer, Report
 #[cfg(feature = "torch")]
 pub fn init() -> Result<()> {
     observer::keep_observer_operators();
+    qat::keep_operators();
     engine::keep_native_operators();
     match ir::ffi::bridge::host_refusal() {
         "" => Ok(()),

@@ -26,6 +26,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, Result};
 use crate::ir::{Module, join_path};
+use crate::methods::Methods;
 use crate::observer::{ObserverConfig, ObserverKind};
 use crate::pass::QuantType;
 
@@ -41,6 +42,16 @@ pub struct QConfig {
 /// Observers by submodule path (`""` is the whole model); a path without an entry inherits from the nearest one above,
 /// `None` leaves the part in float.
 pub type QConfigDict = BTreeMap<String, Option<QConfig>>;
+
+/// What an observer watches.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Role {
+    Activation,
+    Weight,
+}
+
+/// Makes the module that observes.
+pub(crate) type MakeObserver<'a> = &'a dyn Fn(&ObserverConfig, Role) -> Result<Module>;
 
 /// The observers of a part of a model; what is not given is inherited.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
@@ -88,6 +99,8 @@ pub struct QConfigSpec {
     pub modules: BTreeMap<String, Part>,
     /// By class, e.g. `torch.nn.modules.linear.Linear`, or its last part, `Linear`.
     pub classes: BTreeMap<String, Part>,
+    /// What is done for accuracy besides.
+    pub methods: Methods,
 }
 
 impl Observers {
@@ -150,6 +163,16 @@ impl QConfigSpec {
     /// Where a path or a class does not occur in the model (the message lists what does), or an observer's options
     /// contradict each other.
     pub fn resolve(&self, module: &Module, quant_type: QuantType) -> Result<QConfigDict> {
+        self.resolve_with(module, quant_type, &|observer, _| observer.module())
+    }
+
+    /// As [`QConfigSpec::resolve`], with the modules that `make` makes of activations' and weights' observers.
+    pub(crate) fn resolve_with(
+        &self,
+        module: &Module,
+        quant_type: QuantType,
+        make: MakeObserver<'_>,
+    ) -> Result<QConfigDict> {
         let modules = module.modules();
         let classes: Vec<String> = modules.iter().map(|(_, m)| plain_class_name(&m.class_name())).collect();
         for path in self.modules.keys() {
@@ -171,7 +194,7 @@ impl QConfigSpec {
         let (activation, weight) = Observers::defaults(quant_type);
         let above = self.default.or(&Observers { activation: Some(activation), weight: Some(weight) });
         let mut dict = QConfigDict::new();
-        self.resolve_below(module, "", &Part::Quantized(above), quant_type, &mut dict)?;
+        self.resolve_below(module, "", &Part::Quantized(above), quant_type, make, &mut dict)?;
         Ok(dict)
     }
 
@@ -181,6 +204,7 @@ impl QConfigSpec {
         path: &str,
         above: &Part,
         quant_type: QuantType,
+        make: MakeObserver<'_>,
         dict: &mut QConfigDict,
     ) -> Result<()> {
         let own = self.own_part(path, &plain_class_name(&module.class_name()));
@@ -195,17 +219,17 @@ impl QConfigSpec {
             (Some(float), _) => float.clone(),
         };
         if own.is_some() || path.is_empty() {
-            dict.insert(path.to_owned(), part.qconfig(path, quant_type)?);
+            dict.insert(path.to_owned(), part.qconfig(path, quant_type, make)?);
         }
         for (name, child) in module.children() {
-            self.resolve_below(&child, &join_path(path, &name), &part, quant_type, dict)?;
+            self.resolve_below(&child, &join_path(path, &name), &part, quant_type, make, dict)?;
         }
         Ok(())
     }
 }
 
 impl Part {
-    fn qconfig(&self, path: &str, quant_type: QuantType) -> Result<Option<QConfig>> {
+    fn qconfig(&self, path: &str, quant_type: QuantType, make: MakeObserver<'_>) -> Result<Option<QConfig>> {
         let Self::Quantized(observers) = self else { return Ok(None) };
         let (activation, weight) = Observers::defaults(quant_type);
         let activation = observers.activation.as_ref().unwrap_or(&activation);
@@ -222,7 +246,7 @@ impl Part {
         if weight.kind == ObserverKind::Placeholder {
             return Err(Error::invalid(format!("{place}: a weight needs an observer that looks at it")));
         }
-        Ok(Some(QConfig { activation: activation.module()?, weight: weight.module()? }))
+        Ok(Some(QConfig { activation: make(activation, Role::Activation)?, weight: make(weight, Role::Weight)? }))
     }
 }
 

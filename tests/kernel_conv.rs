@@ -133,6 +133,8 @@ fn pixel(sample: usize, size: [usize; 3], [d, h, w]: [usize; 3]) -> usize {
 }
 
 proptest! {
+    #![proptest_config(guarded::cases())]
+
     #[test]
     fn sums_are_exact(case in cases()) {
         let expected = case.sums();

@@ -94,6 +94,8 @@ impl Case {
 }
 
 proptest! {
+    #![proptest_config(guarded::cases())]
+
     #[test]
     fn sums_are_exact(case in cases()) {
         for isa in Isa::available() {

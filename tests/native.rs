@@ -6,9 +6,9 @@ mod support;
 use std::collections::BTreeMap;
 
 use jitquant::Quantizer;
-use jitquant::ir::{IValue, Module, Tensor};
+use jitquant::ir::{Module, Tensor};
 use jitquant::pass::{stock_operators, to_native};
-use support::{classifier, images, noise};
+use support::{classifier, conv2d, images};
 
 fn portable(model: &Module, batches: &[Tensor]) -> Module {
     let mut prepared = Quantizer::static_ptq().prepare(model).unwrap();
@@ -19,7 +19,7 @@ fn portable(model: &Module, batches: &[Tensor]) -> Module {
 }
 
 fn answer(model: &Module, x: &Tensor) -> Vec<f32> {
-    model.forward(&[x.clone()]).unwrap().as_tensor().unwrap().to_vec().unwrap()
+    model.forward(std::slice::from_ref(x)).unwrap().as_tensor().unwrap().to_vec().unwrap()
 }
 
 /// Signal to noise, in dB.
@@ -29,6 +29,7 @@ fn sqnr(signal: &[f32], other: &[f32]) -> f64 {
     10.0 * (power(&mut signal.iter().map(|a| f64::from(*a))) / noise.max(1e-30)).log10()
 }
 
+/// How often `model` calls each operator of jitquant and of libtorch.
 fn operators(model: &Module) -> BTreeMap<String, usize> {
     let mut counts = BTreeMap::new();
     for node in model.graph("forward").unwrap().all_nodes() {
@@ -36,6 +37,74 @@ fn operators(model: &Module) -> BTreeMap<String, usize> {
     }
     counts.retain(|kind, _| kind.starts_with("jitquant::") || kind.starts_with("aten::"));
     counts
+}
+
+/// A model of two convolutions of 4 channels, `a` of 1 to 4 and `b` of 4 to 4, with this code.
+fn two(code: &str) -> Module {
+    let module = Module::new("Two").unwrap();
+    module.register_submodule("a", &conv2d(1, 4, 3, 1, 10)).unwrap();
+    module.register_submodule("b", &conv2d(4, 4, 3, 4, 20)).unwrap();
+    module.define(&format!("def forward(self, x: Tensor) -> Tensor:\n    {code}\n")).unwrap();
+    module
+}
+
+/// The native form of `code` calls `expected` operators, and is no less exact than the portable one.
+fn becomes(code: &str, expected: &[(&str, usize)]) {
+    let model = two(code);
+    let stock = portable(&model, &[images(8, 1), images(8, 2)]);
+    let native = to_native(&stock).unwrap();
+    let counts = operators(&native);
+    let expected: BTreeMap<String, usize> = expected.iter().map(|(kind, count)| ((*kind).to_owned(), *count)).collect();
+    let graph = native.graph("forward").unwrap();
+    assert_eq!(counts, expected, "{code}\n{graph}");
+    let x = images(4, 9);
+    let float = answer(&model, &x);
+    let (theirs, ours) = (sqnr(&float, &answer(&stock, &x)), sqnr(&float, &answer(&native, &x)));
+    assert!(ours > theirs - 1.0 && ours > 20.0, "{code}: {ours} dB, the portable form {theirs} dB");
+}
+
+const QUANTIZE: (&str, usize) = ("jitquant::quantize", 1);
+
+#[test]
+fn layers_take_in_what_follows_them() {
+    let (conv, float) = (("jitquant::conv", 1), ("jitquant::conv_float", 1));
+    // A clamp, and the last result in float.
+    becomes("return self.b.forward(torch.relu(self.a.forward(x)))", &[conv, float, QUANTIZE]);
+    becomes("return self.b.forward(torch.hardtanh(self.a.forward(x), 0.0, 0.5))", &[conv, float, QUANTIZE]);
+    // A function of one value, however it is spelled.
+    becomes("return self.b.forward(torch.hardswish(self.a.forward(x)))", &[conv, float, QUANTIZE]);
+    becomes("return self.b.forward(torch.gelu(self.a.forward(x)))", &[conv, float, QUANTIZE]);
+    becomes(
+        "y = self.a.forward(x)\n    return self.b.forward(y * torch.sigmoid(y))",
+        &[("jitquant::conv", 1), ("jitquant::conv_float", 1), ("jitquant::lookup", 1), ("jitquant::mul", 1), QUANTIZE],
+    );
+    // A residual sum with its relu.
+    becomes(
+        "y = self.a.forward(x)\n    return torch.relu(y + self.b.forward(y))",
+        &[("jitquant::conv", 2), ("jitquant::dequantize", 1), QUANTIZE],
+    );
+}
+
+#[test]
+fn zeros_around_an_image_become_padding_of_the_layer() {
+    let code = "return self.b.forward(torch.constant_pad_nd(torch.relu(self.a.forward(x)), [1, 1, 2, 2], 0.0))";
+    becomes(code, &[("jitquant::conv", 1), ("jitquant::conv_float", 1), QUANTIZE]);
+    // Not the same on both sides: bytes are padded.
+    let code = "return self.b.forward(torch.constant_pad_nd(torch.relu(self.a.forward(x)), [0, 1, 0, 1], 0.0))";
+    becomes(code, &[("aten::constant_pad_nd", 1), ("jitquant::conv", 1), ("jitquant::conv_float", 1), QUANTIZE]);
+}
+
+#[test]
+fn what_has_no_native_form_goes_on_with_libtorchs_tensors() {
+    let code = "y = self.a.forward(x)\n    return self.b.forward(torch.relu(y) + 0.25)";
+    let model = two(code);
+    let stock = portable(&model, &[images(8, 1)]);
+    let native = to_native(&stock).unwrap();
+    let left = jitquant::pass::stock_operators(&native).unwrap();
+    assert!(!left.is_empty(), "{}", native.graph("forward").unwrap());
+    let x = images(4, 9);
+    let float = answer(&model, &x);
+    assert!(sqnr(&float, &answer(&native, &x)) > 20.0);
 }
 
 #[test]
@@ -48,7 +117,7 @@ fn a_classifier_runs_on_bytes_and_is_no_worse() {
     let x = images(16, 7);
     let float = answer(&model, &x);
     let (theirs, ours) = (sqnr(&float, &answer(&stock, &x)), sqnr(&float, &answer(&native, &x)));
-    println!("portable {theirs:.1} dB, native {ours:.1} dB\n{}", native.graph("forward").unwrap());
+    println!("portable {theirs:.1} dB, native {ours:.1} dB");
     assert!(ours > theirs - 1.0, "{ours} dB, the portable form {theirs} dB");
     // The stock weights are gone, and the file holds ours.
     assert!(native.attributes().iter().all(|attribute| !attribute.name.contains("packed_weight")));

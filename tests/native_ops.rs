@@ -37,7 +37,7 @@ fn compare(name: &str, shape: &[i64], layout: &str, theirs: &str, ours: &str) {
     ));
     let x = tensor(shape, 5);
     let (stock, native): (IValue, IValue) =
-        (ops.call("stock", &[x.clone()]).unwrap(), ops.call("native", &[x.clone()]).unwrap());
+        (ops.call("stock", std::slice::from_ref(&x)).unwrap(), ops.call("native", std::slice::from_ref(&x)).unwrap());
     let (largest, differing, count) = distance(&stock, &native);
     println!("{name} {shape:?}: {differing} of {count} differ, by {largest} at most");
     assert!(largest <= 1, "{name} {shape:?}: {largest} steps");
@@ -278,7 +278,8 @@ fn a_residual_is_added_before_rounding_and_a_table_applied_after() {
     };
     let weight: Vec<f32> = noise(6 * 4, 9).iter().map(|v| (v * 127.0).round()).collect();
     let (x, w) = (bytes(&[2, 4, 5, 5], 1), Tensor::from_slice(&weight, &[6, 4, 1, 1]).unwrap());
-    for residual in [bytes(&[2, 6, 5, 5], 2), bytes(&[1, 6, 1, 1], 2)] {
+    // The second is broadcast to the output, the output to the third.
+    for residual in [bytes(&[2, 6, 5, 5], 2), bytes(&[1, 6, 1, 1], 2), bytes(&[3, 2, 6, 5, 5], 2)] {
         let run = |method: &str| ops.call::<Tensor>(method, &[x.clone(), w.clone(), residual.clone()]).unwrap();
         assert!(distance(&run("fused"), &run("apart")).0 <= 1);
     }

@@ -43,6 +43,18 @@ fn opening_it_twice_or_a_second_copy_is_harmless() {
     assert_eq!((out.as_str(), err.as_str()), (WORKS, ""));
 }
 
+/// `JITQUANT_OTHER_LIBRARY` names a libjitquant.so that was really built for another version (`make matrix` sets it).
+#[test]
+fn a_library_built_for_another_version_is_refused() {
+    let Some(other) = std::env::var_os("JITQUANT_OTHER_LIBRARY") else {
+        return;
+    };
+    let (out, err, output) = open(&[Path::new(&other)]);
+    assert!(output.status.success(), "no crash: {output:?}");
+    assert!(err.starts_with("jitquant: this jitquant library was built for libtorch 2."), "{err}");
+    assert!(out.starts_with("before: 0\nafter: 0\njq_init 8: this jitquant library was built for"), "{out}");
+}
+
 #[test]
 fn a_libtorch_of_another_version_is_refused_with_a_message() {
     // The same library, told that it was built for another version: what a real one would do differently it does later.

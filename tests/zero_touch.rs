@@ -123,3 +123,33 @@ fn programs_without_libtorch_are_left_alone() {
     let output = output.unwrap();
     assert_eq!((output.stdout.as_slice(), output.stderr.as_slice()), (&b"fine\n"[..], &b""[..]));
 }
+
+#[test]
+fn many_threads_share_one_replaced_model() {
+    // About a minute for each of the five runs with JITQUANT_LONG=1.
+    let rounds = if std::env::var_os("JITQUANT_LONG").is_some() { "2000" } else { "20" };
+    let folder = tempfile::tempdir().unwrap();
+    let calib = folder.path().join("calib.jq");
+    let (program, install) = (folder.path().join("executor"), INSTALLED.0.path().join("lib"));
+    build_with_libtorch(&root().join("tests/programs/executor.cpp"), &program, &["-ldl", "-pthread"]);
+    // The largest difference between two runs relative to the largest answer, and how many native operators ran.
+    let run = |mode: &str, flavour: &str| {
+        let mut command = alone(&program);
+        command.arg(install.join("libjitquant.so")).arg(digits()).args([flavour, "32", rounds]);
+        command.env("LD_PRELOAD", install.join("libjitquant_preload.so"));
+        command.env("JITQUANT", format!("{mode}:{}", calib.display()));
+        let output = command.output().unwrap();
+        let (out, err) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+        assert!(output.status.success(), "{mode}, {flavour}: {:?}\n{out}\n{err}", output.status);
+        assert!(!err.contains("jitquant:"), "{err}");
+        let numbers: Vec<f64> = out.split([' ', ',', '\n']).filter_map(|word| word.parse().ok()).collect();
+        (numbers[0] / numbers[1], numbers[2] as usize)
+    };
+    // While all of them observe: the answers are float's.
+    let (difference, _) = run("observe", "plain");
+    assert!(difference < 1e-5, "{difference}");
+    for flavour in ["plain", "frozen", "simple", "inference"] {
+        let (difference, native) = run("quantize", flavour);
+        assert!(difference == 0.0 && native > 5, "{flavour}: {difference}, {native} native operators");
+    }
+}

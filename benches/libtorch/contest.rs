@@ -9,7 +9,7 @@ use jitquant::ir::{IValue, Module, Tensor, Type};
 use jitquant::measure::quantile;
 use serde::Serialize;
 
-use crate::rows::Row;
+use crate::rows::{Row, Side};
 
 /// How long to measure.
 pub struct Settings {
@@ -45,7 +45,7 @@ struct Contestant {
 
 impl Contestant {
     /// Packs the row's weight and prepares its input.
-    fn new(name: &str, row: &Row, call: &str) -> Result<Self> {
+    fn new(name: &str, row: &Row, side: &Side) -> Result<Self> {
         let module = Module::new("Row")?;
         if let Some(pack) = &row.pack {
             let packer = Module::new("Packer")?;
@@ -58,14 +58,23 @@ impl Contestant {
         } else {
             module.register_attribute("packed", &Type::parse("int")?, &IValue::Int(0))?;
         }
-        module.define(&format!("def prepare(self, x: Tensor):\n    return {}\n", row.prepare))?;
+        let x = Tensor::from_slice(&noise(product(&row.input), 3), &row.input)?;
+        for (name, value) in &row.buffers {
+            let maker = Module::new("Maker")?;
+            maker.define(&format!("def make(self, x: Tensor):\n    return {value}\n"))?;
+            module.register_buffer(name, maker.call("make", std::slice::from_ref(&x))?)?;
+        }
+        if !side.methods.is_empty() {
+            module.define(&side.methods)?;
+        }
+        module.define(&format!("def prepare(self, x: Tensor):\n    return {}\n", side.prepare))?;
+        let call = &side.call;
         // The interpreter calls the operator in a loop: what is measured is the operator and the interpreter's share. A
-        // `for` loop would be unrolled, and then all calls but the last one left out.
+        // `for` loop would be unrolled, and a second call outside the loop would be merged with the one inside.
         module.define(&format!(
-            "def run(self, x: Tensor, n: int):\n    y = {call}\n    i = 1\n    while i < n:\n        y = {call}\n        i = i + 1\n    \
+            "def run(self, x: Tensor, n: int):\n    y = x\n    i = 0\n    while i < n:\n        y = {call}\n        i = i + 1\n    \
              return y\n"
         ))?;
-        let x = Tensor::from_slice(&noise(product(&row.input), 3), &row.input)?;
         let input = module.call("prepare", &[x])?;
         Ok(Self { name: name.to_owned(), module, input, calls: 1, times: Vec::new() })
     }
@@ -79,18 +88,33 @@ impl Contestant {
     }
 }
 
+/// Fails where the executor leaves calls out: then twice as many would not take longer.
+fn check_that_calls_count(contestant: &Contestant) -> Result<()> {
+    // The least of several tries, and more of them where a busy machine interrupts many.
+    let calls = contestant.calls.clamp(4, 1 << 16);
+    let (mut once, mut twice) = (f64::INFINITY, f64::INFINITY);
+    for tries in 1..=100 {
+        once = once.min(contestant.turn(calls)?);
+        twice = twice.min(2.0 * contestant.turn(2 * calls)?);
+        if tries > 10 && twice > 1.4 * once {
+            return Ok(());
+        }
+    }
+    anyhow::bail!("{}: twice as many calls take only {} times as long", contestant.name, twice / once)
+}
+
 /// Measures a row.
 pub fn hold(group: &str, row: &Row, settings: &Settings) -> Result<Outcome> {
     let mut contestants = Vec::new();
     if row.pack.is_some() {
         for engine in stock_engines().iter().filter(|engine| *engine != "qnnpack") {
-            let contestant = with_stock_engine(engine, || Ok(Contestant::new(engine, row, &row.call)));
+            let contestant = with_stock_engine(engine, || Ok(Contestant::new(engine, row, &row.stock)));
             contestants.push(contestant?.with_context(|| format!("libtorch's {engine}"))?);
         }
     } else {
-        contestants.push(Contestant::new("libtorch", row, &row.call)?);
+        contestants.push(Contestant::new("libtorch", row, &row.stock)?);
     }
-    let ours = Contestant::new("jitquant", row, row.ours.as_ref().unwrap_or(&row.call))?;
+    let ours = Contestant::new("jitquant", row, &row.ours)?;
     if row.pack.is_some() {
         ensure!(accelerate(&ours.module)?.replaced == 1, "jitquant did not replace the packed weight");
     }
@@ -102,6 +126,7 @@ pub fn hold(group: &str, row: &Row, settings: &Settings) -> Result<Outcome> {
         }
         let once = contestant.turn(4)?.min(contestant.turn(4)?);
         contestant.calls = ((settings.turn / once).ceil() as usize).clamp(1, 1 << 20);
+        check_that_calls_count(contestant)?;
     }
     for _ in 0..settings.turns {
         for contestant in &mut contestants {

@@ -6,6 +6,7 @@
 //! product instruction, measured in the same run.
 
 mod contest;
+mod elements;
 mod peak;
 mod rows;
 
@@ -31,10 +32,10 @@ struct Arguments {
     #[arg(long, value_delimiter = ',', default_value = "1,2")]
     threads: Vec<usize>,
     /// How often each contestant has its turn.
-    #[arg(long, default_value = "21")]
+    #[arg(long, default_value = "101")]
     turns: usize,
-    /// How long a turn lasts, in milliseconds, at least.
-    #[arg(long, default_value = "2")]
+    /// How long a turn lasts, in milliseconds, at least. Short ones are seldom interrupted where other programs run.
+    #[arg(long, default_value = "0.3")]
     milliseconds: f64,
     /// Write the figures to a file as JSON as well.
     #[arg(long, value_name = "FILE")]

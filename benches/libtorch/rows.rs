@@ -1,5 +1,7 @@
 //! What is measured: the operators of common models, with what is hoped for.
 
+use crate::elements;
+
 /// Rows that are judged together.
 pub struct Group {
     pub name: &'static str,
@@ -16,14 +18,32 @@ pub struct Row {
     pub outputs: i64,
     /// TorchScript statements that pack weight `w` and bias `b`; `None` for an operator without a weight.
     pub pack: Option<String>,
-    /// The sizes of the input `x`, and an expression that makes the operator's input of it.
+    /// The sizes of the input `x`.
     pub input: Vec<i64>,
-    pub prepare: String,
-    /// The operator on input `x`, and ours where it is another one.
-    pub call: String,
-    pub ours: Option<String>,
+    /// Buffers of the module: their names, and TorchScript expressions that make them of `x`.
+    pub buffers: Vec<(&'static str, String)>,
+    /// What libtorch runs, and what jitquant does.
+    pub stock: Side,
+    pub ours: Side,
     /// Multiplications and additions.
     pub operations: f64,
+}
+
+/// A contestant's code, in TorchScript.
+#[derive(Clone)]
+pub struct Side {
+    /// Methods that `call` uses.
+    pub methods: String,
+    /// An expression that makes the operator's input of `x`.
+    pub prepare: String,
+    /// The operator on input `x`.
+    pub call: String,
+}
+
+impl Side {
+    pub fn new(prepare: &str, call: &str) -> Self {
+        Self { methods: String::new(), prepare: prepare.to_owned(), call: call.to_owned() }
+    }
 }
 
 const QUANTIZE_WEIGHT: &str =
@@ -31,15 +51,16 @@ const QUANTIZE_WEIGHT: &str =
 const QUANTIZE_INPUT: &str = "torch.quantize_per_tensor(x, 0.008, 120, 13)";
 
 fn linear([m, k, n]: [i64; 3]) -> Row {
+    let side = Side::new(QUANTIZE_INPUT, "ops.quantized.linear(x, self.packed, 0.05, 100)");
     Row {
         name: format!("{m}x{k}x{n}"),
         weight: vec![n, k],
         outputs: n,
         pack: Some(format!("{QUANTIZE_WEIGHT}\n    return ops.quantized.linear_prepack(q, b)")),
         input: vec![m, k],
-        prepare: QUANTIZE_INPUT.to_owned(),
-        call: "ops.quantized.linear(x, self.packed, 0.05, 100)".to_owned(),
-        ours: None,
+        buffers: vec![],
+        stock: side.clone(),
+        ours: side,
         operations: 2.0 * (m * k * n) as f64,
     }
 }
@@ -66,15 +87,19 @@ fn conv(Conv { inputs, outputs, kernel, stride, size, groups }: Conv) -> Row {
     };
     let pack =
         format!("ops.quantized.conv2d_prepack(q, b, [{stride}, {stride}], [{padding}, {padding}], [1, 1], {groups})");
+    let side = Side::new(
+        &format!("{QUANTIZE_INPUT}.contiguous(memory_format=2)"),
+        "ops.quantized.conv2d_relu(x, self.packed, 0.05, 100)",
+    );
     Row {
         name: format!("{parts} {kernel}x{kernel}{step} @{size}"),
         weight: vec![outputs, per_group, kernel, kernel],
         outputs,
         pack: Some(format!("{QUANTIZE_WEIGHT}\n    return {pack}")),
         input: vec![1, inputs, size, size],
-        prepare: format!("{QUANTIZE_INPUT}.contiguous(memory_format=2)"),
-        call: "ops.quantized.conv2d_relu(x, self.packed, 0.05, 100)".to_owned(),
-        ours: None,
+        buffers: vec![],
+        stock: side.clone(),
+        ours: side,
         operations: 2.0 * (output * output * outputs * per_group * kernel * kernel) as f64,
     }
 }
@@ -168,6 +193,8 @@ pub fn groups() -> Vec<Group> {
                 .into(),
         },
         Group { name: "call overhead, linear", target: ">= 2.0", rows: vec![linear([1, 16, 16])] },
+        Group { name: "calibration of 1x256x56x56", target: "each >= 10", rows: elements::calibration() },
+        Group { name: "element-wise and norms", target: "each >= 1.5", rows: elements::operators() },
     ]
 }
 

@@ -20,6 +20,7 @@ mod threads;
 
 pub use accelerate::{Accelerated, LeftOut, accelerate};
 pub use stock::{stock_engine, stock_engines, with_stock_engine};
+pub(crate) use threads::HostThreads;
 
 /// Keeps the files that register native operators in whatever links the library.
 pub(crate) fn keep_native_operators() {

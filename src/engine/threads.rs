@@ -9,7 +9,7 @@ use super::bridge::ffi;
 use crate::kernel::Parallel;
 
 /// libtorch's intra-op threads: `at::parallel_for`.
-pub(super) struct HostThreads {
+pub(crate) struct HostThreads {
     threads: usize,
 }
 

@@ -13,9 +13,9 @@ pub enum Isa {
     AvxVnni,
     /// x86-64 with AVX-512 F, BW, VL, DQ and VNNI (512 bits).
     Avx512Vnni,
-    /// AArch64 with the `sdot`/`udot` instructions.
+    /// AArch64 with the `sdot` instruction.
     NeonDotprod,
-    /// AArch64 with the `usmmla` matrix instructions as well.
+    /// AArch64 with `usdot` as well, which comes with the matrix instructions.
     NeonI8mm,
 }
 

@@ -4,6 +4,7 @@ use super::binning::{BinCounts, Bins};
 use super::error_search::least_error_range;
 use super::parts::{ParallelFor, map_parts, serially};
 use super::range::{NotFinite, min_max_in_parts};
+use super::range_search::{entropy_range, percentile_range, squared_error_range};
 use crate::kernel::Isa;
 
 /// Into how many parts a bin is divided when its count moves to other bins (torch.ao's `upsample_rate`).
@@ -95,6 +96,29 @@ impl<'a> Histogram<'a> {
     /// rounding of the sum, the range may be another one than torch.ao's.
     pub fn best_range(&self) -> Option<(f32, f32)> {
         (!self.is_unset()).then(|| least_error_range(self.counts, *self.min, *self.max))
+    }
+
+    /// The range that holds `percentile` percent of the values, as many left out at each end; `None` where nothing was
+    /// observed.
+    pub fn percentile_range(&self, percentile: f64) -> Option<(f32, f32)> {
+        self.searched(|counts, min, max| percentile_range(counts, min, max, percentile))
+    }
+
+    /// The range with the least mean squared error of clipping and rounding to 256 values, by a search of all pairs of ends
+    /// on a grid; `None` where nothing was observed.
+    pub fn squared_error_range(&self) -> Option<(f32, f32)> {
+        self.searched(squared_error_range)
+    }
+
+    /// The range whose quantized distribution is most like that of the values (least Kullback-Leibler divergence); `None`
+    /// where nothing was observed.
+    pub fn entropy_range(&self) -> Option<(f32, f32)> {
+        self.searched(entropy_range)
+    }
+
+    fn searched(&self, search: impl FnOnce(&[f32], f32, f32) -> (f32, f32)) -> Option<(f32, f32)> {
+        let (min, max) = (*self.min, *self.max);
+        (!self.is_unset()).then(|| if min < max { search(self.counts, min, max) } else { (min, max) })
     }
 
     /// The counts of parts of `x`, or `None` where a value lies outside the range or is NaN, or nothing was observed yet.

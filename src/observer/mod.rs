@@ -11,6 +11,7 @@
 //! | per-channel min-max | `min[c]`, `max[c]` | [`observe_min_max_per_channel`] | [`qparams_per_channel`] |
 //! | moving-average per-channel | `min[c]`, `max[c]` | [`observe_moving_average_per_channel`] | [`qparams_per_channel`] |
 //! | histogram | `counts[bins]`, `min`, `max` | [`Histogram::observe`] | [`Histogram::best_range`], then [`qparams`] |
+//! | percentile, squared error, entropy | the same | the same | [`Histogram::percentile_range`], … |
 //!
 //! A state that has seen nothing has `min = +inf`, `max = -inf` ([`UNSET`]) and zero counts. An empty tensor changes
 //! nothing. A tensor with NaN or infinity is refused with [`NotFinite`], and the state stays as it was.
@@ -44,12 +45,14 @@ mod histogram;
 #[cfg(feature = "torch")]
 mod module;
 mod multiversion;
+pub(crate) use multiversion::multiversion;
 #[cfg(feature = "torch")]
 #[allow(unsafe_code)]
 mod operators;
 mod parts;
 mod qparams;
 mod range;
+mod range_search;
 
 pub use channel_layout::ChannelLayout;
 pub use histogram::Histogram;

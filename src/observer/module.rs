@@ -22,18 +22,27 @@ pub enum ObserverKind {
     MovingAveragePerChannelMinMax,
     /// A histogram, of which the range with the least quantization error is taken.
     Histogram,
+    /// A histogram, of which the range with `percentile` percent of the values is taken.
+    Percentile,
+    /// A histogram, of which the range with the least mean squared error of all is taken, by a full search.
+    SquaredError,
+    /// A histogram, of which the range is taken whose quantized distribution is most like that of the values.
+    Entropy,
     /// Nothing: the tensor is quantized with the range it has when the model runs (dynamic quantization).
     Placeholder,
 }
 
 impl ObserverKind {
     /// Every kind.
-    pub const ALL: [Self; 6] = [
+    pub const ALL: [Self; 9] = [
         Self::MinMax,
         Self::MovingAverageMinMax,
         Self::PerChannelMinMax,
         Self::MovingAveragePerChannelMinMax,
         Self::Histogram,
+        Self::Percentile,
+        Self::SquaredError,
+        Self::Entropy,
         Self::Placeholder,
     ];
 
@@ -45,6 +54,9 @@ impl ObserverKind {
             Self::PerChannelMinMax => "per-channel-min-max",
             Self::MovingAveragePerChannelMinMax => "moving-average-per-channel-min-max",
             Self::Histogram => "histogram",
+            Self::Percentile => "percentile",
+            Self::SquaredError => "squared-error",
+            Self::Entropy => "entropy",
             Self::Placeholder => "placeholder",
         }
     }
@@ -56,8 +68,16 @@ impl ObserverKind {
             Self::PerChannelMinMax => "PerChannelMinMaxObserver",
             Self::MovingAveragePerChannelMinMax => "MovingAveragePerChannelMinMaxObserver",
             Self::Histogram => "HistogramObserver",
+            Self::Percentile => "PercentileObserver",
+            Self::SquaredError => "SquaredErrorObserver",
+            Self::Entropy => "EntropyObserver",
             Self::Placeholder => "PlaceholderObserver",
         }
+    }
+
+    /// Whether its state is a histogram.
+    fn counts(self) -> bool {
+        matches!(self, Self::Histogram | Self::Percentile | Self::SquaredError | Self::Entropy)
     }
 
     fn is_per_channel(self) -> bool {
@@ -65,7 +85,7 @@ impl ObserverKind {
     }
 
     /// The call in `forward` that takes `x` in.
-    fn observation(self) -> &'static str {
+    pub(crate) fn observation(self) -> &'static str {
         match self {
             Self::MinMax => "ops.jitquant.observe_min_max(x, self.min_val, self.max_val, self.observed)",
             Self::MovingAverageMinMax => {
@@ -77,10 +97,20 @@ impl ObserverKind {
             Self::MovingAveragePerChannelMinMax => {
                 "ops.jitquant.observe_moving_average_per_channel(x, self.min_val, self.max_val, self.ch_axis, self.averaging_constant, self.observed)"
             }
-            Self::Histogram => {
+            Self::Histogram | Self::Percentile | Self::SquaredError | Self::Entropy => {
                 "ops.jitquant.observe_histogram(x, self.histogram, self.min_val, self.max_val, self.observed)"
             }
             Self::Placeholder => "pass",
+        }
+    }
+
+    /// The range, from the buffers.
+    pub(crate) fn range_expression(self) -> &'static str {
+        match self {
+            kind if kind.counts() => {
+                "ops.jitquant.histogram_range(self.histogram, self.min_val, self.max_val, self.search, self.percentile)"
+            }
+            _ => "(self.min_val, self.max_val)",
         }
     }
 }
@@ -124,6 +154,9 @@ pub struct ObserverConfig {
     /// How much of each batch a moving average takes in.
     #[serde(default = "default_averaging_constant")]
     pub averaging_constant: f64,
+    /// How many percent of the values the range of a percentile observer holds.
+    #[serde(default = "default_percentile")]
+    pub percentile: f64,
     /// The bins of a histogram.
     #[serde(default = "default_bins")]
     pub bins: usize,
@@ -139,6 +172,10 @@ fn default_eps() -> f32 {
 
 fn default_averaging_constant() -> f64 {
     0.01
+}
+
+fn default_percentile() -> f64 {
+    99.99
 }
 
 fn default_bins() -> usize {
@@ -158,6 +195,7 @@ impl ObserverConfig {
             eps: default_eps(),
             axis: 0,
             averaging_constant: default_averaging_constant(),
+            percentile: default_percentile(),
             bins: default_bins(),
         }
     }
@@ -201,6 +239,10 @@ impl ObserverConfig {
             let given = self.averaging_constant;
             return Err(Error::invalid(format!("averaging-constant {given}: must be more than 0 and at most 1")));
         }
+        if !(self.percentile > 50.0 && self.percentile <= 100.0) {
+            let given = self.percentile;
+            return Err(Error::invalid(format!("percentile {given}: must be more than 50 and at most 100")));
+        }
         if !(2..=Histogram::MAX_BINS).contains(&self.bins) {
             return Err(Error::invalid(format!("bins {}: must be 2 to {}", self.bins, Histogram::MAX_BINS)));
         }
@@ -212,9 +254,31 @@ impl ObserverConfig {
     /// # Errors
     /// Where the options contradict each other.
     pub fn module(&self) -> Result<Module> {
+        let module = self.module_of_class(&format!("jitquant.{}", self.kind.class_name()))?;
+        if self.kind == ObserverKind::Placeholder {
+            module.define("def forward(self, x: Tensor) -> Tensor:\n    return x\n")?;
+            module.define(
+                "def calculate_qparams(self) -> Tuple[Tensor, Tensor]:\n    \
+                 return torch.ones([1]), torch.zeros([1], dtype=3)\n",
+            )?;
+            return Ok(module);
+        }
+        let (observation, range_of) = (self.kind.observation(), self.kind.range_expression());
+        module.define(&format!("def forward(self, x: Tensor) -> Tensor:\n    {observation}\n    return x\n"))?;
+        module.define(&format!(
+            "def calculate_qparams(self) -> Tuple[Tensor, Tensor]:\n    \
+             low, high = {range_of}\n    \
+             return ops.jitquant.qparams(low, high, self.dtype, self.qscheme, self.quant_min, self.quant_max, \
+             self.reduce_range, self.eps, self.observed)\n"
+        ))?;
+        Ok(module)
+    }
+
+    /// A module of class `class` with the observer's options and state, and no methods.
+    pub(crate) fn module_of_class(&self, class: &str) -> Result<Module> {
         crate::init()?;
         let range = self.range()?;
-        let module = Module::new(&format!("jitquant.{}", self.kind.class_name()))?;
+        let module = Module::new(class)?;
         let (int, float, boolean) = (Type::parse("int")?, Type::parse("float")?, Type::parse("bool")?);
         let attribute = |name: &str, ty: &Type, value: IValue| module.register_attribute(name, ty, &value);
         attribute("training", &boolean, false.into())?;
@@ -223,11 +287,6 @@ impl ObserverConfig {
         if self.kind == ObserverKind::Placeholder {
             attribute("is_dynamic", &boolean, true.into())?;
             attribute("compute_dtype", &int, IValue::Int(torch_dtype(self.dtype)))?;
-            module.define("def forward(self, x: Tensor) -> Tensor:\n    return x\n")?;
-            module.define(
-                "def calculate_qparams(self) -> Tuple[Tensor, Tensor]:\n    \
-                 return torch.ones([1]), torch.zeros([1], dtype=3)\n",
-            )?;
             return Ok(module);
         }
         attribute("observed", &Type::parse("str")?, "".into())?;
@@ -243,22 +302,12 @@ impl ObserverConfig {
         };
         module.register_buffer("min_val", min)?;
         module.register_buffer("max_val", max)?;
-        if self.kind == ObserverKind::Histogram {
+        if self.kind.counts() {
+            attribute("search", &Type::parse("str")?, self.kind.name().into())?;
+            attribute("percentile", &float, self.percentile.into())?;
             let counts = vec![0.0f32; self.bins];
             module.register_buffer("histogram", Tensor::from_slice(&counts, &[self.bins as i64])?)?;
         }
-        let range_of = match self.kind {
-            ObserverKind::Histogram => "ops.jitquant.histogram_range(self.histogram, self.min_val, self.max_val)",
-            _ => "(self.min_val, self.max_val)",
-        };
-        let observation = self.kind.observation();
-        module.define(&format!("def forward(self, x: Tensor) -> Tensor:\n    {observation}\n    return x\n"))?;
-        module.define(&format!(
-            "def calculate_qparams(self) -> Tuple[Tensor, Tensor]:\n    \
-             low, high = {range_of}\n    \
-             return ops.jitquant.qparams(low, high, self.dtype, self.qscheme, self.quant_min, self.quant_max, \
-             self.reduce_range, self.eps, self.observed)\n"
-        ))?;
         Ok(module)
     }
 }

@@ -46,7 +46,7 @@ mod bridge {
             name: &str,
         ) -> Result<()>;
         fn observe_counts(x: &[f32], counts: &mut [f32], min: &mut f32, max: &mut f32, name: &str) -> Result<()>;
-        fn best_range(counts: &mut [f32], min: &mut f32, max: &mut f32) -> Result<()>;
+        fn best_range(counts: &mut [f32], min: &mut f32, max: &mut f32, search: &str, percentile: f64) -> Result<()>;
         fn range_to_qparams(
             min: &[f32],
             max: &[f32],
@@ -131,9 +131,17 @@ fn observe_counts(x: &[f32], counts: &mut [f32], min: &mut f32, max: &mut f32, n
     guarded(name, || Histogram::new(counts, min, max).observe(x))
 }
 
-fn best_range(counts: &mut [f32], min: &mut f32, max: &mut f32) -> Result<(), String> {
+fn best_range(counts: &mut [f32], min: &mut f32, max: &mut f32, search: &str, percentile: f64) -> Result<(), String> {
     guarded("a histogram", || {
-        if let Some((low, high)) = Histogram::new(counts, min, max).best_range() {
+        let histogram = Histogram::new(counts, min, max);
+        let range = match search {
+            "histogram" => histogram.best_range(),
+            "percentile" => histogram.percentile_range(percentile),
+            "squared-error" => histogram.squared_error_range(),
+            "entropy" => histogram.entropy_range(),
+            other => return Err(format!("there is no search '{other}'")),
+        };
+        if let Some((low, high)) = range {
             (*min, *max) = (low, high);
         }
         Ok::<(), String>(())

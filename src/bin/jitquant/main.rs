@@ -4,6 +4,8 @@ mod bench;
 mod compare;
 mod data;
 mod feed;
+#[cfg(feature = "tch")]
+mod finetune;
 mod inspect;
 mod layers;
 mod output;

@@ -9,6 +9,8 @@
 //! - [`line`]: interleaving; [`micro_kernel`]: dot products; [`store`]: epilogues; [`schedule`]: which row, block, thread
 
 #![allow(unsafe_code)]
+// Other machines have the scalar path alone: what the vector kernels share lies idle there.
+#![cfg_attr(not(target_arch = "x86_64"), allow(dead_code, unused_imports))]
 
 #[cfg(target_arch = "x86_64")]
 pub(super) mod avx2;

@@ -2,7 +2,7 @@
 
 use std::arch::x86_64::*;
 
-use super::vector::{Task, Vector};
+use super::vector::{Limits, STRIP, Task, Vector};
 use crate::kernel::Isa;
 
 /// Proof that the machine has AVX2 and FMA.
@@ -47,6 +47,33 @@ fn mask(valid: usize, half: usize) -> __m256i {
     }
 }
 
+/// The requantized bytes of two vectors of 16, one after the other.
+///
+/// # Safety
+/// The machine has AVX2.
+#[inline(always)]
+unsafe fn bytes_of(a: [__m256; 2], b: [__m256; 2], limits: &Limits) -> __m256i {
+    // SAFETY: by the contract. Conversion turns what is below an i32 into its least value, and packing saturates: only the
+    // upper bound has to be enforced before. `min_ps` returns its second operand where one is NaN, which becomes the least
+    // value too.
+    unsafe {
+        let high = _mm256_set1_ps(limits.high());
+        let zero = _mm256_set1_epi16(i16::from(limits.zero_point));
+        macro_rules! words {
+            ($x:ident) => {{
+                let low_half = _mm256_cvtps_epi32(_mm256_min_ps(high, $x[0]));
+                let high_half = _mm256_cvtps_epi32(_mm256_min_ps(high, $x[1]));
+                _mm256_adds_epi16(_mm256_packs_epi32(low_half, high_half), zero)
+            }};
+        }
+        // Packing interleaves the 128-bit halves.
+        let order = _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7);
+        let bytes = _mm256_permutevar8x32_epi32(_mm256_packus_epi16(words!(a), words!(b)), order);
+        let bytes = _mm256_max_epu8(bytes, _mm256_set1_epi8(limits.min as i8));
+        _mm256_min_epu8(bytes, _mm256_set1_epi8(limits.max as i8))
+    }
+}
+
 // SAFETY, throughout: a value of either type exists only where the machine has the instructions; masked loads and stores
 // touch only the lanes of the mask.
 macro_rules! both_halves {
@@ -70,7 +97,7 @@ macro_rules! vector {
             // Of 16 registers, 12 accumulate; the others hold weights and activations.
             const ACCUMULATORS: usize = 6;
             const ROWS: usize = 6;
-            const STRIPS: usize = 2;
+            const STRIPS: usize = 6;
             type I32 = [__m256i; 2];
             type F32 = [__m256; 2];
 
@@ -170,6 +197,33 @@ macro_rules! vector {
             #[inline(always)]
             fn round(self, x: [__m256; 2]) -> [__m256i; 2] {
                 both_halves!(half => _mm256_cvtps_epi32(x[half]))
+            }
+
+            #[inline(always)]
+            unsafe fn store_requantized<const RUN: usize>(
+                self,
+                x: [[__m256; 2]; 4],
+                limits: &Limits,
+                to: [*mut u8; 4],
+                runs: usize,
+            ) {
+                // SAFETY: the machine has the instructions; the caller's runs.
+                unsafe {
+                    let stored = |i: usize| i / RUN < runs;
+                    let place = |i: usize| to[i / RUN].add(STRIP * (i % RUN)).cast();
+                    let first = bytes_of(x[0], x[1], limits);
+                    _mm_storeu_si128(place(0), _mm256_castsi256_si128(first));
+                    if stored(1) {
+                        _mm_storeu_si128(place(1), _mm256_extracti128_si256::<1>(first));
+                    }
+                    if stored(2) {
+                        let second = bytes_of(x[2], x[3], limits);
+                        _mm_storeu_si128(place(2), _mm256_castsi256_si128(second));
+                        if stored(3) {
+                            _mm_storeu_si128(place(3), _mm256_extracti128_si256::<1>(second));
+                        }
+                    }
+                }
             }
         }
     };

@@ -2,7 +2,7 @@
 
 use std::arch::x86_64::*;
 
-use super::vector::{Task, Vector};
+use super::vector::{Limits, Task, Vector};
 use crate::kernel::Isa;
 
 /// Proof that the machine has AVX-512 F, BW, VL, DQ and VNNI.
@@ -150,5 +150,55 @@ impl Vector for Avx512Vnni {
     fn round(self, x: __m512) -> __m512i {
         // SAFETY: as above.
         unsafe { _mm512_cvtps_epi32(x) }
+    }
+
+    #[inline(always)]
+    unsafe fn store_requantized<const RUN: usize>(
+        self,
+        x: [__m512; 4],
+        limits: &Limits,
+        to: [*mut u8; 4],
+        runs: usize,
+    ) {
+        // SAFETY: as above; the caller's runs.
+        unsafe {
+            // Conversion turns what is below an i32 into its least value, and packing saturates: only the upper bound has to
+            // be enforced before. `min_ps` returns its second operand where one is NaN, which becomes the least value too.
+            let high = _mm512_set1_ps(limits.high());
+            macro_rules! round {
+                ($i:literal) => {
+                    _mm512_cvtps_epi32(_mm512_min_ps(high, x[$i]))
+                };
+            }
+            let zero = _mm512_set1_epi16(i16::from(limits.zero_point));
+            let first = _mm512_adds_epi16(_mm512_packs_epi32(round!(0), round!(1)), zero);
+            let second = _mm512_adds_epi16(_mm512_packs_epi32(round!(2), round!(3)), zero);
+            // Of each vector's four 128-bit parts, the bytes of one lie in each part of the packed ones.
+            let order = _mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15);
+            let bytes = _mm512_permutexvar_epi32(order, _mm512_packus_epi16(first, second));
+            let bytes = _mm512_max_epu8(bytes, _mm512_set1_epi8(limits.min as i8));
+            let bytes = _mm512_min_epu8(bytes, _mm512_set1_epi8(limits.max as i8));
+            match RUN {
+                4 => _mm512_storeu_si512(to[0].cast(), bytes),
+                2 => {
+                    _mm256_storeu_si256(to[0].cast(), _mm512_castsi512_si256(bytes));
+                    if runs > 1 {
+                        _mm256_storeu_si256(to[1].cast(), _mm512_extracti64x4_epi64::<1>(bytes));
+                    }
+                }
+                _ => {
+                    _mm_storeu_si128(to[0].cast(), _mm512_castsi512_si128(bytes));
+                    if runs > 1 {
+                        _mm_storeu_si128(to[1].cast(), _mm512_extracti32x4_epi32::<1>(bytes));
+                    }
+                    if runs > 2 {
+                        _mm_storeu_si128(to[2].cast(), _mm512_extracti32x4_epi32::<2>(bytes));
+                    }
+                    if runs > 3 {
+                        _mm_storeu_si128(to[3].cast(), _mm512_extracti32x4_epi32::<3>(bytes));
+                    }
+                }
+            }
+        }
     }
 }

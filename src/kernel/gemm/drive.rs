@@ -1,6 +1,8 @@
 //! Blocking: in which order tiles are computed, and how they are shared out to threads.
 
 use super::finish::Finish;
+#[cfg(target_arch = "aarch64")]
+use super::neon;
 use super::scalar::Scalar;
 use super::tile::{Operands, Rows, strips, tile};
 use super::vector::{Task, Vector};
@@ -18,6 +20,10 @@ pub(crate) enum Path {
     AvxVnni(avx2::AvxVnni),
     #[cfg(target_arch = "x86_64")]
     Avx512Vnni(avx512::Avx512Vnni),
+    #[cfg(target_arch = "aarch64")]
+    NeonDotprod(neon::NeonDotprod),
+    #[cfg(target_arch = "aarch64")]
+    NeonI8mm(neon::NeonI8mm),
 }
 
 impl Path {
@@ -30,7 +36,13 @@ impl Path {
             Isa::Avx512Vnni => avx512::Avx512Vnni::new().map(Self::Avx512Vnni),
             _ => None,
         };
-        #[cfg(not(target_arch = "x86_64"))]
+        #[cfg(target_arch = "aarch64")]
+        let path = match isa {
+            Isa::NeonDotprod => neon::NeonDotprod::new().map(Self::NeonDotprod),
+            Isa::NeonI8mm => neon::NeonI8mm::new().map(Self::NeonI8mm),
+            _ => None,
+        };
+        #[cfg(not(any(target_arch = "x86_64", target_arch = "aarch64")))]
         let path = {
             let _ = isa;
             None
@@ -48,6 +60,10 @@ impl Path {
             Self::AvxVnni(v) => v.run(work),
             #[cfg(target_arch = "x86_64")]
             Self::Avx512Vnni(v) => v.run(work),
+            #[cfg(target_arch = "aarch64")]
+            Self::NeonDotprod(v) => v.run(work),
+            #[cfg(target_arch = "aarch64")]
+            Self::NeonI8mm(v) => v.run(work),
         }
     }
 
@@ -61,6 +77,10 @@ impl Path {
             Self::AvxVnni(_) => Isa::AvxVnni,
             #[cfg(target_arch = "x86_64")]
             Self::Avx512Vnni(_) => Isa::Avx512Vnni,
+            #[cfg(target_arch = "aarch64")]
+            Self::NeonDotprod(_) => Isa::NeonDotprod,
+            #[cfg(target_arch = "aarch64")]
+            Self::NeonI8mm(_) => Isa::NeonI8mm,
         }
     }
 
@@ -74,6 +94,10 @@ impl Path {
             Self::AvxVnni(_) => avx2::AvxVnni::ROWS,
             #[cfg(target_arch = "x86_64")]
             Self::Avx512Vnni(_) => avx512::Avx512Vnni::ROWS,
+            #[cfg(target_arch = "aarch64")]
+            Self::NeonDotprod(_) => neon::NeonDotprod::ROWS,
+            #[cfg(target_arch = "aarch64")]
+            Self::NeonI8mm(_) => neon::NeonI8mm::ROWS,
         }
     }
 }

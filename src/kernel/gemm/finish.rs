@@ -1,7 +1,7 @@
 //! What becomes of a tile's accumulators: the epilogues of [`Output`](crate::kernel::Output), in vectors.
 
 use super::tile::{Operands, Rows, each_row};
-use super::vector::{STRIP, Task, Vector};
+use super::vector::{Limits, STRIP, Task, Vector};
 use crate::kernel::sink::Sink;
 use crate::kernel::{Dequantize, Requantize};
 
@@ -65,13 +65,6 @@ unsafe fn per_channel<V: Vector>(v: V, values: &[f32], channel: usize, valid: us
     }
 }
 
-/// The bounds of a requantized value before its zero point is added.
-#[inline(always)]
-fn bounds(form: &Requantize<'_>) -> (f32, f32) {
-    let zero = i32::from(form.zero_point);
-    ((i32::from(form.min) - zero) as f32, (i32::from(form.max) - zero) as f32)
-}
-
 /// # Safety
 /// As `tile`'s; all the strips' channels exist.
 #[inline(always)]
@@ -82,23 +75,66 @@ pub(crate) unsafe fn finish_plain<V: Vector, const ROWS: usize, const STRIPS: us
     rows: Rows,
     strip: usize,
 ) {
-    let form = &plain.form;
-    let (low, high) = bounds(form);
-    let (low, high, zero) = (v.splat_f32(low), v.splat_f32(high), v.splat(i32::from(form.zero_point)));
+    let limits = limits(&plain.form);
+    let mut scale = [v.splat_f32(0.0); STRIPS];
+    let mut bias = scale;
     // SAFETY: by the contract.
     unsafe {
         for s in 0..STRIPS {
             let channel = (strip + s) * STRIP;
-            let scale = per_channel(v, form.scale, channel, STRIP);
-            let bias = per_channel(v, form.bias, channel, STRIP);
-            each_row!(row < ROWS => {
-                let value = v.mul_add(v.to_f32(sums[row][s]), scale, bias);
-                let value = v.min_f32(v.max_f32(value, low), high);
-                let byte = v.add(v.round(value), zero);
-                v.store_bytes(byte, plain.to.add(rows.output + row * rows.output_step + channel), STRIP);
-            });
+            scale[s] = per_channel(v, plain.form.scale, channel, STRIP);
+            bias[s] = per_channel(v, plain.form.bias, channel, STRIP);
         }
     }
+    // A quad is four vectors, of one row, two rows or four; of a row that does not exist, the last one's, not stored.
+    const { assert!(STRIPS < 8) };
+    macro_rules! value {
+        ($row:expr, $s:expr) => {
+            v.mul_add(v.to_f32(sums[if $row < ROWS { $row } else { ROWS - 1 }][$s]), scale[$s], bias[$s])
+        };
+    }
+    let place =
+        |row: usize, s: usize| plain.to.wrapping_add(rows.output + row * rows.output_step + (strip + s) * STRIP);
+    macro_rules! four_rows {
+        ($row:expr, $s:expr) => {{
+            let x = [value!($row, $s), value!($row + 1, $s), value!($row + 2, $s), value!($row + 3, $s)];
+            let to = [place($row, $s), place($row + 1, $s), place($row + 2, $s), place($row + 3, $s)];
+            // SAFETY: by the contract; as many runs as there are rows left.
+            unsafe { v.store_requantized::<1>(x, &limits, to, (ROWS - $row).min(4)) };
+        }};
+    }
+    macro_rules! two_rows {
+        ($row:expr, $s:expr) => {{
+            let x = [value!($row, $s), value!($row, $s + 1), value!($row + 1, $s), value!($row + 1, $s + 1)];
+            let (this, next) = (place($row, $s), place($row + 1, $s));
+            // SAFETY: as above.
+            unsafe { v.store_requantized::<2>(x, &limits, [this, next, next, next], (ROWS - $row).min(2)) };
+        }};
+    }
+    macro_rules! one_row {
+        ($row:expr, $s:expr) => {{
+            let x = [value!($row, $s), value!($row, $s + 1), value!($row, $s + 2), value!($row, $s + 3)];
+            // SAFETY: as above.
+            unsafe { v.store_requantized::<4>(x, &limits, [place($row, $s); 4], 1) };
+        }};
+    }
+    each_row!(row < ROWS => {
+        if STRIPS >= 4 {
+            one_row!(row, 0);
+        }
+        if STRIPS & 2 != 0 && row.is_multiple_of(2) {
+            two_rows!(row, STRIPS - STRIPS % 4);
+        }
+        if STRIPS & 1 != 0 && row.is_multiple_of(4) {
+            four_rows!(row, STRIPS - 1);
+        }
+    });
+}
+
+/// The bounds that every requantized value gets.
+#[inline(always)]
+fn limits(form: &Requantize<'_>) -> Limits {
+    Limits { zero_point: form.zero_point, min: form.min, max: form.max }
 }
 
 /// Any epilogue: the accumulators go through memory, so that this code exists once and not once a shape of tile.
@@ -155,7 +191,7 @@ pub(crate) unsafe fn finish_tile<V: Vector>(
     let panels = operands.panels;
     for row in 0..rows.count {
         // SAFETY: the row's segments are readable.
-        let row_sum = if finish.weight_zero_points { unsafe { sum_of(operands, rows, row) } } else { 0 };
+        let row_sum = if finish.weight_zero_points { unsafe { sum_of::<V>(operands, rows, row) } } else { 0 };
         for s in 0..strips {
             let channel = (strip + s) * STRIP;
             if channel >= panels.channels() {
@@ -201,10 +237,10 @@ pub(crate) unsafe fn finish_tile<V: Vector>(
     }
 }
 
-/// The sum of a row's activations.
+/// The sum of a row's activations, each less the vector's offset.
 #[inline(always)]
-unsafe fn sum_of(operands: &Operands<'_>, rows: Rows, row: usize) -> i32 {
-    let mut sum = 0;
+unsafe fn sum_of<V: Vector>(operands: &Operands<'_>, rows: Rows, row: usize) -> i32 {
+    let mut sum = -V::OFFSET * operands.panels.columns() as i32;
     for segment in operands.segments {
         let from = rows.input.wrapping_add(row * rows.input_step + segment);
         for i in 0..operands.panels.length() {
@@ -247,7 +283,7 @@ unsafe fn requantize<V: Vector>(
     valid: usize,
     at: usize,
 ) -> V::I32 {
-    let (low, high) = bounds(form);
+    let limits = limits(form);
     // SAFETY: `valid` channels exist at `channel`, and as many elements of the residual at `at`.
     unsafe {
         let scale = per_channel(v, form.scale, channel, valid);
@@ -258,7 +294,7 @@ unsafe fn requantize<V: Vector>(
             let added = v.add(v.load_bytes(residual.data.as_ptr().add(at), valid), zero);
             value = v.mul_add(v.to_f32(added), v.splat_f32(residual.scale), value);
         }
-        let value = v.min_f32(v.max_f32(value, v.splat_f32(low)), v.splat_f32(high));
+        let value = v.min_f32(v.max_f32(value, v.splat_f32(limits.low())), v.splat_f32(limits.high()));
         v.add(v.round(value), v.splat(i32::from(form.zero_point)))
     }
 }

@@ -10,6 +10,8 @@ mod avx512;
 pub(crate) mod drive;
 mod dynamic;
 pub(crate) mod finish;
+#[cfg(target_arch = "aarch64")]
+mod neon;
 pub(crate) mod panels;
 mod scalar;
 pub(crate) mod tile;

@@ -84,6 +84,7 @@ pub(crate) unsafe fn tile<V: Vector>(
         (1, 2) (2, 2) (3, 2) (4, 2) (5, 2) (6, 2) (7, 2) (8, 2) (9, 2) (10, 2) (11, 2) (12, 2)
         (1, 3) (2, 3) (3, 3) (4, 3) (5, 3) (6, 3) (7, 3) (8, 3)
         (1, 4) (2, 4) (3, 4) (4, 4) (5, 4) (6, 4)
+        (1, 5) (1, 6)
     }
 }
 
@@ -122,7 +123,7 @@ unsafe fn accumulate<V: Vector, const ROWS: usize, const STRIPS: usize>(
     // SAFETY: the panels hold the strips; the rows' segments are readable by the contract of `tile`.
     unsafe {
         let mut weights = panels.as_ptr().add(strip * strip_bytes);
-        let zero = v.splat(-i32::from(operands.zero_point));
+        let zero = v.splat(V::OFFSET - i32::from(operands.zero_point));
         let mut sums = [[v.splat(0); STRIPS]; ROWS];
         for s in 0..STRIPS {
             let initial = v.mul(zero, v.load(panels.sums().as_ptr().add((strip + s) * STRIP), STRIP));
@@ -138,8 +139,8 @@ unsafe fn accumulate<V: Vector, const ROWS: usize, const STRIPS: usize>(
             }
             for _ in 0..whole {
                 let mut w = [v.weights(weights); STRIPS];
-                for (s, w) in w.iter_mut().enumerate().skip(1) {
-                    *w = v.weights(weights.add(s * strip_bytes));
+                for s in 1..STRIPS {
+                    w[s] = v.weights(weights.add(s * strip_bytes));
                 }
                 each_row!(row < ROWS => {
                     let x = v.activations(pointers[row / 3].wrapping_add(row % 3 * step));
@@ -161,8 +162,8 @@ unsafe fn accumulate<V: Vector, const ROWS: usize, const STRIPS: usize>(
                     }
                 }
                 let mut w = [v.weights(weights); STRIPS];
-                for (s, w) in w.iter_mut().enumerate().skip(1) {
-                    *w = v.weights(weights.add(s * strip_bytes));
+                for s in 1..STRIPS {
+                    w[s] = v.weights(weights.add(s * strip_bytes));
                 }
                 each_row!(row < ROWS => {
                     let x = v.activations(bytes.as_ptr().cast::<u8>().add(4 * row));

@@ -22,6 +22,10 @@ pub(crate) trait Vector: Copy + Send + Sync {
     /// The most strips of a tile.
     const STRIPS: usize;
 
+    /// What [`activations`](Self::activations) subtracts, for instructions that take signed bytes only: an activation and
+    /// its zero point both lose it, so that sums stay the same.
+    const OFFSET: i32 = 0;
+
     /// Accumulators.
     type I32: Copy;
     type F32: Copy;
@@ -37,7 +41,7 @@ pub(crate) trait Vector: Copy + Send + Sync {
     unsafe fn activations(self, from: *const u8) -> Self::Activations;
     /// `4 * STRIP` bytes: four of each channel in turn.
     unsafe fn weights(self, from: *const i8) -> Self::Weights;
-    /// `sum + a[0] w[0] + a[1] w[1] + a[2] w[2] + a[3] w[3]` in each lane, exactly.
+    /// `sum + a[0] w[0] + a[1] w[1] + a[2] w[2] + a[3] w[3]` in each lane, exactly, with activations less [`OFFSET`](Self::OFFSET).
     fn dot(self, sum: Self::I32, a: Self::Activations, w: Self::Weights) -> Self::I32;
 
     fn splat(self, x: i32) -> Self::I32;
@@ -60,6 +64,50 @@ pub(crate) trait Vector: Copy + Send + Sync {
     fn min_f32(self, a: Self::F32, b: Self::F32) -> Self::F32;
     /// Rounds half to even; the argument fits an i32.
     fn round(self, x: Self::F32) -> Self::I32;
+
+    /// Stores `clamp(round(x) + zero_point)` of four vectors as bytes: vector `i` at `to[i / RUN] + STRIP * (i % RUN)`, for
+    /// the first `runs` runs of `RUN` (1, 2 or 4) vectors. What an instruction set can pack together costs less than this.
+    #[inline(always)]
+    unsafe fn store_requantized<const RUN: usize>(
+        self,
+        x: [Self::F32; 4],
+        limits: &Limits,
+        to: [*mut u8; 4],
+        runs: usize,
+    ) {
+        let (low, high, zero) =
+            (self.splat_f32(limits.low()), self.splat_f32(limits.high()), self.splat(i32::from(limits.zero_point)));
+        for run in 0..runs {
+            for i in 0..RUN {
+                let value = self.min_f32(self.max_f32(x[run * RUN + i], low), high);
+                let byte = self.add(self.round(value), zero);
+                // SAFETY: by the contract, `RUN` strips lie at each address.
+                unsafe { self.store_bytes(byte, to[run].add(STRIP * i), STRIP) };
+            }
+        }
+    }
+}
+
+/// A requantized value's zero point and bounds.
+#[derive(Clone, Copy)]
+pub(crate) struct Limits {
+    pub zero_point: u8,
+    pub min: u8,
+    pub max: u8,
+}
+
+impl Limits {
+    /// The lower bound before the zero point is added.
+    #[inline(always)]
+    pub fn low(&self) -> f32 {
+        (i32::from(self.min) - i32::from(self.zero_point)) as f32
+    }
+
+    /// The upper bound before the zero point is added.
+    #[inline(always)]
+    pub fn high(&self) -> f32 {
+        (i32::from(self.max) - i32::from(self.zero_point)) as f32
+    }
 }
 
 /// What [`Vector::run`] runs: a closure that is generic over the instruction set.

@@ -13,6 +13,8 @@ const HALF: i64 = crate::ir::DType::F16 as i64;
 /// Decides which values are observed, and by which of a part's two observers.
 pub(super) struct Wanted {
     pub quant_type: QuantType,
+    /// Nodes ([`Node::address`]) that stay in float whatever the table says: they ask for no observers.
+    pub stay_float: HashSet<usize>,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -60,7 +62,8 @@ impl Wanted {
     }
 
     fn has_quantized_use(&self, value: Value<'_>) -> bool {
-        let mut uses = value.uses().into_iter().filter_map(Operator::of_use);
+        let uses = value.uses().into_iter().filter(|place| !self.stay_float.contains(&place.user.address().addr()));
+        let mut uses = uses.filter_map(Operator::of_use);
         uses.any(|(row, argument)| row.observes(argument, self.quant_type))
     }
 
@@ -85,7 +88,7 @@ impl Wanted {
 /// The values of one graph, all calls inlined, that static quantization observes, in order: what holds without modules and
 /// their configuration.
 pub(crate) fn observed_in_graph(graph: &Graph) -> Vec<Value<'_>> {
-    let wanted = Wanted { quant_type: QuantType::Static };
+    let wanted = Wanted { quant_type: QuantType::Static, stay_float: HashSet::new() };
     let nodes = graph.all_nodes();
     let after_relu: HashSet<_> = nodes.iter().filter_map(|node| Some(observed_after_relu(*node)?.0)).collect();
     let mut counts_as_observed = HashSet::new();

@@ -99,14 +99,16 @@ pub(super) fn observe(
 }
 
 /// As [`insert_observers`], in place, for a flat module ([`crate::pass::prepare::flatten`]): `qconfigs` holds for the
-/// paths that its nodes record. A clamp by constants is observed instead of what it clamps.
+/// paths that its nodes record. A clamp by constants is observed instead of what it clamps; the nodes `elsewhere`
+/// ([`crate::ir::Node::address`]) are left alone.
 pub(crate) fn insert_observers_by_scope(
     flat: &Module,
     method: &str,
     qconfigs: &QConfigDict,
     quant_type: QuantType,
+    elsewhere: &HashSet<usize>,
 ) -> Result<()> {
-    attach_planned(flat, method, &Configuration::ByScope(qconfigs), quant_type, |_| true)
+    attach_planned(flat, method, &Configuration::ByScope(qconfigs, elsewhere), quant_type, |_| true)
         .context(|| format!("inserting observers for '{method}'"))?;
     Ok(())
 }

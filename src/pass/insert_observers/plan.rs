@@ -33,9 +33,9 @@ pub(super) struct Observation<'g> {
 pub(super) enum Configuration<'a> {
     /// By [`Module::id`]: for the code of each module.
     ByModule(&'a HashMap<usize, Option<QConfig>>),
-    /// For a flat graph: by the path that each node records ([`Node::scope`]). Clamps are observed instead of what they
-    /// clamp.
-    ByScope(&'a QConfigDict),
+    /// For a flat graph: by the path that each node records ([`Node::scope`]), and the nodes ([`Node::address`]) that are
+    /// quantized otherwise. Clamps are observed instead of what they clamp.
+    ByScope(&'a QConfigDict, &'a HashSet<usize>),
 }
 
 impl<'a> Configuration<'a> {
@@ -44,9 +44,12 @@ impl<'a> Configuration<'a> {
         match self {
             Self::ByModule(qconfigs) => qconfigs.get(&module.id())?.as_ref(),
             // A batch norm that was not folded stays in float: 8 bits of its input are not enough for both.
-            Self::ByScope(_) if node.kind() == "aten::batch_norm" => None,
-            Self::ByScope(_) if computes_weight(node) => None,
-            Self::ByScope(qconfigs) => qconfig_for(qconfigs, &node.scope().ok()?),
+            Self::ByScope(..) if node.kind() == "aten::batch_norm" => None,
+            // What a layer norm takes has outliers that only it evens out: 8 bits ruin it (MiniLM: cosine 0.86).
+            Self::ByScope(..) if node.kind() == "aten::layer_norm" => None,
+            Self::ByScope(..) if computes_weight(node) => None,
+            Self::ByScope(_, elsewhere) if elsewhere.contains(&node.address().addr()) => None,
+            Self::ByScope(qconfigs, _) => qconfig_for(qconfigs, &node.scope().ok()?),
         }
     }
 }
@@ -59,10 +62,18 @@ pub(super) fn plan<'g>(
     qconfigs: &Configuration<'_>,
     quant_type: QuantType,
 ) -> Result<Plan<'g>> {
+    let graph = graphs.entry(module, method)?;
+    let stay_float = match qconfigs {
+        Configuration::ByModule(_) => HashSet::new(),
+        Configuration::ByScope(..) => {
+            let float = graph.all_nodes().into_iter().filter(|node| qconfigs.of(module, *node).is_none());
+            float.map(|node| node.address().addr()).collect()
+        }
+    };
     let mut planner = Planner {
         graphs,
         qconfigs,
-        wanted: Wanted { quant_type },
+        wanted: Wanted { quant_type, stay_float },
         observers: HashMap::new(),
         across_calls: HashMap::new(),
         observed_later: HashMap::new(),
@@ -71,7 +82,6 @@ pub(super) fn plan<'g>(
         planned: HashSet::new(),
         plan: Plan { observations: Vec::new() },
     };
-    let graph = graphs.entry(module, method)?;
     planner.configure(module, graph)?;
     let context = Context { module: module.clone(), graph, place: Place::Entry, is_function: false };
     planner.walk(graph.block(), &context, &mut HashSet::new())?;
@@ -155,7 +165,7 @@ impl<'g> Planner<'g, '_> {
             if let Some((before, after)) = observed_after_relu(*node) {
                 self.observed_later.insert(before, after);
             }
-            if matches!(self.qconfigs, Configuration::ByScope(_))
+            if matches!(self.qconfigs, Configuration::ByScope(..))
                 && let Some((before, after)) = observed_after_clamp(*node).or_else(|| observed_after_fused_relu(*node))
             {
                 self.observed_later.insert(before, after);

@@ -132,8 +132,8 @@ fn with_padding<'g>(
         let Some(known) = padding.as_int() else { return Ok(None) };
         *padding = IValue::Int(known + more);
     }
-    let inputs = vec![weight; 10];
-    let prepack = graph.create("jitquant::conv_prepack", &inputs, 1)?.insert_before(at)?;
+    let inputs = parts.iter().map(|part| constant(at, part.clone())).collect::<Result<Vec<_>>>()?;
+    let prepack = at.insert_operator("jitquant::conv_prepack", &inputs)?.node();
     let packed = run(prepack, &parts);
     prepack.destroy()?;
     weights.keep(at, &weight.type_of(), packed?).map(Some)

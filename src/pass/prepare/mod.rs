@@ -18,8 +18,11 @@ mod clamps;
 mod flatten;
 mod fold_batch_norm;
 mod fold_padding;
+mod lone_linear;
+mod quantize_lone_linear;
 mod recurrent;
 mod round_weights;
+mod weight_grid;
 mod weights;
 
 pub use canonical::canonicalize;
@@ -27,8 +30,12 @@ pub use clamps::settle_clamps;
 pub use flatten::flatten;
 pub use fold_batch_norm::fold_batch_norm;
 pub use fold_padding::fold_padding;
+pub(crate) use lone_linear::{LoneLinear, find_lone_linear, mark_lone_linear};
+pub(crate) use quantize_lone_linear::quantize_lone_linear;
 pub use recurrent::quantize_recurrent;
 pub use round_weights::round_weights;
+pub(crate) use round_weights::{observed_weight, rounded as rounded_by_sums};
+pub(crate) use weight_grid::WeightGrid;
 pub(crate) use weights::path_of_weight;
 pub use weights::weights_as_attributes;
 

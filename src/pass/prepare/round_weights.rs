@@ -5,6 +5,7 @@
 //! nearest leaves `sum_i e[i]` to chance; here it is at most half a step. It costs nothing when the model runs.
 
 use super::clamps::observer_called_by;
+use super::weight_grid::WeightGrid;
 use crate::error::Result;
 use crate::ir::{IValue, Module, Node, Tensor};
 use crate::pass::op_table::Operator;
@@ -30,7 +31,7 @@ pub fn round_weights(module: &Module, method: &str) -> Result<()> {
 
 /// The observer of a layer's weight and the attribute that the weight is, for layers whose weight has the output
 /// channels first.
-fn observed_weight(module: &Module, layer: Node<'_>) -> Option<(Module, String)> {
+pub(crate) fn observed_weight(module: &Module, layer: Node<'_>) -> Option<(Module, String)> {
     if !matches!(layer.kind(), "aten::conv1d" | "aten::conv2d" | "aten::conv3d" | "aten::linear") {
         return None;
     }
@@ -41,28 +42,16 @@ fn observed_weight(module: &Module, layer: Node<'_>) -> Option<(Module, String)>
     Some((observer, read.name_attribute().filter(|_| is_attribute)?))
 }
 
-fn rounded(weight: &Tensor, observer: &Module) -> Result<Option<Tensor>> {
-    let observer = observer.copy_instance()?;
-    observer.forward(std::slice::from_ref(weight))?;
-    let is_int8 = observer.attribute("dtype").ok().and_then(|dtype| dtype.as_int()) == Some(12);
-    let qparams = observer.call::<IValue>("calculate_qparams", &[])?;
-    let ([scale, zero_point], Ok(mut values)) = (&qparams.tensors()[..], weight.to_vec::<f32>()) else {
-        return Ok(None);
-    };
-    let (scales, zero_points) = (scale.to_f32_vec()?, zero_point.to_f32_vec()?);
-    let channels = weight.shape().first().map_or(0, |count| *count as usize);
-    let axis = observer.attribute("ch_axis").ok().and_then(|axis| axis.as_int()).unwrap_or(0);
-    let fits = is_int8
-        && axis == 0
-        && (scales.len() == 1 || scales.len() == channels)
-        && zero_points.iter().all(|zero_point| *zero_point == 0.0)
-        && !values.is_empty();
-    if !fits {
+/// The weight on the grid that its observer gives, so that errors cancel; `None` where the grid is not symmetric.
+pub(crate) fn rounded(weight: &Tensor, observer: &Module) -> Result<Option<Tensor>> {
+    let grid = WeightGrid::of(weight, observer)?;
+    let Ok(mut values) = weight.to_vec::<f32>() else { return Ok(None) };
+    if !grid.is_symmetric || values.is_empty() {
         return Ok(None);
     }
-    let size = values.len() / channels;
+    let size = values.len() / weight.shape()[0] as usize;
     for (channel, row) in values.chunks_mut(size).enumerate() {
-        round_row(row, scales[channel % scales.len()]);
+        round_row(row, grid.scale(channel));
     }
     Ok(Some(Tensor::from_slice(&values, &weight.shape())?))
 }

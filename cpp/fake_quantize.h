@@ -1,0 +1,11 @@
+// Fake quantization's operators; what they do stands in src/qat and src/kernel/fake_quantize.rs.
+#pragma once
+
+#include "torch.h"
+
+namespace jitquant {
+
+void keep_fake_quantize_operators();
+void tensor_require_gradient(const Tensor &tensor, bool on);
+
+} // namespace jitquant

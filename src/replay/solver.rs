@@ -1,0 +1,190 @@
+//! The linear algebra of the replay, by libtorch.
+
+use crate::error::{Error, Result};
+use crate::ir::{IValue, Module, Tensor};
+
+/// TorchScript functions on tensors.
+pub(super) struct Solver {
+    code: Module,
+}
+
+/// What quantizes an activation.
+pub(super) struct Range {
+    scale: Tensor,
+    zero_point: Tensor,
+    lowest: i64,
+    highest: i64,
+}
+
+/// How a layer's window moves over its input, as `aten::im2col` takes it.
+pub(super) struct Window {
+    pub kernel: [i64; 2],
+    pub dilation: [i64; 2],
+    pub padding: [i64; 2],
+    pub stride: [i64; 2],
+    pub groups: i64,
+}
+
+/// The matrices of a layer's least squares problem, one for each group of channels, a column of ones for the bias last.
+pub(super) struct Grams {
+    /// `q^T q`, `q` being what the layer takes in the quantized run: a window in each row.
+    pub gram: IValue,
+    /// `q^T x`, `x` being the same in float.
+    pub cross: IValue,
+}
+
+/// What greedy rounding needs ([`super::learned_rounding`]).
+pub(super) struct Problem {
+    /// The order in which columns are rounded, groups x columns.
+    pub order: Vec<usize>,
+    /// The upper triangular factor of the inverse of `q^T q`, in that order: groups x (columns + 1) x (columns + 1).
+    pub factor: Vec<f32>,
+    /// The weights that give the float results best, not rounded: groups x outputs x (columns + 1), columns in place.
+    pub target: Vec<f32>,
+}
+
+impl Solver {
+    pub fn new() -> Result<Self> {
+        let code = Module::new("jitquant.Replay")?;
+        code.define(
+            "def quantize(self, x: Tensor, scale: Tensor, zero_point: Tensor, lowest: int, highest: int) -> Tensor:
+    return torch.fake_quantize_per_tensor_affine(x, float(scale), int(zero_point), lowest, highest)
+
+def mean_error(self, x: Tensor, q: Tensor, axis: int) -> Tensor:
+    error = (q - x).transpose(axis, -1)
+    return error.reshape([-1, error.size(-1)]).mean([0])
+
+def channel_ranges(self, x: Tensor) -> Tuple[Tensor, Tensor]:
+    by_channel = x.transpose(0, 1).reshape([x.size(1), -1])
+    return by_channel.amin([1]), by_channel.amax([1])
+
+def windows(self, x: Tensor, kernel: List[int], dilation: List[int], padding: List[int], stride: List[int], groups: int, rows: int) -> Tensor:
+    found = []
+    per_image = max(1, rows // x.size(0))
+    for i in range(x.size(0)):
+        columns = torch.im2col(x[i].unsqueeze(0), kernel, dilation, padding, stride)
+        step = max(1, columns.size(2) // per_image)
+        columns = torch.slice(columns, 2, (i * 7) % step, None, step)
+        found.append(columns[0].reshape([groups, columns.size(1) // groups, columns.size(2)]).transpose(1, 2))
+    joined = torch.cat(found, 1)
+    return torch.cat([joined, torch.ones_like(torch.slice(joined, 2, 0, 1, 1))], 2).to(7)
+
+def rows_of(self, x: Tensor, rows: int) -> Tensor:
+    flat = x.reshape([1, -1, x.size(-1)])
+    step = max(1, flat.size(1) // rows)
+    flat = torch.slice(flat, 1, 0, None, step)
+    return torch.cat([flat, torch.ones_like(torch.slice(flat, 2, 0, 1, 1))], 2).to(7)
+
+def grams(self, x: Tensor, q: Tensor) -> Tuple[Tensor, Tensor]:
+    return torch.matmul(q.transpose(1, 2), q), torch.matmul(q.transpose(1, 2), x)
+
+def add(self, a: Tensor, b: Tensor) -> Tensor:
+    return a + b
+
+def prepare(self, gram: Tensor, cross: Tensor, weight: Tensor, damping: float) -> Tuple[Tensor, Tensor, Tensor]:
+    columns = gram.size(1)
+    diagonal = torch.diagonal(gram, 0, 1, 2)
+    damped = torch.diag_embed(torch.ones_like(diagonal) * (diagonal.mean([1], True) * damping + 1e-8))
+    gram = gram + damped
+    target = torch.linalg_solve(gram, torch.matmul(cross + damped, weight.to(7).transpose(1, 2))).transpose(1, 2)
+    order = torch.argsort(torch.slice(diagonal, 1, 0, columns - 1, 1), 1, True)
+    full = torch.cat([order, torch.full_like(torch.slice(order, 1, 0, 1, 1), columns - 1)], 1)
+    index = full.unsqueeze(2).expand([-1, -1, columns])
+    ordered = torch.gather(torch.gather(gram, 1, index), 2, index.transpose(1, 2))
+    inverse = torch.cholesky_inverse(torch.linalg_cholesky(ordered))
+    factor = torch.linalg_cholesky(inverse).transpose(1, 2)
+    return order, factor.to(6).contiguous(), target.to(6).contiguous()
+",
+        )?;
+        Ok(Self { code })
+    }
+
+    /// What quantizes what `observer` watched; `None` where it watched nothing or keeps no range.
+    pub fn range_of(&self, observer: &Module) -> Result<Option<Range>> {
+        let (lowest, highest) = match observer.attribute("dtype").ok().and_then(|dtype| dtype.as_int()) {
+            Some(12) => (-128, 127),
+            Some(13) => (0, 255),
+            _ => return Ok(None),
+        };
+        if !observer.has_attribute("min_val") || !observer.has_method("calculate_qparams") {
+            return Ok(None);
+        }
+        let qparams = observer.call::<IValue>("calculate_qparams", &[])?;
+        let [scale, zero_point] = qparams.tensors()[..] else { return Ok(None) };
+        let is_per_tensor = scale.to_f32_vec()?.len() == 1;
+        Ok(is_per_tensor.then(|| Range { scale: scale.clone(), zero_point: zero_point.clone(), lowest, highest }))
+    }
+
+    pub fn quantize(&self, x: &IValue, range: &Range) -> Result<IValue> {
+        let inputs = [
+            x.clone(),
+            (&range.scale).into(),
+            (&range.zero_point).into(),
+            IValue::Int(range.lowest),
+            IValue::Int(range.highest),
+        ];
+        self.code.call("quantize", &inputs)
+    }
+
+    /// The mean of `quantized - float` for each channel.
+    pub fn mean_error(&self, float: &IValue, quantized: &IValue, channel_axis: i64) -> Result<Vec<f32>> {
+        let mean = self.code.call("mean_error", &[float.clone(), quantized.clone(), IValue::Int(channel_axis)])?;
+        Tensor::try_from(mean)?.to_f32_vec()
+    }
+
+    /// The smallest and largest value of each channel of `x`, the channels being dimension 1.
+    pub fn channel_ranges(&self, x: &IValue) -> Result<Vec<(f32, f32)>> {
+        let ranges = self.code.call::<IValue>("channel_ranges", std::slice::from_ref(x))?;
+        let [min, max] = ranges.tensors()[..] else { return Err(Error::invalid("channel_ranges gives two tensors")) };
+        Ok(std::iter::zip(min.to_f32_vec()?, max.to_f32_vec()?).collect())
+    }
+
+    /// Some `rows` of the windows that a layer sees in `x`, groups x rows x (columns + 1); without a window, the rows of
+    /// a linear layer's input.
+    pub fn windows(&self, x: &IValue, window: Option<&Window>, rows: i64) -> Result<IValue> {
+        match window {
+            None => self.code.call("rows_of", &[x.clone(), IValue::Int(rows)]),
+            Some(window) => {
+                let list = IValue::int_list;
+                self.code.call(
+                    "windows",
+                    &[
+                        x.clone(),
+                        list(window.kernel),
+                        list(window.dilation),
+                        list(window.padding),
+                        list(window.stride),
+                        IValue::Int(window.groups),
+                        IValue::Int(rows),
+                    ],
+                )
+            }
+        }
+    }
+
+    pub fn grams(&self, float: &IValue, quantized: &IValue) -> Result<Grams> {
+        match self.code.call("grams", &[float.clone(), quantized.clone()])? {
+            IValue::Tuple(items) if items.len() == 2 => Ok(Grams { gram: items[0].clone(), cross: items[1].clone() }),
+            _ => Err(Error::invalid("grams gives two matrices")),
+        }
+    }
+
+    pub fn sum(&self, one: Grams, other: &Grams) -> Result<Grams> {
+        let add = |a: IValue, b: &IValue| self.code.call("add", &[a, b.clone()]);
+        Ok(Grams { gram: add(one.gram, &other.gram)?, cross: add(one.cross, &other.cross)? })
+    }
+
+    /// Prepares the rounding of `weight`, groups x outputs x (columns + 1). Each diagonal gets `damping` times its mean
+    /// more, which draws the solution to the weights that there are.
+    pub fn prepare(&self, grams: &Grams, weight: Tensor, damping: f64) -> Result<Problem> {
+        let inputs = [grams.gram.clone(), grams.cross.clone(), weight.into(), IValue::Double(damping)];
+        let IValue::Tuple(items) = self.code.call("prepare", &inputs)? else {
+            return Err(Error::invalid("prepare gives three tensors"));
+        };
+        let [IValue::Tensor(order), IValue::Tensor(factor), IValue::Tensor(target)] = &items[..] else {
+            return Err(Error::invalid("prepare gives three tensors"));
+        };
+        let order = order.to_vec::<i64>()?.into_iter().map(|column| column as usize).collect();
+        Ok(Problem { order, factor: factor.to_vec()?, target: target.to_vec()? })
+    }
+}
