@@ -79,8 +79,12 @@ pub(super) fn pair(float: &Module, int8: &Module) -> Result<Matched> {
         };
         let fitting: Vec<usize> = (0..candidates.len()).filter(|&index| fits(&candidates[index])).collect();
         let same = |index: &&usize| figures(&candidates[**index]).is_none_or(|weight| weight.sqnr_db > SAME_WEIGHT_DB);
-        let Some(&chosen) = fitting.iter().find(same).or(fitting.first()) else {
-            matched.unmatched.push(format!("{}: no layer of the float model has its kind and shape", node.kind()));
+        let Some(&chosen) = fitting.iter().find(same) else {
+            let why = match fitting.is_empty() {
+                true => "no layer of the float model has its kind and shape",
+                false => "no layer of the float model has its weight; equalizing and smoothing change weights",
+            };
+            matched.unmatched.push(format!("{}: {why}", node.kind()));
             continue;
         };
         let weight = figures(&candidates[chosen]);

@@ -16,12 +16,15 @@ impl Tapped {
     /// Gives `module` a method that runs as `method` does and returns the values with these names
     /// ([`Value::debug_name`](crate::ir::Value::debug_name)), in that order. They must not lie in a branch or a loop.
     pub fn new(module: Module, method: &str, values: &[String]) -> Result<Self> {
-        let graph = module.graph(method)?.deep_clone()?;
+        let original = module.graph(method)?;
+        // A copy numbers the values that have no name anew, in the same order.
+        let names: Vec<_> = original.nodes().flat_map(|node| node.outputs()).map(|value| value.debug_name()).collect();
+        let graph = original.deep_clone()?;
         let found: Vec<_> = graph.nodes().flat_map(|node| node.outputs()).collect();
         let tapped = values
             .iter()
             .map(|name| {
-                let value = found.iter().find(|value| value.debug_name() == *name).copied();
+                let value = names.iter().position(|known| known == name).and_then(|index| found.get(index)).copied();
                 value.ok_or_else(|| Error::invalid(format!("%{name} is not in the graph of '{method}'")))
             })
             .collect::<Result<Vec<_>>>()?;
@@ -33,6 +36,7 @@ impl Tapped {
             graph.block().erase_output(0)?;
         }
         graph.block().register_output(output)?;
+        drop(original);
         module.create_method(TAP, &graph)?;
         Ok(Self { module })
     }

@@ -112,7 +112,11 @@ impl Layers {
             table.add_row([
                 layer.name(),
                 layer.position.to_string(),
-                if layer.quantized { layer.int8_operator.clone() } else { format!("{} (float)", layer.operator) },
+                match layer.int8_operator.strip_prefix("quantized::") {
+                    // The table is narrow, and every one is.
+                    Some(operator) => operator.to_owned(),
+                    None => format!("{} (float)", layer.operator),
+                },
                 format!("{:.1}", layer.sqnr_db),
                 format!("{:.5}", layer.cosine),
                 format!("{:.3} … {:.3}", layer.min, layer.max),
