@@ -258,3 +258,25 @@ fn an_embedding_bag_has_only_its_weight_quantized() {
     let indices = jitquant::ir::Tensor::from_slice(&[1i64, 2, 3, 1], &[4]).unwrap();
     Case::new(model(&[("bag", &table)], "return self.bag.forward(x)"), &[]).input(indices).check(2);
 }
+
+#[test]
+fn an_embedding_bag_with_padding_is_refused_in_libtorchs_words() {
+    let weight = "torch.ones([10, 4])";
+    let bag = jitquant::ir::Module::new("Bag").unwrap();
+    bag.define(&format!(
+        "def forward(self, x: Tensor) -> Tensor:\n    w = {weight}\n    \
+         y, a, b, c = torch.embedding_bag(w, x, torch.arange(0, 4, 2), False, 0, False, None, False, 1)\n    return y\n"
+    ))
+    .unwrap();
+    let placeholder = jitquant::observer::ObserverConfig::new(jitquant::observer::ObserverKind::Placeholder);
+    let observer = placeholder.module().unwrap();
+    let text = jitquant::ir::Type::parse("str").unwrap();
+    observer.register_attribute("custom_op", &text, &"embedding_bag_byte".into()).unwrap();
+    let qconfig = jitquant::qconfig::QConfig { activation: observer.clone(), weight: observer };
+    let qconfigs = [(String::new(), Some(qconfig))].into();
+    let observed =
+        jitquant::pass::insert_observers(&bag, "forward", &qconfigs, false, jitquant::pass::QuantType::Static).unwrap();
+    let quant_type = jitquant::pass::QuantType::Static;
+    let refusal = jitquant::pass::insert_quant_dequant(&observed, "forward", false, false, quant_type).unwrap_err();
+    assert!(refusal.to_string().contains("Expected aten::embedding_bag padding_idx input to be None"), "{refusal}");
+}

@@ -2,7 +2,7 @@
 
 use super::observed::{Observer, is_placeholder};
 use super::replace::insert;
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::ir::{IValue, Module, Node, Value};
 use crate::pass::source_of;
 
@@ -63,13 +63,15 @@ fn refusal(bag: Node<'_>, form: &Form) -> Option<&'static str> {
     if inputs.len() != form.inputs {
         return Some("it has another number of arguments than libtorch 2.9 to 2.15 give it");
     }
-    let is_none =
-        |value: &Value<'_>| matches!(value.constant(), Some(IValue::None)) || value.type_of().kind() == "NoneType";
-    if !inputs.last().is_some_and(is_none) {
-        return Some("it has a padding index");
-    }
     let further = bag.outputs().into_iter().skip(1).any(Value::is_used);
     further.then_some("more than its first result is used")
+}
+
+/// Whether a bag of this form has a padding index, which INT8 has not.
+fn has_padding(bag: Node<'_>) -> bool {
+    let is_none =
+        |value: &Value<'_>| matches!(value.constant(), Some(IValue::None)) || value.type_of().kind() == "NoneType";
+    !bag.inputs().last().is_some_and(is_none)
 }
 
 /// Packs the weight that the observer watches, and puts the quantized operator in place of the embedding bags that take
@@ -82,6 +84,14 @@ pub(super) fn quantize(observer: &Observer<'_>, operator: &str) -> Result<()> {
         if let Some(reason) = refusal(bag, &form) {
             tracing::warn!("an embedding bag ({}) stays in float: {reason}", source_of(bag));
             continue;
+        }
+        if has_padding(bag) {
+            // In libtorch's words: programs look for them.
+            return Err(Error::invalid(format!(
+                "Expected aten::embedding_bag padding_idx input to be None ({}): it was to be quantized by {operator}, which \
+                 has no padding; leave it out of the configuration",
+                source_of(bag)
+            )));
         }
         let mut prepack = vec![weight];
         if operator == "embedding_bag_4bit" {
