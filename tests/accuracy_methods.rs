@@ -259,7 +259,8 @@ fn options_out_of_range_and_unknown_ones_are_errors() {
 
 #[test]
 fn searching_observers_weigh_an_outlier() {
-    for kind in [ObserverKind::Percentile, ObserverKind::SquaredError, ObserverKind::Entropy] {
+    // Not by entropy: of values that are spread evenly it loses nothing to coarse steps, and keeps any range.
+    for kind in [ObserverKind::Percentile, ObserverKind::SquaredError] {
         let observer = ObserverConfig::new(kind).module().unwrap();
         let mut values = noise(100_000, 3);
         values[7] = 40.0;
@@ -267,7 +268,7 @@ fn searching_observers_weigh_an_outlier() {
         let qparams: IValue = observer.call("calculate_qparams", &[] as &[IValue]).unwrap();
         let scale = qparams.tensors()[0].to_f32_vec().unwrap()[0];
         // Of the range -1 to r, n uniform values have the error n (1 + r)^2 / (12 * 255^2), and the outlier (40 - r)^2: least
-        // at r = 35.4, which is what a search by squared error is to find. The others leave the outlier out.
+        // at r = 35.4, which is what a search by squared error is to find. A percentile leaves the outlier out.
         let expected = match kind {
             ObserverKind::SquaredError => 36.0 / 255.0..36.8 / 255.0,
             _ => 1.8 / 255.0..4.0 / 255.0,
