@@ -313,3 +313,21 @@ fn what_does_not_fit_is_refused_in_words() {
         "an input of sizes [2, 4] for a layer of 5 inputs",
     );
 }
+
+#[test]
+fn channels_are_quantized_as_by_libtorch() {
+    let ops = module(
+        "def stock(self, x: Tensor, s: Tensor, z: Tensor):\n    q = torch.quantize_per_channel(x, s, z, 1, 12)\n    return torch.int_repr(q).to(0), torch.dequantize(q)\n\
+         def native(self, x: Tensor, s: Tensor, z: Tensor):\n    q = ops.jitquant.quantize_per_channel(x, s, z, 1)\n    return q.to(0), ops.jitquant.dequantize_per_channel(q, s, z, 1)\n",
+    );
+    for shape in [[2, 5, 7, 3], [600, 5, 8, 11]] {
+        let scales = Tensor::from_slice(&[0.01f32, 0.02, 0.004, 0.1, 0.05], &[5]).unwrap();
+        let zero_points = Tensor::from_slice(&[0i64, 3, -128, 127, -5], &[5]).unwrap();
+        let run = |method: &str| -> IValue {
+            ops.call(method, &[tensor(&shape, 3), scales.clone(), zero_points.clone()]).unwrap()
+        };
+        let (stock, native) = (run("stock"), run("native"));
+        let parts = |x: &IValue| x.tensors().into_iter().map(|x| x.to_f32_vec().unwrap()).collect::<Vec<_>>();
+        assert_eq!(parts(&stock), parts(&native), "{shape:?}");
+    }
+}

@@ -84,6 +84,20 @@ fn layout(sizes: &[i64], axis: i64, scales: &[f32], zero_points: &[i32]) -> Resu
     Ok(Channels::of(&sizes, axis))
 }
 
+/// Has the host's threads apply `kernel`, which quantizes or dequantizes by channel, to parts of `x` and `out`.
+fn by_channel<T: Sync, U: Send>(
+    x: &[T],
+    layout: Channels,
+    out: &mut [U],
+    kernel: impl Fn(Isa, &[T], Channels, &mut [U]) + Sync,
+) {
+    let row = layout.channels * layout.inner;
+    in_parts(out, row.max(1), row, &|first, part| {
+        let layout = Channels { outer: part.len() / row.max(1), ..layout };
+        kernel(Isa::current(), &x[first * row..][..part.len()], layout, part);
+    });
+}
+
 pub(super) fn quantize_channels(
     x: &[f32],
     sizes: &[i64],
@@ -93,12 +107,8 @@ pub(super) fn quantize_channels(
     out: &mut [i8],
 ) -> Result<()> {
     no_panic(|| {
-        let layout = layout(sizes, axis, scales, zero_points)?;
-        let row = layout.channels * layout.inner;
-        in_parts(out, row.max(1), row, &|first, part| {
-            let outer = part.len() / row.max(1);
-            let x = &x[first * row..][..part.len()];
-            kernel::quantize_per_channel(Isa::current(), x, Channels { outer, ..layout }, scales, zero_points, part);
+        by_channel(x, layout(sizes, axis, scales, zero_points)?, out, |isa, x, layout, out| {
+            kernel::quantize_per_channel(isa, x, layout, scales, zero_points, out);
         });
         Ok(())
     })
@@ -113,12 +123,8 @@ pub(super) fn dequantize_channels(
     out: &mut [f32],
 ) -> Result<()> {
     no_panic(|| {
-        let layout = layout(sizes, axis, scales, zero_points)?;
-        let row = layout.channels * layout.inner;
-        in_parts(out, row.max(1), row, &|first, part| {
-            let outer = part.len() / row.max(1);
-            let x = &x[first * row..][..part.len()];
-            kernel::dequantize_per_channel(Isa::current(), x, Channels { outer, ..layout }, scales, zero_points, part);
+        by_channel(x, layout(sizes, axis, scales, zero_points)?, out, |isa, x, layout, out| {
+            kernel::dequantize_per_channel(isa, x, layout, scales, zero_points, out);
         });
         Ok(())
     })

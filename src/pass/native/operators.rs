@@ -251,6 +251,14 @@ pub(super) fn moves(kind: &str) -> bool {
     matches!(Rule::named(kind), Some(Rule::Moves)) && !kind.starts_with("aten::upsample")
 }
 
+/// The bounds of a clamp by constants, of real numbers, where `node` is one.
+pub(super) fn clamp_of(node: Node<'_>) -> Option<(f64, f64)> {
+    match Rule::of(node)? {
+        Rule::Clamp(bounds) => bounds(node),
+        _ => None,
+    }
+}
+
 impl Rule {
     fn named(kind: &str) -> Option<Rule> {
         static ROWS: LazyLock<HashMap<&str, Rule>> = LazyLock::new(|| RULES.iter().copied().collect());

@@ -1,7 +1,7 @@
 //! What is left of float between bytes goes.
 
 use super::call::{LayerCall, constant, int, ints, operator, output, qparams, replace};
-use super::operators::{again, moves};
+use super::operators::{again, clamp_of, moves};
 use super::tables::{dequantized, looked_up, requantized};
 use super::weights::{Weights, run};
 use crate::error::Result;
@@ -69,20 +69,6 @@ fn quantize(node: Node<'_>) -> Result<bool> {
     match looked_up(node)? {
         Some(bytes) => replace(node, bytes).map(|()| true),
         None => Ok(false),
-    }
-}
-
-/// The bounds of a clamp by constants, of real numbers.
-fn clamp_of(node: Node<'_>) -> Option<(f64, f64)> {
-    let bound = |index: usize, missing: f64| match node.input(index)?.constant()? {
-        IValue::None => Some(missing),
-        constant => constant.as_number(),
-    };
-    match node.kind() {
-        "aten::relu" => Some((0.0, f64::INFINITY)),
-        "aten::relu6" => Some((0.0, 6.0)),
-        "aten::hardtanh" | "aten::clamp" => Some((bound(1, f64::NEG_INFINITY)?, bound(2, f64::INFINITY)?)),
-        _ => None,
     }
 }
 
