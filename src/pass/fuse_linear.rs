@@ -7,7 +7,10 @@ use crate::ir::{Graph, IValue, Node, Type, Value};
 /// - `addmm(bias, x, t(weight))` with both factors 1,
 /// - `matmul(x, t(weight))`, with or without `.add_(bias)`,
 /// - the called function `linear` (`torch.nn.functional.linear` of a scripted model).
-pub(super) fn fuse_linear(graph: &Graph) -> Result<()> {
+///
+/// # Errors
+/// Where libtorch refuses a change of the graph.
+pub fn fuse_linear(graph: &Graph) -> Result<()> {
     for node in graph.all_nodes() {
         match node.kind() {
             "aten::addmm" => fuse_addmm(node)?,
@@ -19,7 +22,10 @@ pub(super) fn fuse_linear(graph: &Graph) -> Result<()> {
 }
 
 /// Puts `aten::linear` in place of the called function `linear`.
-pub(super) fn swap_functional_linear(graph: &Graph) -> Result<()> {
+///
+/// # Errors
+/// Where libtorch refuses a change of the graph.
+pub fn swap_functional_linear(graph: &Graph) -> Result<()> {
     for node in graph.all_nodes() {
         let callee = node.input(0).and_then(Value::function_name);
         if node.kind() == "prim::CallFunction" && callee.as_deref() == Some("linear") && node.inputs().len() == 4 {
