@@ -99,6 +99,12 @@ impl Quantizer {
         self
     }
 
+    /// What the accuracy of its models depends on, in words: why a layer is skipped does not count.
+    pub(crate) fn identity(&self) -> String {
+        let numbers = self.skip_layers.keys().map(|number| (*number, String::new())).collect();
+        format!("{:?}", Self { skip_layers: numbers, ..self.clone() })
+    }
+
     /// Has each node of the converted module tell the layer that it is of.
     pub(crate) fn tag_layers(mut self) -> Self {
         self.tags = true;

@@ -19,6 +19,7 @@ use super::profile::{Conversions, NodeTimes, passes};
 use super::timing::{ModelTimes, Runs, medians};
 use super::workshop::{Plan, Workshop};
 use super::{Clock, Data, Progress, Ranges};
+use crate::engine;
 use crate::error::{Error, Result};
 use crate::ir::{Graph, IValue, Module, Node, Value};
 use crate::pass::op_table::Operator;
@@ -111,7 +112,14 @@ pub fn only_faster(
     let flat_graph = flat.graph(METHOD)?;
     let nodes = flat_graph.all_nodes().into_iter().filter(|node| layer_of(*node, "").is_some());
     nodes.enumerate().try_for_each(|(number, node)| tag_layer(node, number).map(drop))?;
-    let all = kernels.ready(&workshop.convert(&Plan::default(), Clock::endless())?.module)?;
+    let make = |workshop: &mut Workshop<'_>, plan: &Plan| {
+        let module = workshop.convert(plan, Clock::endless())?.module;
+        if kernels == Runs::Accelerated {
+            engine::accelerate(&module)?;
+        }
+        Ok::<Module, Error>(module)
+    };
+    let all = make(&mut workshop, &Plan::default())?;
     let all_graph = all.graph(METHOD)?;
     tell("timing each layer");
     let [in_float, in_int8] = passes([(&flat, &flat_graph), (&all, &all_graph)], &inputs, TIMING)?;
@@ -153,7 +161,7 @@ pub fn only_faster(
         notes.push(format!("{} layers could not be timed by themselves and stay in INT8", layers.len() - rows.len()));
     }
     let plan = Plan { float: slower, ..Plan::default() };
-    let chosen = kernels.ready(&workshop.convert(&plan, Clock::endless())?.module)?;
+    let chosen = make(&mut workshop, &plan)?;
     let times = medians(&[&flat, &all, &chosen], &inputs, TIMING)?;
     let mut chosen = times[2];
     if !plan.float.is_empty() && chosen > times[1] {

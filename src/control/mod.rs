@@ -25,6 +25,7 @@
 mod cut;
 mod evaluation;
 mod latency;
+mod outcome;
 mod profile;
 mod ranges;
 mod search;
@@ -37,9 +38,10 @@ use std::time::{Duration, Instant};
 
 pub use self::evaluation::{Figures, Outputs};
 pub use self::latency::{Latency, LayerTimes, only_faster};
+pub use self::outcome::{LayerShare, Outcome, Remedy};
 pub use self::ranges::Ranges;
 pub(crate) use self::ranges::{restore, watched};
-pub use self::search::{LayerShare, Outcome, Remedy, tune};
+pub use self::search::tune;
 pub use self::timing::{ModelTimes, Runs};
 
 use crate::error::{Error, Result};

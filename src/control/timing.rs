@@ -34,12 +34,11 @@ impl Runs {
 
     /// A copy of a converted module that runs in this way.
     pub(super) fn ready(self, converted: &Module) -> Result<Module> {
+        if self != Self::Accelerated {
+            return Ok(converted.clone());
+        }
         // Packed parameters are replaced for all who share them: a copy through bytes shares none.
-        let copy = match self {
-            Self::Native => return Ok(converted.clone()),
-            Self::Stock => return Ok(converted.clone()),
-            Self::Accelerated => Module::load_bytes(&converted.save_bytes()?)?,
-        };
+        let copy = Module::load_bytes(&converted.save_bytes()?)?;
         engine::accelerate(&copy)?;
         Ok(copy)
     }

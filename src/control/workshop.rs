@@ -230,9 +230,14 @@ impl<'d> Workshop<'d> {
             let (mut producers, mut consumers) = (BTreeSet::new(), BTreeSet::new());
             before(tensor.output, &numbers, &mut producers);
             after(tensor.output, &numbers, &mut consumers);
+            let percentile = tensor.observer.attribute("percentile").ok().and_then(|percentile| percentile.as_number());
             let search = match tensor.observer.attribute("search") {
                 Ok(IValue::Str(name)) => ObserverKind::ALL.into_iter().find(|kind| kind.name() == name),
                 _ => None,
+            };
+            let search = match (search, percentile) {
+                (Some(ObserverKind::Percentile), Some(100.0)) => Some(ObserverKind::MinMax),
+                _ => search,
             };
             producers.retain(|number| quantized.contains(number));
             consumers.retain(|number| quantized.contains(number));
