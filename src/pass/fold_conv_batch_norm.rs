@@ -4,7 +4,7 @@ use std::collections::{HashMap, HashSet};
 
 use super::source_of;
 use crate::error::{Context, Result};
-use crate::ir::{Graph, IValue, Module, Node, Type, Value};
+use crate::ir::{GeneralPass, Graph, IValue, Module, Node, Type, Value};
 
 /// A convolution's class and that of the batch norm that folds into it.
 const PAIRS: &[(&str, &str)] = &[
@@ -256,9 +256,11 @@ fn folding_arguments(conv: &Module, norm: &Module) -> Result<Option<Vec<IValue>>
     else {
         return Ok(None);
     };
-    let graph = norm.graph("forward")?;
+    // A scripted one calls a function that has the operator.
+    let mut graph = norm.graph("forward")?.deep_clone()?;
+    graph.run(GeneralPass::Inline)?;
     let operators: Vec<_> = graph.all_nodes().into_iter().filter(|node| node.kind() == "aten::batch_norm").collect();
-    // What a traced batch norm has not as attributes stands in its code.
+    // What a batch norm has not as attributes stands in its code.
     let given = |name: &str, argument: usize| match norm.attribute(name) {
         Ok(value) => Some(value),
         Err(_) => operators.first()?.input(argument)?.constant(),
