@@ -29,6 +29,7 @@ mod outcome;
 mod profile;
 mod ranges;
 mod search;
+mod shares;
 mod state;
 mod timing;
 mod workshop;

@@ -16,23 +16,19 @@ use super::outcome::{LayerShare, Outcome, Remedy};
 use super::ranges::hash_of_batches;
 use super::state::State;
 use super::timing::{ModelTimes, Runs, medians};
-use super::workshop::{Observed, Plan, Workshop};
+use super::workshop::{Plan, Workshop};
 use super::{Budget, Clock, Data, Goal, Progress};
 use crate::engine;
 use crate::error::{Error, Result};
 use crate::ir::Module;
 use crate::methods::Rounding;
-use crate::observer::ObserverKind;
 use crate::pass::Layer;
 use crate::pipeline::{ModelForm, Quantizer};
 use crate::watch::step;
 use crate::zero_touch::fingerprint::{Fnv, fingerprint};
 
-/// Layers whose tensors get other ranges tried, and the least share of the loss that makes it worth while.
-const WORST: usize = 4;
-const WORTH_A_REMEDY: f64 = 0.02;
 /// A remedy is taken where it leaves so much of the noise at most.
-const TAKEN_BELOW: f64 = 0.97;
+pub(super) const TAKEN_BELOW: f64 = 0.97;
 /// Which share of the time each phase may have ended at: what is left is for the choice of layers.
 const METHODS_END: f64 = 0.4;
 const SHARES_END: f64 = 0.65;
@@ -117,20 +113,20 @@ struct Best {
     figures: Figures,
 }
 
-struct Search<'d, 'p> {
+pub(super) struct Search<'d, 'p> {
     form: ModelForm,
-    workshop: Workshop<'d>,
+    pub(super) workshop: Workshop<'d>,
     evaluation: Evaluation<'d>,
     state: State,
-    goal: Goal,
-    layers: Vec<(usize, Layer)>,
+    pub(super) goal: Goal,
+    pub(super) layers: Vec<(usize, Layer)>,
     start: Instant,
     time: Duration,
     /// When the phase that runs has to end.
     clock: Clock,
     best: Option<Best>,
     trials: usize,
-    notes: Vec<String>,
+    pub(super) notes: Vec<String>,
     progress: &'p mut dyn FnMut(&Progress<'_>),
 }
 
@@ -186,11 +182,11 @@ impl Search<'_, '_> {
         self.clock = Clock::until(self.start + self.time.mul_f64(end));
     }
 
-    fn tell(&mut self, stage: &str, done: usize, total: usize, found: Option<String>) {
+    pub(super) fn tell(&mut self, stage: &str, done: usize, total: usize, found: Option<String>) {
         (self.progress)(&Progress { stage, done, total, found });
     }
 
-    fn in_words(&self, figures: &Figures) -> String {
+    pub(super) fn in_words(&self, figures: &Figures) -> String {
         let mut words = vec![format!("SQNR {:.1} dB", figures.sqnr_db)];
         words.extend(figures.agreement.map(|share| format!("agreement {:.1} %", share * 100.0)));
         words.extend(figures.drop().map(|drop| format!("{:+.2} points of accuracy", -drop * 100.0)));
@@ -228,7 +224,7 @@ impl Search<'_, '_> {
     }
 
     /// The figures of a plan's model; `None` where there is no time for it or it cannot be made.
-    fn tried(&mut self, plan: &Plan, part: Part) -> Result<Option<Figures>> {
+    pub(super) fn tried(&mut self, plan: &Plan, part: Part) -> Result<Option<Figures>> {
         let key = format!("{plan}; {part:?}");
         if self.state.failure(&key).is_some() {
             return Ok(None);
@@ -270,6 +266,9 @@ impl Search<'_, '_> {
         }
         self.tell("measuring on libtorch's kernels", 0, 0, None);
         let figures = self.measured_on(plan, Part::All, Runs::Stock, Clock::endless())?;
+        if let Some(best) = self.best.as_mut().filter(|best| best.plan == *plan) {
+            best.figures = figures;
+        }
         Ok(self.goal.is_reached(&figures).then_some(figures))
     }
 
@@ -292,100 +291,6 @@ impl Search<'_, '_> {
             }
         }
         Ok(best.0)
-    }
-
-    /// The layers with their shares of the loss, the largest first, those not measured last.
-    fn shares(&mut self) -> Result<Vec<LayerShare>> {
-        let layers = self.layers.clone();
-        let mut shares: Vec<_> = layers.iter().map(|(number, layer)| LayerShare::new(*number, layer)).collect();
-        let plan = Plan::default();
-        let base = self.tried(&plan, Part::Few)?.map(|figures| figures.noise());
-        let Some(base) = base.filter(|base| *base > 0.0 && layers.len() > 1) else { return Ok(shares) };
-        let total = layers.len();
-        for (done, share) in shares.iter_mut().enumerate() {
-            self.tell("measuring each layer's share of the loss", done, total, None);
-            let figures = self.tried(&plan.with_float([share.number]), Part::Few)?;
-            share.share = figures.map(|figures| (1.0 - figures.noise() / base).max(0.0));
-        }
-        let unknown = shares.iter().filter(|layer| layer.share.is_none()).count();
-        if unknown > 0 {
-            self.notes.push(format!("the shares of {unknown} of {total} layers are not known"));
-        }
-        let mut groups: Vec<Vec<usize>> = Vec::new();
-        for tensor in self.workshop.tensors()? {
-            let group: Vec<_> = tensor.producers.union(&tensor.consumers).copied().collect();
-            if group.len() > 1 && group.len() < total && !groups.contains(&group) {
-                groups.push(group);
-            }
-        }
-        for (done, group) in groups.iter().enumerate() {
-            self.tell("measuring the share of each tensor between layers", done, groups.len(), None);
-            let Some(figures) = self.tried(&plan.with_float(group.iter().copied()), Part::Few)? else { continue };
-            let together = (1.0 - figures.noise() / base).max(0.0);
-            for layer in shares.iter_mut().filter(|layer| group.contains(&layer.number)) {
-                let others: Vec<_> = group.iter().copied().filter(|number| *number != layer.number).collect();
-                let part = |(others, share): &(Vec<usize>, f64)| share / (others.len() + 1) as f64;
-                if layer.together.as_ref().is_none_or(|known| part(known) < part(&(others.clone(), together))) {
-                    layer.together = Some((others, together));
-                }
-            }
-        }
-        shares.sort_by(|a, b| b.blame().total_cmp(&a.blame()));
-        if let Some(worst) = shares.first() {
-            let found = format!("layer {} ({}) is the worst: {}", worst.number, worst.path, worst.reason());
-            self.tell("measured", total, total, Some(found));
-        }
-        Ok(shares)
-    }
-
-    /// Other ranges around the worst layers; the plan with what helps.
-    fn try_ranges(&mut self, plan: Plan, shares: &[LayerShare]) -> Result<Plan> {
-        const KINDS: [ObserverKind; 5] = [
-            ObserverKind::SquaredError,
-            ObserverKind::Percentile,
-            ObserverKind::Entropy,
-            ObserverKind::MinMax,
-            ObserverKind::Histogram,
-        ];
-        let tensors = self.workshop.tensors()?;
-        let worst: Vec<_> = shares.iter().take(WORST).filter(|layer| layer.blame() >= WORTH_A_REMEDY).collect();
-        // The methods that fit layers to the data take longer than all else: without them here.
-        let mut tried = Plan::default();
-        let Some(mut noise) = self.tried(&tried, Part::Few)?.map(|figures| figures.noise()) else { return Ok(plan) };
-        for (done, layer) in worst.iter().enumerate() {
-            let touches = |tensor: &&Observed| {
-                tensor.consumers.contains(&layer.number) || tensor.producers.contains(&layer.number)
-            };
-            for Observed { key: tensor, search: own, .. } in tensors.iter().filter(touches) {
-                if tried.searches.contains_key(tensor) || own.is_none() {
-                    continue;
-                }
-                let before = tried.clone();
-                for kind in KINDS.into_iter().filter(|kind| Some(*kind) != *own) {
-                    self.tell("trying other ranges around the worst layers", done, worst.len(), None);
-                    let mut other = before.clone();
-                    other.searches.insert(tensor.clone(), kind);
-                    let Some(figures) = self.tried(&other, Part::Few)? else { continue };
-                    if figures.noise() < noise * TAKEN_BELOW {
-                        (tried, noise) = (other, figures.noise());
-                    }
-                }
-            }
-        }
-        if tried.searches.is_empty() {
-            return Ok(plan);
-        }
-        let with_ranges = Plan { searches: tried.searches, ..plan.clone() };
-        // The samples that chose them were few: all decide.
-        match (self.tried(&with_ranges, Part::All)?, self.tried(&plan, Part::All)?) {
-            (Some(new), Some(old)) => {
-                let found = format!("other ranges of {} tensors: {}", with_ranges.searches.len(), self.in_words(&new));
-                self.tell("tried", worst.len(), worst.len(), Some(found));
-                let (a, b) = (self.goal.shortfall(&new), self.goal.shortfall(&old));
-                Ok(if a < b || (a == b && new.noise() < old.noise()) { with_ranges } else { plan })
-            }
-            _ => Ok(plan),
-        }
     }
 
     /// The plan with the fewest layers in float found to reach the goal; `None` where none was found.
