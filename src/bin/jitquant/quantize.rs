@@ -284,7 +284,8 @@ impl Arguments {
                 batch_size: self.batch_size,
                 limit: self.samples,
             };
-            return control::convert(&self.control, module, quantizer, &samples, &self.output).with_context(refused);
+            let made = control::convert(&self.control, module, quantizer, &samples, &self.output);
+            return made.with_context(|| self.model.display().to_string());
         }
         let mut prepared = quantizer.prepare(module).with_context(refused)?;
         let samples = if !self.calibrate.is_empty() { self.run_calibration(module, &mut prepared)? } else { 0 };
