@@ -209,12 +209,12 @@ fn path_of(object: Value<'_>) -> Option<String> {
     object.attribute_path().map(|path| path.join("."))
 }
 
-/// How many calls there are of each module's `forward`.
+/// How many calls there are of each module's methods from other modules' code.
 fn calls_by_module(code: &[Code]) -> HashMap<usize, usize> {
     let mut calls = HashMap::new();
     for code in code {
         for node in code.graph.all_nodes().into_iter().filter(|node| node.kind() == "prim::CallMethod") {
-            let Some(path) = node.input(0).and_then(path_of) else { continue };
+            let Some(path) = node.input(0).and_then(path_of).filter(|path| !path.is_empty()) else { continue };
             for callee in code.instances.iter().filter_map(|instance| instance.submodule(&path).ok()) {
                 *calls.entry(callee.id()).or_default() += 1;
             }
