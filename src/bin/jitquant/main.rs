@@ -2,6 +2,8 @@
 
 mod bench;
 mod compare;
+mod control;
+mod control_report;
 mod data;
 mod feed;
 #[cfg(feature = "tch")]
@@ -37,7 +39,7 @@ struct Cli {
 
 #[derive(Subcommand)]
 enum Command {
-    Quantize(quantize::Arguments),
+    Quantize(Box<quantize::Arguments>),
     Inspect(inspect::Arguments),
     Compare(compare::Arguments),
     Report(report::Arguments),

@@ -13,6 +13,8 @@ use jitquant::qconfig::QConfigSpec;
 use jitquant::{Converted, ModelForm, Prepared, Quantizer, Report, Rounding};
 use serde::Serialize;
 
+use crate::control::{self, ControlOptions, Samples};
+use crate::control_report::ControlReport;
 use crate::data::{DATA_HELP, ImageOptions};
 use crate::feed::Feed;
 use crate::output;
@@ -31,6 +33,7 @@ Examples:
       --mean 0.485,0.456,0.406 --std 0.229,0.224,0.225
   jitquant quantize bert.pt -o bert.int8.pt --mode dynamic
   jitquant quantize net.pt -o net.int8.pt --calibrate data.npz --skip head --observer min-max
+  jitquant quantize net.pt -o net.int8.pt --calibrate data.npz --evaluate more.npz --min-agreement 99%
 
 --config takes a TOML file with observers by submodule and class; see docs/configuration.md."
 )]
@@ -50,7 +53,7 @@ pub struct Arguments {
     /// quantization can do without, and is more accurate with them where layers stand behind a layer norm.
     #[arg(long, value_name = "DATA", num_args = 1..)]
     calibrate: Vec<PathBuf>,
-    /// An array in DATA that is not an input of the model (class labels, say); it is left out.
+    /// An array in DATA that is not an input of the model: the class labels that --max-drop measures by, or one to leave out.
     #[arg(long, value_name = "NAME")]
     labels: Option<String>,
     /// Which observer for which part of the model, a TOML file.
@@ -83,6 +86,9 @@ pub struct Arguments {
     /// Leave the submodule at this path, and all below it, in float; may be given several times.
     #[arg(long, value_name = "PATH")]
     skip: Vec<String>,
+    /// Leave this layer in float, by its number, as --min-agreement and the like report it; may be given several times.
+    #[arg(long, value_name = "N")]
+    skip_layer: Vec<usize>,
     /// Keep this method or attribute beside `forward`; may be given several times.
     #[arg(long, value_name = "NAME")]
     preserve: Vec<String>,
@@ -102,6 +108,8 @@ pub struct Arguments {
     /// Samples of a step of --finetune.
     #[arg(long, default_value = "8", value_name = "N")]
     finetune_batch: NonZeroUsize,
+    #[command(flatten)]
+    control: ControlOptions,
     /// Print the outcome as JSON.
     #[arg(long)]
     json: bool,
@@ -175,6 +183,8 @@ struct Outcome {
     seconds: f64,
     #[serde(flatten)]
     report: Report,
+    #[serde(flatten)]
+    control: ControlReport,
 }
 
 pub fn run(arguments: &Arguments) -> Result<()> {
@@ -184,10 +194,10 @@ pub fn run(arguments: &Arguments) -> Result<()> {
     let quantizer = arguments.quantizer()?;
     let needs_data = matches!(arguments.mode, Mode::Static);
     ensure!(
-        !needs_data || !arguments.calibrate.is_empty(),
+        !needs_data || !arguments.calibrate.is_empty() || arguments.control.has_ranges(),
         "static quantization needs samples: --calibrate DATA (or --mode dynamic, which needs none)"
     );
-    let (Converted { module: converted, report }, samples) = arguments.convert(&module, &quantizer)?;
+    let (Converted { module: converted, report }, samples, control) = arguments.convert(&module, &quantizer)?;
     converted.save_with(&arguments.output, &extra)?;
     if arguments.finetune.is_some() {
         std::fs::remove_file(arguments.checkpoint()).ok();
@@ -201,6 +211,7 @@ pub fn run(arguments: &Arguments) -> Result<()> {
         calibration_samples: samples,
         seconds: start.elapsed().as_secs_f64(),
         report,
+        control,
     };
     if arguments.json {
         return output::json(&outcome);
@@ -247,6 +258,9 @@ impl Arguments {
         let quantizer =
             Quantizer::new(quant_type).qconfig(spec).form(form).reduce_range(is_dynamic && self.reduce_range);
         let quantizer = self.skip.iter().fold(quantizer, |quantizer, path| quantizer.skip(path));
+        let by_user = "left in float by the configuration";
+        let quantizer =
+            self.skip_layer.iter().fold(quantizer, |quantizer, number| quantizer.skip_layer(*number, by_user));
         Ok(self.preserve.iter().fold(quantizer, |quantizer, name| quantizer.preserve(name)))
     }
 
@@ -254,16 +268,28 @@ impl Arguments {
         self.output.with_extension("checkpoint")
     }
 
-    /// The INT8 model, and how many samples went into it.
-    fn convert(&self, module: &Module, quantizer: &Quantizer) -> Result<(Converted, usize)> {
+    /// The INT8 model, how many samples went into it, and what was done to control it.
+    fn convert(&self, module: &Module, quantizer: &Quantizer) -> Result<(Converted, usize, ControlReport)> {
         let refused = || format!("{} cannot be quantized", self.model.display());
         if let Some(steps) = self.finetune {
             ensure!(matches!(self.mode, Mode::Static), "--finetune is for static quantization");
-            return self.finetune(module, quantizer, steps).with_context(refused);
+            let (converted, samples) = self.finetune(module, quantizer, steps).with_context(refused)?;
+            return Ok((converted, samples, ControlReport::default()));
+        }
+        if self.control.is_used() {
+            let samples = Samples {
+                calibrate: &self.calibrate,
+                images: &self.images,
+                labels: self.labels.as_deref(),
+                batch_size: self.batch_size,
+                limit: self.samples,
+            };
+            let made = control::convert(&self.control, module, quantizer, &samples, &self.output);
+            return made.with_context(|| self.model.display().to_string());
         }
         let mut prepared = quantizer.prepare(module).with_context(refused)?;
         let samples = if !self.calibrate.is_empty() { self.run_calibration(module, &mut prepared)? } else { 0 };
-        Ok((prepared.convert().with_context(refused)?, samples))
+        Ok((prepared.convert().with_context(refused)?, samples, ControlReport::default()))
     }
 
     #[cfg(feature = "tch")]
@@ -322,6 +348,7 @@ impl Outcome {
         }
         table.add_row(["time".to_owned(), output::seconds(self.seconds)]);
         println!("{table}");
+        self.control.print();
         if !report.float.is_empty() {
             println!("{}", float_table(report));
         }
