@@ -33,6 +33,7 @@
 //! | [`observer`], [`kernel`] | ranges of tensors, and INT8 arithmetic: both build without libtorch |
 //! | [`engine`] | libtorch's quantized operators on these kernels |
 //! | [`plugin`] | passes over every graph that libtorch executes |
+//! | [`distributed`] | calibration and training on many processes |
 //! | [`measure`] | comparing an INT8 model with the float one |
 //! | [`watch`] | progress of long calls, and ending them |
 //!
@@ -51,6 +52,8 @@ pub mod capi;
 #[cfg(feature = "torch")]
 #[allow(unsafe_code)]
 pub mod engine;
+#[cfg(feature = "torch")]
+pub mod distributed;
 mod error;
 #[cfg(feature = "torch")]
 mod file;

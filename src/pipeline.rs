@@ -394,8 +394,15 @@ impl Prepared {
         Ok(Converted { module, report })
     }
 
+    /// Keeps a batch that another process ran, where batches are run again.
+    pub(crate) fn keep(&mut self, inputs: Vec<IValue>) {
+        if self.needs_inputs() {
+            self.inputs.push(inputs);
+        }
+    }
+
     /// Whether a method runs the model again on the calibration data.
-    fn needs_inputs(&self) -> bool {
+    pub(crate) fn needs_inputs(&self) -> bool {
         let methods = &self.methods;
         self.quant_type == QuantType::Static
             && (methods.equalize || methods.rounding == Rounding::Learned || methods.bias_correction)

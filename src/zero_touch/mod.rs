@@ -11,7 +11,8 @@ use std::path::PathBuf;
 use std::sync::{LazyLock, Mutex, PoisonError};
 
 use self::fingerprint::fingerprint;
-use self::recorded::{Model, Recorded, State};
+pub(crate) use self::recorded::State;
+use self::recorded::{Model, Recorded};
 use crate::engine;
 use crate::error::{Error, Result};
 use crate::ir::ffi::bridge::leave_inference_mode;

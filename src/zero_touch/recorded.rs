@@ -32,7 +32,7 @@ pub(super) struct Model {
 /// What an observer saw.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub(super) struct State {
+pub(crate) struct State {
     /// The smallest value, of each channel or of all.
     pub min: Vec<f32>,
     /// The largest value.
@@ -119,7 +119,7 @@ impl State {
     }
 
     /// As if one observer had seen what both saw.
-    fn merge(&mut self, other: &Self) {
+    pub fn merge(&mut self, other: &Self) {
         if self.min.len() != other.min.len() || self.counts.len() != other.counts.len() {
             // Nothing yet, or of another version: what comes later counts.
             *self = other.clone();

@@ -6,6 +6,7 @@ use std::time::Instant;
 
 use anyhow::{Context, Result, bail, ensure};
 use clap::ValueEnum;
+use jitquant::distributed::Group;
 use jitquant::ir::Module;
 use jitquant::observer::{ObserverConfig, ObserverKind};
 use jitquant::pass::QuantType;
@@ -178,6 +179,15 @@ struct Outcome {
 }
 
 pub fn run(arguments: &Arguments) -> Result<()> {
+    let group = Group::from_environment()?;
+    let outcome = quantize(arguments, group.as_ref());
+    if let (Some(group), Err(e)) = (&group, &outcome) {
+        group.abandon(&format!("{e:#}"));
+    }
+    outcome
+}
+
+fn quantize(arguments: &Arguments, group: Option<&Group>) -> Result<()> {
     let start = Instant::now();
     let module = Module::load(&arguments.model)?;
     let extra = Module::extra_files(&arguments.model)?;
@@ -187,7 +197,9 @@ pub fn run(arguments: &Arguments) -> Result<()> {
         !needs_data || !arguments.calibrate.is_empty(),
         "static quantization needs samples: --calibrate DATA (or --mode dynamic, which needs none)"
     );
-    let (Converted { module: converted, report }, samples) = arguments.convert(&module, &quantizer)?;
+    let Some((Converted { module: converted, report }, samples)) = arguments.convert(&module, &quantizer, group)? else {
+        return Ok(());
+    };
     converted.save_with(&arguments.output, &extra)?;
     if arguments.finetune.is_some() {
         std::fs::remove_file(arguments.checkpoint()).ok();
@@ -255,19 +267,34 @@ impl Arguments {
     }
 
     /// The INT8 model, and how many samples went into it.
-    fn convert(&self, module: &Module, quantizer: &Quantizer) -> Result<(Converted, usize)> {
+    /// The INT8 model, and how many samples it was made with; `None` where another process makes it.
+    fn convert(
+        &self,
+        module: &Module,
+        quantizer: &Quantizer,
+        group: Option<&Group>,
+    ) -> Result<Option<(Converted, usize)>> {
         let refused = || format!("{} cannot be quantized", self.model.display());
         if let Some(steps) = self.finetune {
             ensure!(matches!(self.mode, Mode::Static), "--finetune is for static quantization");
-            return self.finetune(module, quantizer, steps).with_context(refused);
+            return self.finetune(module, quantizer, steps, group).with_context(refused);
         }
         let mut prepared = quantizer.prepare(module).with_context(refused)?;
-        let samples = if !self.calibrate.is_empty() { self.run_calibration(module, &mut prepared)? } else { 0 };
-        Ok((prepared.convert().with_context(refused)?, samples))
+        let samples = if !self.calibrate.is_empty() { self.run_calibration(module, &mut prepared, group)? } else { 0 };
+        if group.is_some_and(|group| group.rank() > 0) {
+            return Ok(None);
+        }
+        Ok(Some((prepared.convert().with_context(refused)?, samples)))
     }
 
     #[cfg(feature = "tch")]
-    fn finetune(&self, module: &Module, quantizer: &Quantizer, steps: NonZeroUsize) -> Result<(Converted, usize)> {
+    fn finetune(
+        &self,
+        module: &Module,
+        quantizer: &Quantizer,
+        steps: NonZeroUsize,
+        group: Option<&Group>,
+    ) -> Result<Option<(Converted, usize)>> {
         let labels = self.finetune_labels.as_deref().or(self.labels.as_deref());
         let mut feed = Feed::open(module, &self.calibrate, &self.images, labels)?;
         if self.finetune_labels.is_none() {
@@ -279,30 +306,23 @@ impl Arguments {
             samples: self.samples,
             checkpoint: self.checkpoint(),
         };
-        crate::finetune::run(module, quantizer, &feed, &options)
+        crate::finetune::run(module, quantizer, &feed, &options, group)
     }
 
     #[cfg(not(feature = "tch"))]
-    fn finetune(&self, _: &Module, _: &Quantizer, _: NonZeroUsize) -> Result<(Converted, usize)> {
+    fn finetune(
+        &self,
+        _: &Module,
+        _: &Quantizer,
+        _: NonZeroUsize,
+        _: Option<&Group>,
+    ) -> Result<Option<(Converted, usize)>> {
         bail!("--finetune needs a build with the feature `tch`")
     }
 
-    fn run_calibration(&self, module: &Module, prepared: &mut Prepared) -> Result<usize> {
+    fn run_calibration(&self, module: &Module, prepared: &mut Prepared, group: Option<&Group>) -> Result<usize> {
         let feed = Feed::open(module, &self.calibrate, &self.images, self.labels.as_deref())?;
-        let limit = self.samples.map_or(feed.len(), |limit| limit.get().min(feed.len()));
-        let bar = output::progress(limit, "calibrating");
-        let mut done = 0;
-        for batch in feed.batches(self.batch_size) {
-            if done >= limit {
-                break;
-            }
-            let (samples, inputs) = batch?;
-            prepared.calibrate(&inputs).with_context(|| feed.refusal(done, &inputs))?;
-            done += samples;
-            bar.set_position(done.min(limit) as u64);
-        }
-        bar.finish_and_clear();
-        Ok(done)
+        crate::calibrate::run(&feed, prepared, self.batch_size, self.samples, group)
     }
 }
 
