@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 /// The files of src/capi in the order in which the header has them.
-const PARTS: [&str; 12] = [
+const PARTS: [&str; 13] = [
     "status",
     "buffer",
     "strings",
@@ -16,6 +16,7 @@ const PARTS: [&str; 12] = [
     "module",
     "report",
     "quantizer",
+    "qat",
     "node",
     "passes",
     "accelerate",
