@@ -21,16 +21,6 @@ void store_set(const Store &store, rust::Str key, rust::Slice<const uint8_t> val
   store.store->set(text(key), std::vector<uint8_t>(value.begin(), value.end()));
 }
 
-bool store_wait(const Store &store, rust::Str key, uint64_t milliseconds) {
-  try {
-    store.store->wait({text(key)}, std::chrono::milliseconds(milliseconds));
-    return true;
-  } catch (const c10::Error &) {
-    // Too late, or the connection is lost: then this throws as well.
-    return store.store->check({text(key)});
-  }
-}
-
 bool store_has(const Store &store, rust::Str key) { return store.store->check({text(key)}); }
 
 std::unique_ptr<std::vector<uint8_t>> store_get(const Store &store, rust::Str key) {

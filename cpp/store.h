@@ -16,8 +16,6 @@ std::unique_ptr<Store> store_open(rust::Str address, uint16_t port, bool serves,
 // A second connection, for another thread.
 std::unique_ptr<Store> store_clone(const Store &store);
 void store_set(const Store &store, rust::Str key, rust::Slice<const uint8_t> value);
-// Waits for the key; false where it did not come in time.
-bool store_wait(const Store &store, rust::Str key, uint64_t milliseconds);
 bool store_has(const Store &store, rust::Str key);
 std::unique_ptr<std::vector<uint8_t>> store_get(const Store &store, rust::Str key);
 int64_t store_add(const Store &store, rust::Str key, int64_t amount);

@@ -50,10 +50,10 @@ pub mod analysis;
 #[allow(unsafe_code)]
 pub mod capi;
 #[cfg(feature = "torch")]
+pub mod distributed;
+#[cfg(feature = "torch")]
 #[allow(unsafe_code)]
 pub mod engine;
-#[cfg(feature = "torch")]
-pub mod distributed;
 mod error;
 #[cfg(feature = "torch")]
 mod file;

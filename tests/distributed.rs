@@ -122,9 +122,11 @@ fn histograms_add_up() {
     let arguments = |output| ["-o", output, "--calibrate", "x.npy", "--batch-size", "4"];
     desk.alone(&arguments("one.pt"));
     desk.together(2, &arguments("two.pt"));
-    let ratio = noise_ratio(&desk.scores("one.pt"), &desk.scores("two.pt"));
-    // Both are some 30 dB from the float model.
-    assert!(ratio > 40.0, "{ratio} dB");
+    let (float, one, two) = (desk.scores("model.pt"), desk.scores("one.pt"), desk.scores("two.pt"));
+    let (apart, from_float) = (noise_ratio(&one, &two), noise_ratio(&float, &one));
+    assert!(apart > from_float + 3.0, "{apart} dB apart, {from_float} dB from float");
+    let other = noise_ratio(&float, &two);
+    assert!((other - from_float).abs() < 1.0, "{other} and {from_float} dB from float");
 }
 
 #[test]
@@ -165,7 +167,8 @@ fn a_killed_worker_ends_the_others_and_training_goes_on_from_the_checkpoint() {
         let (said, seconds) = (said(&output), killed.elapsed().as_secs());
         assert_eq!(output.status.code(), Some(1), "{said}");
         assert!(seconds < 20, "{seconds} s");
-        let why = if victim == 1 { "rank 1 of 2 has ended: no sign of life since" } else { "rank 0, which serves the store" };
+        let why =
+            if victim == 1 { "rank 1 of 2 has ended: no sign of life since" } else { "rank 0, which serves the store" };
         assert!(said.contains(why) && said.contains(" UTC"), "{said}");
         assert!(said.contains("out.checkpoint on rank 0 is that of step 20"), "{said}");
         assert!(!desk.path("out.pt").exists());
@@ -210,7 +213,8 @@ fn variables_that_do_not_fit_are_refused() {
     assert!(with(&[("RANK", "0")]).contains("MASTER_PORT is not set"));
     let told = with(&[("RANK", "1"), ("MASTER_PORT", &port)]);
     assert!(told.contains("nobody answers at MASTER_ADDR:MASTER_PORT 127.0.0.1:"), "{told}");
-    let told = refusal(&[("RANK", "1"), ("WORLD_SIZE", "2"), ("MASTER_ADDR", "no.such.host.invalid"), ("MASTER_PORT", &port)]);
+    let told =
+        refusal(&[("RANK", "1"), ("WORLD_SIZE", "2"), ("MASTER_ADDR", "no.such.host.invalid"), ("MASTER_PORT", &port)]);
     assert!(told.contains("no.such.host.invalid"), "{told}");
     let told = with(&[("RANK", "0"), ("MASTER_PORT", &port)]);
     assert!(told.contains("rank 1 of 2 did not join within 1 s"), "{told}");
@@ -286,6 +290,7 @@ fn gradients_are_the_means_over_all_samples() {
         let x = tch::Tensor::from(&images(12, 1));
         qat.calibrate(&[x.shallow_clone()]).unwrap();
         qat.fake_quantize(true).unwrap();
+        qat.observe(false).unwrap();
         if samples > 0 {
             let inputs = [x.narrow(0, first, samples)];
             let y = tch::Tensor::try_from(qat.module().call_with_gradients("forward", &inputs).unwrap()).unwrap();
@@ -306,5 +311,6 @@ fn gradients_are_the_means_over_all_samples() {
     assert_eq!(averaged[0], averaged[1]);
     assert_eq!(averaged[0], averaged[2]);
     let ratio = noise_ratio(&alone, &averaged[0]);
-    assert!(ratio > 100.0, "{ratio} dB");
+    // A value between two steps may be rounded the other way where sums of another batch differ in their last bit.
+    assert!(ratio > 60.0, "{ratio} dB");
 }

@@ -6,6 +6,7 @@
 // Each folder holds x.npy (f32, the first dimension counting samples) and labels.npy (i64).
 #include <jitquant.hpp>
 
+#include <torch/script.h>
 #include <torch/torch.h>
 
 #include <cmath>

@@ -32,7 +32,8 @@ struct Digits {
 impl Digits {
     fn read(path: &Path) -> Fallible<Self> {
         let arrays = Tensor::read_npz(path)?;
-        let find = |name: &str| arrays.iter().find(|(known, _)| known == name).map(|(_, tensor)| tensor.shallow_clone());
+        let find =
+            |name: &str| arrays.iter().find(|(known, _)| known == name).map(|(_, tensor)| tensor.shallow_clone());
         Ok(Self { x: find("x").ok_or("no array x")?, labels: find("labels").ok_or("no array labels")? })
     }
 

@@ -77,11 +77,7 @@ impl Group {
         self.all_gather(&[]).map(|_| ())
     }
 
-    fn sum<T: Element + AddAssign>(
-        &self,
-        all: impl Iterator<Item = Result<Vec<u8>>>,
-        values: &mut [T],
-    ) -> Result<()> {
+    fn sum<T: Element + AddAssign>(&self, all: impl Iterator<Item = Result<Vec<u8>>>, values: &mut [T]) -> Result<()> {
         for (rank, bytes) in all.enumerate() {
             let bytes = bytes?;
             self.check_length(rank, bytes.len(), size_of_val(values))?;

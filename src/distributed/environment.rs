@@ -54,9 +54,7 @@ impl Environment {
         let (rank, world) =
             (number("RANK", "this process's number")?, number("WORLD_SIZE", "the number of processes")?);
         if rank >= world {
-            return Err(Error::invalid(format!(
-                "RANK={rank} with WORLD_SIZE={world}: ranks are 0 to WORLD_SIZE - 1"
-            )));
+            return Err(Error::invalid(format!("RANK={rank} with WORLD_SIZE={world}: ranks are 0 to WORLD_SIZE - 1")));
         }
         if world == 1 {
             return Ok(None);
@@ -91,7 +89,8 @@ mod tests {
     use super::*;
 
     fn read(variables: &[(&str, &str)]) -> Result<Option<Environment>, String> {
-        let find = |name: &str| variables.iter().find(|(known, _)| *known == name).map(|(_, value)| (*value).to_owned());
+        let find =
+            |name: &str| variables.iter().find(|(known, _)| *known == name).map(|(_, value)| (*value).to_owned());
         Environment::of(find).map_err(|e| e.to_string())
     }
 

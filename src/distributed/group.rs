@@ -78,7 +78,7 @@ impl Group {
         if at.rank == 0 {
             store.set(&session, format!("{:x}-{:x}", now(), std::process::id()).as_bytes())?;
         }
-        let left = || until.saturating_duration_since(Instant::now()).as_millis().max(1) as u64;
+        let left = || until.saturating_duration_since(Instant::now());
         let missing = |rank: usize| {
             let (world, seconds) = (at.world, at.join.as_secs());
             Error::invalid(format!("rank {rank} of {world} did not join within {seconds} s (JITQUANT_JOIN_SECONDS)"))
@@ -153,7 +153,7 @@ impl Group {
     /// The value that `peer` writes under `key`, as soon as it is there.
     pub(super) fn read(&self, peer: usize, key: &str) -> Result<Bytes> {
         let start = Instant::now();
-        while !self.answered(self.store.wait(key, LOOK.as_millis() as u64))? {
+        while !self.answered(self.store.wait(key, LOOK))? {
             self.check_others()?;
             if start.elapsed() > PATIENCE {
                 self.failed.set(true);
@@ -226,18 +226,32 @@ impl Group {
     }
 
     fn leave(&self) -> Result<()> {
-        for key in self.written.take() {
-            self.store.delete(&key)?;
+        // What was written last may not be read by all yet: process 0 deletes it when they have left.
+        let unread = self.written.take().join("\n");
+        let mark = |rank: usize| self.key(&format!("left/{rank}"));
+        self.store.set(&mark(self.at.rank), format!("left\n{unread}").as_bytes())?;
+        if self.at.rank > 0 {
+            return Ok(());
         }
-        self.store.set(&self.key(&format!("left/{}", self.at.rank)), &[1])?;
-        if self.at.rank == 0 {
-            for rank in 1..self.at.world {
-                while !self.is_gone(rank)? {
-                    std::thread::sleep(Duration::from_millis(50));
+        for rank in 1..self.at.world {
+            while !self.is_gone(rank)? {
+                std::thread::sleep(Duration::from_millis(50));
+            }
+        }
+        if self.at.is_served {
+            // The launcher's store lives on: the next run must not take this one's session for its own.
+            self.store.delete(&format!("jitquant/{}/session", self.at.attempt))?;
+            for rank in 0..self.at.world {
+                if self.store.has(&mark(rank))? {
+                    let left = self.store.get(&mark(rank))?;
+                    for key in String::from_utf8_lossy(left.as_ref()).lines().skip(1) {
+                        self.store.delete(key)?;
+                    }
+                }
+                for name in ["count", "here", "beat", "left"] {
+                    self.store.delete(&self.key(&format!("{name}/{rank}")))?;
                 }
             }
-            // In a launcher's store, the next run must not take this one's session for its own.
-            self.store.delete(&format!("jitquant/{}/session", self.at.attempt))?;
         }
         Ok(())
     }

@@ -1,5 +1,7 @@
 //! Keys and values that all processes see: `c10d::TCPStore` (cpp/store.cpp).
 
+use std::time::{Duration, Instant};
+
 use cxx::{CxxVector, UniquePtr};
 
 use super::Environment;
@@ -14,13 +16,15 @@ mod bridge {
         fn store_open(address: &str, port: u16, serves: bool, milliseconds: u64) -> Result<UniquePtr<Store>>;
         fn store_clone(store: &Store) -> Result<UniquePtr<Store>>;
         fn store_set(store: &Store, key: &str, value: &[u8]) -> Result<()>;
-        fn store_wait(store: &Store, key: &str, milliseconds: u64) -> Result<bool>;
         fn store_has(store: &Store, key: &str) -> Result<bool>;
         fn store_get(store: &Store, key: &str) -> Result<UniquePtr<CxxVector<u8>>>;
         fn store_add(store: &Store, key: &str, amount: i64) -> Result<i64>;
         fn store_delete(store: &Store, key: &str) -> Result<()>;
     }
 }
+
+/// Between two looks for a key.
+const LONGEST_PAUSE: Duration = Duration::from_millis(5);
 
 /// A connection to the store. Each call but [`Store::wait`] is answered at once.
 pub(super) struct Store(UniquePtr<bridge::Store>);
@@ -58,9 +62,19 @@ impl Store {
         Ok(bridge::store_set(&self.0, key, value)?)
     }
 
-    /// Waits for a key; `false` where it did not come in time.
-    pub fn wait(&self, key: &str, milliseconds: u64) -> Result<bool> {
-        Ok(bridge::store_wait(&self.0, key, milliseconds)?)
+    /// Waits for a key; `false` where it did not come in time. It asks again and again: TCPStore's own wait warns on stderr
+    /// whenever its time is up.
+    pub fn wait(&self, key: &str, limit: Duration) -> Result<bool> {
+        let start = Instant::now();
+        let mut pause = Duration::from_micros(50);
+        while !self.has(key)? {
+            if start.elapsed() >= limit {
+                return Ok(false);
+            }
+            std::thread::sleep(pause);
+            pause = (pause * 2).min(LONGEST_PAUSE);
+        }
+        Ok(true)
     }
 
     pub fn has(&self, key: &str) -> Result<bool> {

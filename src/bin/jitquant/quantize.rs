@@ -197,7 +197,8 @@ fn quantize(arguments: &Arguments, group: Option<&Group>) -> Result<()> {
         !needs_data || !arguments.calibrate.is_empty(),
         "static quantization needs samples: --calibrate DATA (or --mode dynamic, which needs none)"
     );
-    let Some((Converted { module: converted, report }, samples)) = arguments.convert(&module, &quantizer, group)? else {
+    let Some((Converted { module: converted, report }, samples)) = arguments.convert(&module, &quantizer, group)?
+    else {
         return Ok(());
     };
     converted.save_with(&arguments.output, &extra)?;
