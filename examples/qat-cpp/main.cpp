@@ -1,7 +1,7 @@
 // Trains a TorchScript classifier while its weights round to few bits, with torch::optim, and compares it with what
 // post-training quantization makes of it.
 //
-//   ./qat-cpp digits.pt calibration/ heldout/ digits.int8.pt [EPOCHS]
+//   ./qat-cpp digits.pt calibration/ heldout/ digits.int8.pt [BITS [EPOCHS]]
 //
 // Each folder holds x.npy (f32, the first dimension counting samples) and labels.npy (i64).
 #include <jitquant.hpp>
@@ -10,22 +10,20 @@
 #include <torch/torch.h>
 
 #include <cmath>
+#include <cstdlib>
 #include <fstream>
 #include <iostream>
 #include <numbers>
 #include <regex>
 #include <sstream>
 
-// Weights of four bits, activations of eight.
-static const char *const qconfig = R"(
-[default.activation]
-observer = "moving-average-min-max"
-[default.weight]
-observer = "per-channel-min-max"
-dtype = "i8"
-quant-min = -8
-quant-max = 7
-)";
+// Weights of `bits` bits, activations of eight.
+static std::string qconfig(int bits) {
+  int half = 1 << (bits - 1);
+  return "[default.activation]\nobserver = \"moving-average-min-max\"\n"
+         "[default.weight]\nobserver = \"per-channel-min-max\"\ndtype = \"i8\"\nquant-min = " +
+         std::to_string(-half) + "\nquant-max = " + std::to_string(half - 1) + "\n";
+}
 
 static at::Tensor read_npy(const std::string &path, const std::string &descr, at::ScalarType type) {
   std::ifstream file(path, std::ios::binary);
@@ -87,10 +85,10 @@ static void train(jitquant::QatModule &qat, const Digits &digits, int epochs) {
 }
 
 static void run(const std::string &model_path, const Digits &calibration, const Digits &heldout,
-                const std::string &out_path, int epochs) {
+                const std::string &out_path, int bits, int epochs) {
   torch::manual_seed(1);
   torch::jit::Module model = torch::jit::load(model_path, at::kCPU);
-  auto quantizer = jitquant::Quantizer::static_ptq().qconfig(qconfig);
+  auto quantizer = jitquant::Quantizer::static_ptq().qconfig(qconfig(bits));
   auto [post_training, report] = quantizer.quantize(model, std::vector<at::Tensor>{calibration.x});
 
   auto qat = quantizer.prepare_qat(model);
@@ -101,7 +99,8 @@ static void run(const std::string &model_path, const Digits &calibration, const 
   auto [trained, trained_report] = qat.convert();
   trained.save(out_path);
 
-  std::cout << "accuracy on " << heldout.x.size(0) << " held-out digits, 4-bit weights and 8-bit activations\n"
+  std::cout << "accuracy on " << heldout.x.size(0) << " held-out digits, " << bits
+            << "-bit weights and 8-bit activations\n"
             << "float                       " << accuracy(model, heldout) << " %\n"
             << "post-training quantization  " << accuracy(post_training, heldout) << " %\n"
             << "after " << epochs << " epochs             " << accuracy(torch::jit::load(out_path, at::kCPU), heldout)
@@ -109,12 +108,14 @@ static void run(const std::string &model_path, const Digits &calibration, const 
 }
 
 int main(int argc, char **argv) {
-  if (argc != 5 && argc != 6) {
-    std::cerr << "usage: qat-cpp MODEL.pt CALIBRATION/ HELDOUT/ OUT.pt [EPOCHS]\n";
+  int bits = argc > 5 ? std::atoi(argv[5]) : 2;
+  int epochs = argc > 6 ? std::atoi(argv[6]) : 12;
+  if (argc < 5 || argc > 7 || bits < 2 || bits > 8 || epochs < 1) {
+    std::cerr << "usage: qat-cpp MODEL.pt CALIBRATION/ HELDOUT/ OUT.pt [BITS [EPOCHS]]\n";
     return 2;
   }
   try {
-    run(argv[1], Digits(argv[2]), Digits(argv[3]), argv[4], argc == 6 ? std::stoi(argv[5]) : 12);
+    run(argv[1], Digits(argv[2]), Digits(argv[3]), argv[4], bits, epochs);
   } catch (const c10::Error &e) {
     std::cerr << e.what_without_backtrace() << "\n";
     return 1;

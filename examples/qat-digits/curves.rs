@@ -8,7 +8,9 @@ use crate::Fallible;
 pub struct Curve {
     /// Of weights.
     pub bits: u32,
-    /// Accuracy of post-training quantization in percent.
+    /// Accuracy of post-training quantization in percent, each weight rounded to the nearest step.
+    pub nearest: f64,
+    /// The same, weights rounded so that a channel's errors cancel.
     pub post_training: f64,
     /// Accuracy of the INT8 model on held-out digits in percent: before training and after each epoch.
     pub accuracy: Vec<f64>,

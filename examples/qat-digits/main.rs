@@ -8,11 +8,11 @@ mod curves;
 
 use std::path::{Path, PathBuf};
 
-use jitquant::Quantizer;
 use jitquant::ir::{IValue, Module};
 use jitquant::observer::{ObserverConfig, ObserverKind};
 use jitquant::qat::{QatModule, prepare_qat};
 use jitquant::qconfig::{Observers, QConfigSpec};
+use jitquant::{Methods, Quantizer};
 use tch::{Kind, Tensor, no_grad};
 
 use curves::Curve;
@@ -82,17 +82,26 @@ fn train(qat: &QatModule, digits: &Digits, rate: f64, velocity: &mut [Tensor]) -
 fn run(bits: u32, float: &Module, digits: &Digits, held_out: &Digits) -> Fallible<Curve> {
     tch::manual_seed(1);
     let qconfig = observers(bits);
-    let mut ptq = Quantizer::static_ptq().qconfig(qconfig.clone()).prepare(float)?;
-    ptq.calibrate(&[digits.x.shallow_clone()])?;
-    let post_training = held_out.accuracy(&ptq.convert()?.module)?;
+    // Each weight rounded to the nearest step, and as jitquant does unless told otherwise.
+    let post_training = |methods: Methods| -> Fallible<f64> {
+        let mut ptq = Quantizer::static_ptq().qconfig(qconfig.clone()).methods(methods).prepare(float)?;
+        ptq.calibrate(&[digits.x.shallow_clone()])?;
+        held_out.accuracy(&ptq.convert()?.module)
+    };
+    let (nearest, post_training) = (post_training(Methods::none())?, post_training(Methods::default())?);
 
     let mut qat = prepare_qat(float, &qconfig)?;
     qat.calibrate(&[digits.x.shallow_clone()])?;
     qat.fake_quantize(true)?;
     let mut velocity: Vec<Tensor> =
         qat.parameters()?.iter().map(|(_, tensor)| Tensor::from(tensor).detach().zeros_like()).collect();
-    let mut curve =
-        Curve { bits, post_training, accuracy: vec![held_out.accuracy(&qat.convert()?.module)?], loss: Vec::new() };
+    let mut curve = Curve {
+        bits,
+        nearest,
+        post_training,
+        accuracy: vec![held_out.accuracy(&qat.convert()?.module)?],
+        loss: Vec::new(),
+    };
     for epoch in 0..EPOCHS {
         qat.module().train(true)?;
         qat.observe(true)?;
@@ -134,10 +143,11 @@ fn main() -> Fallible<()> {
     let curves = bits.iter().map(|bits| run(*bits, &float, &digits, &held_out)).collect::<Fallible<Vec<_>>>()?;
 
     println!("\naccuracy on {} held-out digits, activations of 8 bits", held_out.x.size()[0]);
-    println!("weights  float    post-training  after {EPOCHS} epochs");
+    println!("weights  float    rounded to nearest  post-training  after {EPOCHS} epochs");
     for curve in &curves {
         let trained = curve.accuracy[EPOCHS];
-        println!("{} bits   {accuracy:>5.1} %  {:>11.1} %  {trained:>13.1} %", curve.bits, curve.post_training);
+        let Curve { bits, nearest, post_training, .. } = curve;
+        println!("{bits} bits   {accuracy:>5.1} %  {nearest:>16.1} %  {post_training:>11.1} %  {trained:>13.1} %");
     }
     if let Some(path) = picture {
         std::fs::write(&path, curves::draw(&curves, accuracy)?)?;
