@@ -19,6 +19,7 @@ const PARTS: [&str; 13] = [
     "qat",
     "node",
     "passes",
+    "graph_passes",
     "accelerate",
     "plugin",
     "zero_touch",
