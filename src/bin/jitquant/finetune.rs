@@ -5,6 +5,7 @@
 //! batch in each, and gradients are averaged.
 
 mod state;
+mod views;
 
 use std::num::NonZeroUsize;
 use std::path::{Path, PathBuf};
@@ -27,6 +28,8 @@ pub struct Options {
     pub batch_size: NonZeroUsize,
     /// At most so many samples.
     pub samples: Option<NonZeroUsize>,
+    /// Whether images are trained on as they are, and not in random views.
+    pub plain: bool,
     /// Where a killed run goes on from.
     pub checkpoint: PathBuf,
 }
@@ -39,6 +42,8 @@ const INTERVAL: usize = 20;
 const PATIENCE: usize = 8;
 
 struct Batch {
+    /// The number of its first sample.
+    first: usize,
     samples: usize,
     inputs: Vec<IValue>,
     /// What the float model gives.
@@ -92,7 +97,7 @@ fn collect(feed: &Feed, float: &Module, options: &Options, group: Option<&Group>
         }
         let first = number * options.batch_size.get();
         let labels = feed.labels.as_ref().map(|labels| Tensor::from_slice(&labels[first..first + samples]));
-        data.slots[number / world] = Some(Batch { samples, inputs, targets, labels });
+        data.slots[number / world] = Some(Batch { first, samples, inputs, targets, labels });
         data.samples += samples;
     }
     let mut samples = [data.samples as f64];
@@ -106,12 +111,12 @@ fn collect(feed: &Feed, float: &Module, options: &Options, group: Option<&Group>
 
 /// The mean squared difference over the float outputs, each in parts of its target's variance; with labels the cross
 /// entropy of the first output.
-fn loss(outputs: &[Tensor], batch: &Batch, variances: &[f64]) -> Tensor {
-    if let Some(labels) = &batch.labels {
+fn loss(outputs: &[Tensor], targets: &[Tensor], labels: Option<&Tensor>, variances: &[f64]) -> Tensor {
+    if let Some(labels) = labels {
         return outputs[0].cross_entropy_for_logits(labels);
     }
     let mut total = Tensor::from(0.0f32);
-    for ((output, target), variance) in outputs.iter().zip(&batch.targets).zip(variances) {
+    for ((output, target), variance) in outputs.iter().zip(targets).zip(variances) {
         total = &total + (output - target).square().mean(Kind::Float) / *variance;
     }
     total
@@ -120,6 +125,9 @@ fn loss(outputs: &[Tensor], batch: &Batch, variances: &[f64]) -> Tensor {
 /// A training run in this process.
 struct Run<'a> {
     qat: QatModule,
+    float: &'a Module,
+    /// Whether images are trained on as they are.
+    plain: bool,
     state: State,
     training: &'a [Option<Batch>],
     held_out: &'a [Option<Batch>],
@@ -161,8 +169,14 @@ impl Run<'_> {
         let slot = &self.training[order(count, step / count)[step % count]];
         let samples = slot.as_ref().map_or(0, |batch| batch.samples);
         if let Some(batch) = slot {
-            let outputs = float_tensors(&self.qat.module().call_with_gradients("forward", &batch.inputs)?);
-            let loss = loss(&outputs, batch, self.variances);
+            let images = views::as_images(&batch.inputs).filter(|_| !self.plain && batch.labels.is_none());
+            let views = images.map(|images| [IValue::from(&views::views(&images, batch.first, step / count))]);
+            let (inputs, targets) = match &views {
+                Some(views) => (&views[..], &float_tensors(&self.float.call("forward", views)?)),
+                None => (&batch.inputs[..], &batch.targets),
+            };
+            let outputs = float_tensors(&self.qat.module().call_with_gradients("forward", inputs)?);
+            let loss = loss(&outputs, targets, batch.labels.as_ref(), self.variances);
             loss.backward();
             let now = loss.double_value(&[]);
             ensure!(now.is_finite(), "training diverged at step {step}: the loss is {now}");
@@ -184,7 +198,8 @@ impl Run<'_> {
         let mut sums = [0.0; 4];
         for batch in self.held_out.iter().flatten() {
             let outputs = float_tensors(&self.qat.module().call("forward", &batch.inputs)?);
-            sums[0] += loss(&outputs, batch, self.variances).double_value(&[]) * batch.samples as f64;
+            sums[0] += loss(&outputs, &batch.targets, batch.labels.as_ref(), self.variances).double_value(&[])
+                * batch.samples as f64;
             sums[1] += batch.samples as f64;
             if outputs[0].dim() == 2 && outputs[0].size()[1] > 1 {
                 let agreed = outputs[0].argmax(1, false).eq_tensor(&batch.targets[0].argmax(1, false));
@@ -273,9 +288,12 @@ pub fn run(
         samples_of_a_step: options.batch_size.get() * world,
         samples: data.samples,
         with_labels: feed.labels.is_some(),
+        plain: options.plain,
     };
     let state = State::new(&qat)?;
-    let mut run = Run { qat, state, training, held_out, variances: &data.variances, group, plan, losses: [0.0; 2] };
+    let (float, plain) = (&reference, options.plain);
+    let mut run =
+        Run { qat, float, plain, state, training, held_out, variances: &data.variances, group, plan, losses: [0.0; 2] };
     if run.resume(&options.checkpoint)? {
         if run.is_first() {
             eprintln!("goes on from step {} ({})", run.state.step, options.checkpoint.display());

@@ -17,11 +17,14 @@ pub struct Plan {
     pub samples_of_a_step: usize,
     pub samples: usize,
     pub with_labels: bool,
+    pub plain: bool,
 }
 
 impl Plan {
-    fn numbers(self) -> [f64; 4] {
-        [self.steps as f64, self.samples_of_a_step as f64, self.samples as f64, f64::from(u8::from(self.with_labels))]
+    fn numbers(self) -> [f64; 5] {
+        let number = |truth: bool| f64::from(u8::from(truth));
+        let (steps, size, samples) = (self.steps as f64, self.samples_of_a_step as f64, self.samples as f64);
+        [steps, size, samples, number(self.with_labels), number(self.plain)]
     }
 }
 
@@ -129,8 +132,8 @@ impl State {
         let theirs = Vec::<f64>::try_from(theirs).with_context(what)?;
         ensure!(
             theirs == plan.numbers(),
-            "{} is the checkpoint of a run with other options or data (steps, samples of a step, samples, with labels: \
-             {theirs:?}, now {:?}): give the same, or delete it",
+            "{} is the checkpoint of a run with other options or data (steps, samples of a step, samples, with labels, \
+             plain: {theirs:?}, now {:?}): give the same, or delete it",
             path.display(),
             plan.numbers()
         );
