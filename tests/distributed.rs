@@ -10,8 +10,9 @@ use std::process::{Child, Command, Output, Stdio};
 use std::sync::Mutex;
 use std::time::{Duration, Instant};
 
-use jitquant::distributed::{Environment, Group};
-use jitquant::ir::{Module, Tensor};
+use jitquant::Quantizer;
+use jitquant::distributed::{Calibration, Environment, Group};
+use jitquant::ir::{IValue, Module, Tensor};
 use support::{classifier, images, noise, write_npy};
 
 /// A port that nobody uses at the moment.
@@ -114,19 +115,6 @@ fn two_and_four_processes_calibrate_as_one() {
             std::fs::remove_file(desk.path("many.pt")).unwrap();
         }
     }
-}
-
-#[test]
-fn histograms_add_up() {
-    let desk = Desk::new(24);
-    let arguments = |output| ["-o", output, "--calibrate", "x.npy", "--batch-size", "4"];
-    desk.alone(&arguments("one.pt"));
-    desk.together(2, &arguments("two.pt"));
-    let (float, one, two) = (desk.scores("model.pt"), desk.scores("one.pt"), desk.scores("two.pt"));
-    let (apart, from_float) = (noise_ratio(&one, &two), noise_ratio(&float, &one));
-    assert!(apart > from_float + 3.0, "{apart} dB apart, {from_float} dB from float");
-    let other = noise_ratio(&float, &two);
-    assert!((other - from_float).abs() < 1.0, "{other} and {from_float} dB from float");
 }
 
 #[test]
@@ -313,4 +301,48 @@ fn gradients_are_the_means_over_all_samples() {
     let ratio = noise_ratio(&alone, &averaged[0]);
     // A value between two steps may be rounded the other way where sums of another batch differ in their last bit.
     assert!(ratio > 60.0, "{ratio} dB");
+}
+
+/// The ranges and counts of all histogram observers of the classifier, calibrated with six batches.
+fn histograms(turn: &Mutex<()>, path: &Path, group: Option<&Group>) -> Vec<[Vec<f32>; 3]> {
+    let held = turn.lock().unwrap();
+    let mut prepared = Quantizer::static_ptq().prepare(&Module::load(path).unwrap()).unwrap();
+    let mut calibration = Calibration::new(&mut prepared, group).unwrap();
+    for number in (0..6).filter(|number| calibration.wants(*number)).collect::<Vec<_>>() {
+        // Ranges grow from batch to batch.
+        let x = tch::Tensor::from(&images(4, number as u64)) * (1.0 + number as f64);
+        calibration.run(number, &[x]).unwrap();
+    }
+    drop(held);
+    calibration.merge().unwrap();
+    let modules = prepared.module().modules().into_iter().filter(|(_, module)| module.has_attribute("histogram"));
+    let values = |module: &Module, name: &str| match module.attribute(name).unwrap() {
+        IValue::Tensor(tensor) => tensor.to_vec::<f32>().unwrap(),
+        other => panic!("{other:?}"),
+    };
+    modules.map(|(_, module)| ["min_val", "max_val", "histogram"].map(|name| values(&module, name))).collect()
+}
+
+#[test]
+fn histograms_add_up() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("model.pt");
+    classifier().save(&path).unwrap();
+    let turn = Mutex::new(());
+    let alone = histograms(&turn, &path, None);
+    assert!(alone.len() >= 4);
+    let together = group(2, |group| histograms(&turn, &path, Some(group)));
+    assert_eq!(together[0], together[1]);
+    for ([min, max, counts], [other_min, other_max, others]) in alone.iter().zip(&together[0]) {
+        assert_eq!((min, max), (other_min, other_max));
+        let (all, others_all) = (counts.iter().sum::<f32>(), others.iter().sum::<f32>());
+        assert!((all - others_all).abs() < 1e-4 * all, "{all} and {others_all} values");
+        // Moved by a bin at most: as many values lie below each edge, but for those of the bins beside it.
+        let below = |counts: &[f32], edge: usize| counts[..edge].iter().sum::<f32>();
+        for edge in 2..counts.len() - 2 {
+            let (low, high) = (below(counts, edge - 2), below(counts, edge + 2));
+            let other = below(others, edge);
+            assert!(low - 1.0 <= other && other <= high + 1.0, "below {edge}: {other}, not {low} to {high}");
+        }
+    }
 }
