@@ -18,8 +18,9 @@ mod torch {
             "src/observer/operators.rs",
             "src/engine/bridge.rs",
             "src/qat/operators.rs",
+            "src/distributed/store.rs",
         ]);
-        build.file("cpp/fake_quantize.cpp");
+        build.file("cpp/fake_quantize.cpp").file("cpp/store.cpp");
         for file in ["graph", "host", "module", "native_elements", "native_layers", "observers", "packed", "plugin"] {
             build.file(format!("cpp/{file}.cpp"));
         }

@@ -162,6 +162,10 @@ void keep_fake_quantize_operators() {}
 
 void tensor_require_gradient(const Tensor &tensor, bool on) { tensor.set_requires_grad(on); }
 
+std::unique_ptr<Tensor> tensor_gradient(const Tensor &tensor) { return std::make_unique<Tensor>(tensor.grad()); }
+
+void tensor_set_gradient(const Tensor &tensor, const Tensor &gradient) { tensor.mutable_grad() = gradient; }
+
 JITQUANT_DEFINITIONS(fake_quantize_definitions, m) {
   m.def("fake_quantize(Tensor x, Tensor scale, Tensor zero_point, int axis, int quant_min, int quant_max) -> Tensor");
   m.def("fake_quantize_backward(Tensor gradient, Tensor x, Tensor scale, Tensor zero_point, int axis, int quant_min, "

@@ -45,6 +45,9 @@ typedef struct jq_node jq_node;
 // A module with observers. Free it with `jq_prepared_free`.
 typedef struct jq_prepared jq_prepared;
 
+// A module that is trained for quantization. Free it with `jq_qat_free`.
+typedef struct jq_qat jq_qat;
+
 // How modules are to be quantized. Free it with `jq_quantizer_free`.
 typedef struct jq_quantizer jq_quantizer;
 
@@ -522,6 +525,58 @@ jq_status jq_prepared_free(struct jq_prepared *prepared);
 
 // Sets how many threads libtorch uses inside an operator, for the whole process.
 jq_status jq_set_threads(size_t threads);
+
+// Makes a copy of `module` for quantization-aware training, into `*qat`, to be freed with `jq_qat_free`. It rounds
+// nothing yet: ranges come first (`jq_qat_calibrate_values`), then `jq_qat_fake_quantize`. The quantizer is a static one;
+// weights may have fewer than eight bits. Any thread.
+jq_status jq_quantizer_prepare_qat(const struct jq_quantizer *quantizer,
+                                   const struct jq_module *module,
+                                   struct jq_qat **qat);
+
+// Goes on with a module that `jq_qat_module` gave and that was saved and loaded since, into `*qat`, to be freed with
+// `jq_qat_free`; it shares `module`. Any thread.
+jq_status jq_quantizer_resume_qat(const struct jq_quantizer *quantizer,
+                                  const struct jq_module *module,
+                                  struct jq_qat **qat);
+
+// Runs the model on the `count` values at `inputs`, the arguments of `forward`, for the ranges of activations. Any thread;
+// calls with the same `qat` wait for each other.
+jq_status jq_qat_calibrate_values(struct jq_qat *qat,
+                                  const struct jq_value *const *inputs,
+                                  size_t count);
+
+// A handle on the module that is trained, into `*module`, to be freed with `jq_module_free`; it is the same module, with
+// the same parameters. In C++, `jq_module_to_torch` makes a `torch::jit::Module` of it. Any thread.
+jq_status jq_qat_module(const struct jq_qat *qat,
+                        struct jq_module **module);
+
+// The names of what an optimizer trains (weights, biases, batch norms, and steps where they are learned), into
+// `*names`, to be freed with `jq_strings_free`. Any thread.
+jq_status jq_qat_parameter_names(const struct jq_qat *qat, struct jq_strings **names);
+
+// The parameter of that name, into `*value`, to be freed with `jq_value_free`; its tensor is the module's own. Any
+// thread.
+jq_status jq_qat_parameter(const struct jq_qat *qat, const char *name, struct jq_value **value);
+
+// Whether activations' ranges follow the data (`on` is not 0). Weights' always follow the weights. Any thread.
+jq_status jq_qat_observe(struct jq_qat *qat, int32_t on);
+
+// Whether tensors are rounded (`on` is not 0). Switching it on takes the ranges observed so far. Any thread.
+jq_status jq_qat_fake_quantize(struct jq_qat *qat, int32_t on);
+
+// Whether batch norms go on with the running statistics that they have, in training too (`on` is not 0). Any thread.
+jq_status jq_qat_freeze_batch_norms(struct jq_qat *qat, int32_t on);
+
+// Makes the steps of activations trained parameters (learned step size), from what they are now: to be called after
+// calibration. Any thread.
+jq_status jq_qat_learn_steps(struct jq_qat *qat);
+
+// Makes the INT8 module of what was trained, into `*module`, to be freed with `jq_module_free`; `qat` stays as it is.
+// What became of the layers goes into `*report`, to be freed with `jq_report_free`; `report` may be null. Any thread.
+jq_status jq_qat_convert(const struct jq_qat *qat, struct jq_module **module, struct jq_report **report);
+
+// Frees what is trained. Null is allowed. Any thread.
+jq_status jq_qat_free(struct jq_qat *qat);
 
 // What the node does, e.g. `quantized::conv2d_prepack`, into `*text`, which stays as long as the node.
 jq_status jq_node_kind(const struct jq_node *node, const char **text);

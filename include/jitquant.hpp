@@ -81,6 +81,7 @@ using StringsHandle = Handle<jq_strings, jq_strings_free>;
 using ReportHandle = Handle<jq_report, jq_report_free>;
 using QuantizerHandle = Handle<jq_quantizer, jq_quantizer_free>;
 using PreparedHandle = Handle<jq_prepared, jq_prepared_free>;
+using QatHandle = Handle<jq_qat, jq_qat_free>;
 
 inline ModuleHandle share(const Module &module) {
   check_library();
@@ -420,6 +421,87 @@ private:
   detail::PreparedHandle prepared_;
 };
 
+// A module that is trained for quantization: its tensors are rounded as INT8 will round them, with gradients straight
+// through. Any optimizer trains it:
+//
+//   auto qat = jitquant::Quantizer::static_ptq().prepare_qat(model);
+//   for (const at::Tensor &batch : batches)
+//     qat.calibrate(batch);
+//   qat.fake_quantize(true);
+//   torch::optim::Adam optimizer(qat.parameters());
+//   ... qat.module().forward({batch}), loss.backward(), optimizer.step() ...
+//   qat.observe(false);
+//   qat.convert().module.save("model.int8.pt");
+class QatModule {
+public:
+  // Runs the model on the arguments of its forward, for the ranges of activations.
+  void calibrate(const std::vector<c10::IValue> &inputs) {
+    std::vector<detail::ValueHandle> handles;
+    std::vector<const jq_value *> values;
+    for (const auto &input : inputs) {
+      handles.push_back(detail::share(input));
+      values.push_back(handles.back().get());
+    }
+    progress_->check(jq_qat_calibrate_values(qat_.get(), values.data(), values.size()));
+  }
+
+  // The same, for a model of one argument.
+  void calibrate(const at::Tensor &input) { calibrate(std::vector<c10::IValue>{input}); }
+
+  // The module that is trained, in training or evaluation mode as module().train() says; to save it and go on later
+  // with Quantizer::resume_qat.
+  Module module() const {
+    detail::ModuleHandle module;
+    detail::check(jq_qat_module(qat_.get(), module.out()));
+    return detail::module_of(module);
+  }
+
+  // What an optimizer trains, by name: weights, biases, batch norms, and steps where they are learned.
+  std::vector<std::pair<std::string, at::Tensor>> named_parameters() const {
+    detail::StringsHandle names;
+    detail::check(jq_qat_parameter_names(qat_.get(), names.out()));
+    std::vector<std::pair<std::string, at::Tensor>> all;
+    for (const std::string &name : detail::texts(names)) {
+      detail::ValueHandle value;
+      detail::check(jq_qat_parameter(qat_.get(), name.c_str(), value.out()));
+      all.emplace_back(name, detail::ivalue_of(value).toTensor());
+    }
+    return all;
+  }
+
+  // The same without names, as torch::optim takes them.
+  std::vector<at::Tensor> parameters() const {
+    std::vector<at::Tensor> all;
+    for (auto &[name, tensor] : named_parameters())
+      all.push_back(tensor);
+    return all;
+  }
+
+  // Whether activations' ranges follow the data. Weights' always follow the weights.
+  void observe(bool on) { detail::check(jq_qat_observe(qat_.get(), on)); }
+  // Whether tensors are rounded. Switching it on takes the ranges observed so far.
+  void fake_quantize(bool on) { detail::check(jq_qat_fake_quantize(qat_.get(), on)); }
+  // Whether batch norms go on with the running statistics that they have, in training too.
+  void freeze_batch_norms(bool on) { detail::check(jq_qat_freeze_batch_norms(qat_.get(), on)); }
+  // Makes the steps of activations trained parameters, from what they are now.
+  void learn_steps() { detail::check(jq_qat_learn_steps(qat_.get())); }
+
+  // Makes the INT8 module; this one stays as it is.
+  Converted convert() const {
+    detail::ModuleHandle module;
+    detail::ReportHandle report;
+    progress_->check(jq_qat_convert(qat_.get(), module.out(), report.out()));
+    return {detail::module_of(module), Report(report)};
+  }
+
+private:
+  friend class Quantizer;
+  explicit QatModule(std::shared_ptr<detail::ProgressCallback> progress) : progress_(std::move(progress)) {}
+  // The handle goes before the function that it may still call.
+  std::shared_ptr<detail::ProgressCallback> progress_;
+  detail::QatHandle qat_;
+};
+
 // Quantizes modules: which way, with which observers, and which parts.
 //
 //   auto prepared = jitquant::Quantizer::static_ptq().skip("head").prepare(model);
@@ -492,6 +574,20 @@ public:
     Prepared prepared(progress_);
     progress_->check(jq_quantizer_resume(quantizer_.get(), detail::share(observed).get(), prepared.prepared_.out()));
     return prepared;
+  }
+
+  // Makes a copy of `module` for quantization-aware training.
+  QatModule prepare_qat(const Module &module) const {
+    QatModule qat(progress_);
+    progress_->check(jq_quantizer_prepare_qat(quantizer_.get(), detail::share(module).get(), qat.qat_.out()));
+    return qat;
+  }
+
+  // Goes on with what QatModule::module gave, saved and loaded since.
+  QatModule resume_qat(const Module &module) const {
+    QatModule qat(progress_);
+    progress_->check(jq_quantizer_resume_qat(quantizer_.get(), detail::share(module).get(), qat.qat_.out()));
+    return qat;
   }
 
   // All at once: `data` is a range of tensors, or of vectors of arguments.

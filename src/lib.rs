@@ -33,6 +33,7 @@
 //! | [`observer`], [`kernel`] | ranges of tensors, and INT8 arithmetic: both build without libtorch |
 //! | [`engine`] | libtorch's quantized operators on these kernels |
 //! | [`plugin`] | passes over every graph that libtorch executes |
+//! | [`distributed`] | calibration and training on many processes |
 //! | [`measure`] | comparing an INT8 model with the float one |
 //! | [`control`] | a goal for the accuracy, layers that INT8 slows down, ranges in a file |
 //! | [`watch`] | progress of long calls, and ending them |
@@ -51,6 +52,8 @@ pub mod analysis;
 pub mod capi;
 #[cfg(feature = "torch")]
 pub mod control;
+#[cfg(feature = "torch")]
+pub mod distributed;
 #[cfg(feature = "torch")]
 #[allow(unsafe_code)]
 pub mod engine;

@@ -470,6 +470,13 @@ impl Prepared {
         forget_observations(&self.module)
     }
 
+    /// Keeps a batch that another process ran, where batches are run again.
+    pub(crate) fn keep(&mut self, inputs: Vec<IValue>) {
+        if self.needs_inputs() {
+            self.inputs.push(inputs);
+        }
+    }
+
     /// Whether a method runs the model again on the calibration data.
     pub fn needs_inputs(&self) -> bool {
         let methods = &self.methods;

@@ -356,3 +356,43 @@ fn messages_go_to_the_sink() {
     // SAFETY: a handle.
     ok(unsafe { jq_module_free(module) });
 }
+
+#[test]
+fn training_from_c() {
+    let (module, quantizer) = (load(), quantizer());
+    let data = images(8, 1).to_vec::<f32>().unwrap();
+    let (mut qat, mut names, mut parameter, mut x, mut int8) =
+        (null_mut(), null_mut(), null_mut(), null_mut(), null_mut());
+    let (mut count, mut quantized) = (0, 0);
+    let mut report = null_mut();
+    // SAFETY: handles are looked up, not read; the other pointers are good for the calls.
+    unsafe {
+        refused(jq_quantizer_resume_qat(quantizer, module, &mut qat), JQ_ERROR_ARGUMENT, "no observers");
+        ok(jq_quantizer_prepare_qat(quantizer, module, &mut qat));
+        ok(jq_value_from_buffer(&batch(&data), &mut x));
+        ok(jq_qat_calibrate_values(qat, [x.cast_const()].as_ptr(), 1));
+        ok(jq_qat_fake_quantize(qat, 1));
+        ok(jq_qat_freeze_batch_norms(qat, 1));
+        ok(jq_qat_observe(qat, 0));
+        ok(jq_qat_parameter_names(qat, &mut names));
+        ok(jq_strings_count(names, &mut count));
+        assert_eq!(count, 8, "weights and biases of four layers");
+        let mut name = null();
+        ok(jq_strings_get(names, 0, &mut name));
+        ok(jq_qat_parameter(qat, name, &mut parameter));
+        let refusal = jq_qat_parameter(qat, c"nothing".as_ptr(), &mut null_mut());
+        refused(refusal, JQ_ERROR_ARGUMENT, "no parameter is called 'nothing'");
+        ok(jq_qat_convert(qat, &mut int8, &mut report));
+        ok(jq_report_quantized_layers(report, &mut quantized));
+        assert_eq!(quantized, 4);
+        ok(jq_qat_free(qat));
+        refused(jq_qat_observe(qat, 1), JQ_ERROR_HANDLE, "qat");
+        ok(jq_qat_free(null_mut()));
+        for free in [jq_value_free(x), jq_value_free(parameter), jq_strings_free(names), jq_report_free(report)] {
+            ok(free);
+        }
+        for free in [jq_module_free(int8), jq_module_free(module), jq_quantizer_free(quantizer)] {
+            ok(free);
+        }
+    }
+}

@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 /// The files of src/capi in the order in which the header has them.
-const PARTS: [&str; 13] = [
+const PARTS: [&str; 14] = [
     "status",
     "buffer",
     "strings",
@@ -16,6 +16,7 @@ const PARTS: [&str; 13] = [
     "module",
     "report",
     "quantizer",
+    "qat",
     "node",
     "passes",
     "graph_passes",

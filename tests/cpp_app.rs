@@ -5,30 +5,9 @@
 mod programs;
 
 use std::path::Path;
-use std::process::{Command, Output};
+use std::process::Command;
 
-use programs::{alone, library_folder, libtorch, root, run};
-
-fn said(output: &Output) -> String {
-    String::from_utf8_lossy(&output.stdout).into_owned() + &String::from_utf8_lossy(&output.stderr)
-}
-
-fn install(prefix: &Path) {
-    let output = Command::new(root().join("scripts/install.sh")).arg(prefix).arg(library_folder()).output().unwrap();
-    assert!(output.status.success(), "{}", said(&output));
-}
-
-fn configure(source: &Path, build: &Path, prefix: &Path, libtorch: &Path) -> Output {
-    Command::new("cmake")
-        .arg("-S")
-        .arg(source)
-        .arg("-B")
-        .arg(build)
-        .arg(format!("-DCMAKE_PREFIX_PATH={}", prefix.display()))
-        .arg(format!("-DLIBTORCH={}", libtorch.display()))
-        .output()
-        .expect("cmake is installed (make setup)")
-}
+use programs::{alone, configure, install, libtorch, root, run, said};
 
 #[test]
 fn a_cmake_project_finds_builds_and_runs_it() {

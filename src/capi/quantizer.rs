@@ -83,14 +83,14 @@ unsafe impl Send for Progress {}
 
 /// What calls through a quantizer and through what it prepared have in common.
 #[derive(Default)]
-struct Control {
+pub(super) struct Control {
     cancelled: AtomicBool,
     progress: Mutex<Option<Progress>>,
 }
 
 impl Control {
     /// Makes a call that the progress callback watches and that `jq_quantizer_cancel` ends.
-    fn run<T>(self: &Arc<Self>, call: impl FnOnce() -> Result<T>) -> Outcome<T> {
+    pub fn run<T>(self: &Arc<Self>, call: impl FnOnce() -> Result<T>) -> Outcome<T> {
         let control = self.clone();
         Ok(watched(move |step| control.ask(step), call)?)
     }
@@ -112,11 +112,11 @@ impl Control {
 #[derive(Default)]
 pub(super) struct SharedQuantizer {
     quantizer: Mutex<Quantizer>,
-    control: Arc<Control>,
+    pub control: Arc<Control>,
 }
 
 impl SharedQuantizer {
-    fn get(&self) -> Quantizer {
+    pub fn get(&self) -> Quantizer {
         self.quantizer.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 

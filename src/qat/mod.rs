@@ -26,6 +26,7 @@
 
 mod batch_norm;
 mod fake_quantize;
+mod gradients;
 mod operators;
 mod prepare;
 

@@ -37,6 +37,8 @@ pub(super) mod bridge {
         type Tensor = crate::ir::ffi::bridge::Tensor;
         fn keep_fake_quantize_operators();
         fn tensor_require_gradient(tensor: &Tensor, on: bool) -> Result<()>;
+        fn tensor_gradient(tensor: &Tensor) -> Result<UniquePtr<Tensor>>;
+        fn tensor_set_gradient(tensor: &Tensor, gradient: &Tensor) -> Result<()>;
     }
 }
 

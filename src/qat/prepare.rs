@@ -5,6 +5,7 @@ use std::collections::HashMap;
 use super::batch_norm::{BatchNorm, candidates, fold_trained};
 use super::fake_quantize::{fake_quantize_module, follow_weight, is_fake_quantize, learn_step};
 use super::operators::bridge as ffi;
+use crate::distributed::{Calibration, Group};
 use crate::error::{Context, Error, Result};
 use crate::ir::{DType, IValue, Module, Node, Tensor, Value, join_path};
 use crate::methods::Methods;
@@ -92,6 +93,14 @@ impl QatModule {
         IValue: From<&'a T>,
     {
         self.prepared.calibrate(inputs)
+    }
+
+    /// Calibration whose batches are dealt out to the processes of `group`, for the ranges of activations.
+    ///
+    /// # Errors
+    /// Those of [`Calibration::new`].
+    pub fn calibration<'a>(&'a mut self, group: Option<&'a Group>) -> Result<Calibration<'a>> {
+        Calibration::new(&mut self.prepared, group)
     }
 
     /// What an optimizer trains, by path: weights, biases, batch norms, and steps where they are learned.

@@ -11,6 +11,7 @@ use std::path::PathBuf;
 use std::sync::{LazyLock, Mutex, PoisonError};
 
 use self::fingerprint::fingerprint;
+pub(crate) use self::recorded::State;
 use self::recorded::{Model, Recorded};
 use crate::control::{restore, watched};
 use crate::engine;

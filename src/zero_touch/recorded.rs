@@ -135,7 +135,7 @@ impl State {
     }
 
     /// As if one observer had seen what both saw.
-    fn merge(&mut self, other: &Self) {
+    pub fn merge(&mut self, other: &Self) {
         if self.min.len() != other.min.len() || self.counts.len() != other.counts.len() {
             // Nothing yet, or of another version: what comes later counts.
             *self = other.clone();

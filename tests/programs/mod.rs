@@ -4,7 +4,7 @@
 
 use std::ffi::OsStr;
 use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::process::{Command, Output};
 
 pub fn root() -> PathBuf {
     PathBuf::from(env!("CARGO_MANIFEST_DIR"))
@@ -74,4 +74,28 @@ pub fn build_with_libtorch(source: &Path, program: &Path, libraries: &[&str]) {
         program,
         &[&torch, libraries, &["-ltorch_cpu", "-lc10"]].concat(),
     );
+}
+
+/// All that a program said.
+pub fn said(output: &Output) -> String {
+    String::from_utf8_lossy(&output.stdout).into_owned() + &String::from_utf8_lossy(&output.stderr)
+}
+
+/// What `make install` puts under `prefix`.
+pub fn install(prefix: &Path) {
+    let output = Command::new(root().join("scripts/install.sh")).arg(prefix).arg(library_folder()).output().unwrap();
+    assert!(output.status.success(), "{}", said(&output));
+}
+
+/// Configures a CMake project.
+pub fn configure(source: &Path, build: &Path, prefix: &Path, libtorch: &Path) -> Output {
+    Command::new("cmake")
+        .arg("-S")
+        .arg(source)
+        .arg("-B")
+        .arg(build)
+        .arg(format!("-DCMAKE_PREFIX_PATH={}", prefix.display()))
+        .arg(format!("-DLIBTORCH={}", libtorch.display()))
+        .output()
+        .expect("cmake is installed (make setup)")
 }

@@ -51,6 +51,22 @@ impl Feed {
         })
     }
 
+    /// Those batches of the first `limit` samples, `size` at a time, whose number `wanted` takes: number, how many samples,
+    /// and the model's inputs. What is not wanted is not read.
+    pub fn batches_where(
+        &self,
+        size: NonZeroUsize,
+        limit: usize,
+        wanted: impl Fn(usize) -> bool,
+    ) -> impl Iterator<Item = Result<(usize, usize, Vec<IValue>)>> {
+        let batches = (0..limit.min(self.len())).step_by(size.get()).enumerate();
+        batches.filter(move |(number, _)| wanted(*number)).map(move |(number, first)| {
+            let samples = size.get().min(self.len() - first);
+            let arrays = self.dataset.batch(first..first + samples)?;
+            Ok((number, samples, arrays.iter().map(to_input).collect::<Result<_>>()?))
+        })
+    }
+
     /// Runs `model` on a batch; a refusal says what it was given.
     pub fn run(&self, model: &Module, inputs: &[IValue]) -> Result<IValue> {
         model.call(METHOD, inputs).with_context(|| self.refusal(0, inputs))

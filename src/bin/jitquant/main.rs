@@ -1,6 +1,7 @@
 //! `jitquant`: quantize, inspect, compare and measure TorchScript models from the command line.
 
 mod bench;
+mod calibrate;
 mod compare;
 mod control;
 mod control_report;

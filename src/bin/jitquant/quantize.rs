@@ -6,6 +6,7 @@ use std::time::Instant;
 
 use anyhow::{Context, Result, bail, ensure};
 use clap::ValueEnum;
+use jitquant::distributed::Group;
 use jitquant::ir::Module;
 use jitquant::observer::{ObserverConfig, ObserverKind};
 use jitquant::pass::QuantType;
@@ -105,6 +106,10 @@ pub struct Arguments {
     /// The array in DATA that holds class labels: --finetune trains to give these instead.
     #[arg(long, value_name = "NAME", requires = "finetune", conflicts_with = "labels")]
     finetune_labels: Option<String>,
+    /// Train on images as they are. Without labels, --finetune shows the model random parts of them, mirrored or not:
+    /// what a few samples lack in number.
+    #[arg(long, requires = "finetune")]
+    finetune_plain: bool,
     /// Samples of a step of --finetune.
     #[arg(long, default_value = "8", value_name = "N")]
     finetune_batch: NonZeroUsize,
@@ -188,6 +193,15 @@ struct Outcome {
 }
 
 pub fn run(arguments: &Arguments) -> Result<()> {
+    let group = Group::from_environment()?;
+    let outcome = quantize(arguments, group.as_ref());
+    if let (Some(group), Err(e)) = (&group, &outcome) {
+        group.abandon(&format!("{e:#}"));
+    }
+    outcome
+}
+
+fn quantize(arguments: &Arguments, group: Option<&Group>) -> Result<()> {
     let start = Instant::now();
     let module = Module::load(&arguments.model)?;
     let extra = Module::extra_files(&arguments.model)?;
@@ -197,7 +211,11 @@ pub fn run(arguments: &Arguments) -> Result<()> {
         !needs_data || !arguments.calibrate.is_empty() || arguments.control.has_ranges(),
         "static quantization needs samples: --calibrate DATA (or --mode dynamic, which needs none)"
     );
-    let (Converted { module: converted, report }, samples, control) = arguments.convert(&module, &quantizer)?;
+    let Some((Converted { module: converted, report }, samples, control)) =
+        arguments.convert(&module, &quantizer, group)?
+    else {
+        return Ok(());
+    };
     converted.save_with(&arguments.output, &extra)?;
     if arguments.finetune.is_some() {
         std::fs::remove_file(arguments.checkpoint()).ok();
@@ -268,15 +286,24 @@ impl Arguments {
         self.output.with_extension("checkpoint")
     }
 
-    /// The INT8 model, how many samples went into it, and what was done to control it.
-    fn convert(&self, module: &Module, quantizer: &Quantizer) -> Result<(Converted, usize, ControlReport)> {
+    /// The INT8 model, how many samples went into it, and what was done to control it; `None` where another process makes it.
+    fn convert(
+        &self,
+        module: &Module,
+        quantizer: &Quantizer,
+        group: Option<&Group>,
+    ) -> Result<Option<(Converted, usize, ControlReport)>> {
         let refused = || format!("{} cannot be quantized", self.model.display());
         if let Some(steps) = self.finetune {
             ensure!(matches!(self.mode, Mode::Static), "--finetune is for static quantization");
-            let (converted, samples) = self.finetune(module, quantizer, steps).with_context(refused)?;
-            return Ok((converted, samples, ControlReport::default()));
+            let made = self.finetune(module, quantizer, steps, group).with_context(refused)?;
+            return Ok(made.map(|(converted, samples)| (converted, samples, ControlReport::default())));
         }
         if self.control.is_used() {
+            ensure!(
+                group.is_none(),
+                "--min-agreement, --min-sqnr, --max-drop, --only-faster and --ranges work in one process: unset WORLD_SIZE"
+            );
             let samples = Samples {
                 calibrate: &self.calibrate,
                 images: &self.images,
@@ -285,15 +312,24 @@ impl Arguments {
                 limit: self.samples,
             };
             let made = control::convert(&self.control, module, quantizer, &samples, &self.output);
-            return made.with_context(|| self.model.display().to_string());
+            return made.map(Some).with_context(|| self.model.display().to_string());
         }
         let mut prepared = quantizer.prepare(module).with_context(refused)?;
-        let samples = if !self.calibrate.is_empty() { self.run_calibration(module, &mut prepared)? } else { 0 };
-        Ok((prepared.convert().with_context(refused)?, samples, ControlReport::default()))
+        let samples = if !self.calibrate.is_empty() { self.run_calibration(module, &mut prepared, group)? } else { 0 };
+        if group.is_some_and(|group| group.rank() > 0) {
+            return Ok(None);
+        }
+        Ok(Some((prepared.convert().with_context(refused)?, samples, ControlReport::default())))
     }
 
     #[cfg(feature = "tch")]
-    fn finetune(&self, module: &Module, quantizer: &Quantizer, steps: NonZeroUsize) -> Result<(Converted, usize)> {
+    fn finetune(
+        &self,
+        module: &Module,
+        quantizer: &Quantizer,
+        steps: NonZeroUsize,
+        group: Option<&Group>,
+    ) -> Result<Option<(Converted, usize)>> {
         let labels = self.finetune_labels.as_deref().or(self.labels.as_deref());
         let mut feed = Feed::open(module, &self.calibrate, &self.images, labels)?;
         if self.finetune_labels.is_none() {
@@ -303,32 +339,26 @@ impl Arguments {
             steps: steps.get(),
             batch_size: self.finetune_batch,
             samples: self.samples,
+            plain: self.finetune_plain,
             checkpoint: self.checkpoint(),
         };
-        crate::finetune::run(module, quantizer, &feed, &options)
+        crate::finetune::run(module, quantizer, &feed, &options, group)
     }
 
     #[cfg(not(feature = "tch"))]
-    fn finetune(&self, _: &Module, _: &Quantizer, _: NonZeroUsize) -> Result<(Converted, usize)> {
+    fn finetune(
+        &self,
+        _: &Module,
+        _: &Quantizer,
+        _: NonZeroUsize,
+        _: Option<&Group>,
+    ) -> Result<Option<(Converted, usize)>> {
         bail!("--finetune needs a build with the feature `tch`")
     }
 
-    fn run_calibration(&self, module: &Module, prepared: &mut Prepared) -> Result<usize> {
+    fn run_calibration(&self, module: &Module, prepared: &mut Prepared, group: Option<&Group>) -> Result<usize> {
         let feed = Feed::open(module, &self.calibrate, &self.images, self.labels.as_deref())?;
-        let limit = self.samples.map_or(feed.len(), |limit| limit.get().min(feed.len()));
-        let bar = output::progress(limit, "calibrating");
-        let mut done = 0;
-        for batch in feed.batches(self.batch_size) {
-            if done >= limit {
-                break;
-            }
-            let (samples, inputs) = batch?;
-            prepared.calibrate(&inputs).with_context(|| feed.refusal(done, &inputs))?;
-            done += samples;
-            bar.set_position(done.min(limit) as u64);
-        }
-        bar.finish_and_clear();
-        Ok(done)
+        crate::calibrate::run(&feed, prepared, self.batch_size, self.samples, group)
     }
 }
 
