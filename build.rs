@@ -21,7 +21,17 @@ mod torch {
             "src/qat/operators.rs",
         ]);
         build.file("cpp/fake_quantize.cpp");
-        for file in ["graph", "host", "module", "native_elements", "native_layers", "observers", "packed", "plugin", "weight_only"] {
+        for file in [
+            "graph",
+            "host",
+            "module",
+            "native_elements",
+            "native_layers",
+            "observers",
+            "packed",
+            "plugin",
+            "weight_only",
+        ] {
             build.file(format!("cpp/{file}.cpp"));
         }
         build

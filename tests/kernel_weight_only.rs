@@ -126,7 +126,8 @@ fn threads_share_the_outputs() {
     let noise = |len: usize, step: f32| (0..len).map(|i| (i as f32 * step).sin()).collect::<Vec<f32>>();
     for (rows, group) in [(1, None), (3, Some(32)), (40, None), (40, Some(64))] {
         let (k, n) = (512, 1000);
-        let case = Case { rows, k, n, group, x: noise(rows * k, 0.37), weight: noise(n * k, 0.71), bias: noise(n, 0.1) };
+        let case =
+            Case { rows, k, n, group, x: noise(rows * k, 0.37), weight: noise(n * k, 0.71), bias: noise(n, 0.1) };
         let path = Path { isa: Isa::current(), edge: Edge::End };
         let shared = case.run(path, &Threads(3));
         assert_eq!(shared, case.run(path, &Serial), "{rows} rows, {group:?}: which thread computes it changes nothing");

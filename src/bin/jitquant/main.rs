@@ -9,6 +9,7 @@ mod finetune;
 mod inspect;
 mod layers;
 mod output;
+mod provenance;
 mod quantize;
 mod report;
 

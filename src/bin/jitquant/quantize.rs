@@ -10,18 +10,20 @@ use jitquant::ir::Module;
 use jitquant::observer::{ObserverConfig, ObserverKind};
 use jitquant::pass::QuantType;
 use jitquant::qconfig::QConfigSpec;
-use jitquant::{Converted, ModelForm, Prepared, Quantizer, Report, Rounding};
+use jitquant::{Converted, ModelForm, Prepared, Quantizer, Report, Rounding, WeightOnly};
 use serde::Serialize;
 
 use crate::data::{DATA_HELP, ImageOptions};
 use crate::feed::Feed;
 use crate::output;
+use crate::provenance::Provenance;
 
 /// Make an INT8 model that any libtorch runs.
 ///
 /// Static quantization (the default) runs the model on sample data to find the range of every tensor, then rounds
 /// weights and activations to eight bits. Dynamic quantization needs no data: it rounds the weights of linear and
-/// recurrent layers (LSTM, GRU) and takes each activation's range as it comes.
+/// recurrent layers (LSTM, GRU) and takes each activation's range as it comes. Weight-only quantization needs no data
+/// either: activations stay in float, weights of linear layers, convolutions and embeddings are kept in 8 or 4 bits.
 #[derive(clap::Args)]
 #[command(
     after_long_help = DATA_HELP,
@@ -30,6 +32,7 @@ Examples:
   jitquant quantize resnet.pt -o resnet.int8.pt --calibrate photos/ --resize 256 --crop 224 \\
       --mean 0.485,0.456,0.406 --std 0.229,0.224,0.225
   jitquant quantize bert.pt -o bert.int8.pt --mode dynamic
+  jitquant quantize big.pt -o big.4bit.pt --mode weight-only --weight-bits 4
   jitquant quantize net.pt -o net.int8.pt --calibrate data.npz --skip head --observer min-max
 
 --config takes a TOML file with observers by submodule and class; see docs/configuration.md."
@@ -43,6 +46,12 @@ pub struct Arguments {
     /// When activations' ranges are found.
     #[arg(long, value_enum, default_value_t = Mode::Static)]
     mode: Mode,
+    /// With --mode weight-only: bits of the weights. 4 is for linear layers; what else has weights keeps 8.
+    #[arg(long, default_value = "8", value_name = "8|4")]
+    weight_bits: usize,
+    /// With --weight-bits 4: how many inputs share a scale and an offset. Fewer are more accurate and larger.
+    #[arg(long, default_value = "64", value_name = "32|64|128")]
+    group: usize,
     /// Which operators the INT8 model calls.
     #[arg(long, value_enum, default_value_t = Form::Portable)]
     form: Form,
@@ -102,6 +111,9 @@ pub struct Arguments {
     /// Samples of a step of --finetune.
     #[arg(long, default_value = "8", value_name = "N")]
     finetune_batch: NonZeroUsize,
+    /// Do not write into the model's file how it was made (this command, what stays in float and why), which `report` shows.
+    #[arg(long)]
+    no_record: bool,
     /// Print the outcome as JSON.
     #[arg(long)]
     json: bool,
@@ -115,6 +127,18 @@ enum Mode {
     Static,
     /// Ranges are found when the model runs.
     Dynamic,
+    /// Activations stay in float.
+    WeightOnly,
+}
+
+impl Mode {
+    fn name(self) -> &'static str {
+        match self {
+            Self::Static => "static",
+            Self::Dynamic => "dynamic",
+            Self::WeightOnly => "weight-only",
+        }
+    }
 }
 
 #[derive(Clone, Copy, ValueEnum)]
@@ -180,7 +204,7 @@ struct Outcome {
 pub fn run(arguments: &Arguments) -> Result<()> {
     let start = Instant::now();
     let module = Module::load(&arguments.model)?;
-    let extra = Module::extra_files(&arguments.model)?;
+    let mut extra = Module::extra_files(&arguments.model)?;
     let quantizer = arguments.quantizer()?;
     let needs_data = matches!(arguments.mode, Mode::Static);
     ensure!(
@@ -188,6 +212,9 @@ pub fn run(arguments: &Arguments) -> Result<()> {
         "static quantization needs samples: --calibrate DATA (or --mode dynamic, which needs none)"
     );
     let (Converted { module: converted, report }, samples) = arguments.convert(&module, &quantizer)?;
+    if !arguments.no_record {
+        Provenance::of_this_command(arguments.mode.name(), &report).put_into(&mut extra)?;
+    }
     converted.save_with(&arguments.output, &extra)?;
     if arguments.finetune.is_some() {
         std::fs::remove_file(arguments.checkpoint()).ok();
@@ -212,7 +239,7 @@ pub fn run(arguments: &Arguments) -> Result<()> {
 impl Arguments {
     fn quantizer(&self) -> Result<Quantizer> {
         let quant_type = match self.mode {
-            Mode::Static => QuantType::Static,
+            Mode::Static | Mode::WeightOnly => QuantType::Static,
             Mode::Dynamic => QuantType::Dynamic,
         };
         let mut spec = match &self.config {
@@ -232,6 +259,10 @@ impl Arguments {
         methods.smooth = self.smooth.unwrap_or(methods.smooth);
         methods.per_row &= !self.per_tensor;
         let is_dynamic = quant_type == QuantType::Dynamic;
+        if matches!(self.mode, Mode::WeightOnly) {
+            ensure!(self.calibrate.is_empty(), "weight-only quantization uses no data: leave --calibrate out");
+            ensure!(self.observer.is_none(), "weight-only quantization observes nothing: leave --observer out");
+        }
         if is_dynamic && self.observer.is_some() {
             bail!("--observer is for static quantization: dynamic ranges are found at run time");
         }
@@ -244,8 +275,11 @@ impl Arguments {
             Form::Portable => ModelForm::Portable,
             Form::Native => ModelForm::Native,
         };
-        let quantizer =
-            Quantizer::new(quant_type).qconfig(spec).form(form).reduce_range(is_dynamic && self.reduce_range);
+        let quantizer = match self.mode {
+            Mode::WeightOnly => Quantizer::weight_only(WeightOnly::new(self.weight_bits, self.group)?),
+            _ => Quantizer::new(quant_type),
+        };
+        let quantizer = quantizer.qconfig(spec).form(form).reduce_range(is_dynamic && self.reduce_range);
         let quantizer = self.skip.iter().fold(quantizer, |quantizer, path| quantizer.skip(path));
         Ok(self.preserve.iter().fold(quantizer, |quantizer, name| quantizer.preserve(name)))
     }

@@ -128,8 +128,7 @@ unsafe fn groups<V: Vector, const ROWS: usize, const CHAINS: usize>(
                 pair += 1;
             }
             let place = (strip * count + index) * STRIP;
-            let (scale, offset) =
-                (v.load_bf16(scales.as_ptr().add(place)), v.load_bf16(offsets.as_ptr().add(place)));
+            let (scale, offset) = (v.load_bf16(scales.as_ptr().add(place)), v.load_bf16(offsets.as_ptr().add(place)));
             for row in 0..ROWS {
                 let sum_of_x = v.splat_f32(*part.sums.add(row * count + index));
                 sums[row] = v.mul_add(offset, sum_of_x, sums[row]);

@@ -84,7 +84,9 @@ impl PackedWeightOnly {
     /// Where lengths do not fit, `group` is odd, or a row is not a number of whole groups.
     pub fn groups(isa: Isa, weight: &GroupWeight, n: usize, k: usize, group: usize) -> Result<Self> {
         if group == 0 || group % 2 != 0 || !k.is_multiple_of(group) {
-            return Err(invalid(format!("rows of {k} in groups of {group}: whole groups of an even length are accepted")));
+            return Err(invalid(format!(
+                "rows of {k} in groups of {group}: whole groups of an even length are accepted"
+            )));
         }
         check_len("the weight's bytes", weight.nibbles.len(), n * k / 2)?;
         check_len("its scales", weight.scales.len(), n * (k / group))?;
@@ -208,7 +210,11 @@ impl PackedWeightOnly {
                 y: shared.y(),
                 sums: shared.scratch(),
                 // SAFETY: there is room for each task where the product goes by panels; elsewhere it is not used.
-                panel: if is_direct { shared.scratch() } else { unsafe { shared.scratch().add(index * panel::SCRATCH) } },
+                panel: if is_direct {
+                    shared.scratch()
+                } else {
+                    unsafe { shared.scratch().add(index * panel::SCRATCH) }
+                },
                 strips: [strips * index / tasks, strips * (index + 1) / tasks],
             };
             self.path.run(part);

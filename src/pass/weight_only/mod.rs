@@ -15,7 +15,7 @@ use std::collections::BTreeMap;
 use serde::{Deserialize, Serialize};
 
 use self::portable::Writer;
-pub(crate) use self::stored::Stored;
+pub(crate) use self::stored::{Stored, kept_values};
 use super::layers::{Layer, layer_of};
 use crate::error::{Context, Error, Result};
 use crate::ir::{DType, GeneralPass, IValue, Module, Node, Tensor, Value};
@@ -153,7 +153,8 @@ pub(crate) fn quantize_weights(
             (WeightOnly::Bits4 { group }, "aten::linear", [_, inputs])
                 if *inputs > 0 && inputs.unsigned_abs().is_multiple_of(group as u64) =>
             {
-                writer.linear_4bit(node, &weight, || round_groups(&values, sizes[1] as usize, group), group)
+                writer
+                    .linear_4bit(node, &weight, || round_groups(&values, sizes[1] as usize, group), group)
                     .context(what)?;
                 4
             }

@@ -139,11 +139,15 @@ impl Writer {
         let x = layer.inputs()[0];
         let at = layer;
         // Of the input's making, so that nothing folds what takes it.
-        let byte = |value: i64| {
+        let byte = |value: i64| -> Result<Value<'_>> {
             let size = at.insert_constant(IValue::int_list([]))?;
             let (value, dtype) = (at.insert_constant(value)?, at.insert_constant(UINT8)?);
             let none = at.insert_constant(IValue::None)?;
-            operator(at, "aten::new_full", &[x, size, value, dtype, none, none, none])
+            // Not by `insert_operator`: dtype and what follows have to be named.
+            let inputs = [x, size, value, dtype, none, none, none];
+            let made = at.graph().create("aten::new_full", &inputs, 1)?.insert_before(at)?;
+            made.copy_metadata(at)?;
+            Ok(made.outputs()[0])
         };
         let bytes = at.insert_constant(weight)?;
         let low = operator(at, "aten::bitwise_and", &[bytes, byte(15)?])?;

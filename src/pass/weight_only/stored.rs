@@ -103,13 +103,27 @@ impl<'g> Stored<'g> {
     pub fn values(&self, module: &Module) -> Result<Option<(Vec<i64>, Vec<f32>)>> {
         let content = |value| tensor_of(module, value);
         let (Some(weight), Some(scales)) = (content(self.weight), content(self.scales)) else { return Ok(None) };
-        match self.offsets {
-            None => eight_bit_values(&weight, &scales, self.layer.kind().contains("transpose")),
-            Some(offsets) => match content(offsets) {
-                Some(offsets) => four_bit_values(&weight, &scales, &offsets),
-                None => Ok(None),
-            },
-        }
+        let offsets = match self.offsets.map(content) {
+            Some(None) => return Ok(None),
+            known => known.flatten(),
+        };
+        kept_values(&weight, &scales, offsets.as_ref(), self.layer.kind().contains("transpose"))
+    }
+}
+
+/// What a kept weight stands for, row-major, and its sizes; `None` where its tensors do not fit each other.
+///
+/// # Errors
+/// Where libtorch cannot convert them.
+pub(crate) fn kept_values(
+    weight: &Tensor,
+    scales: &Tensor,
+    offsets: Option<&Tensor>,
+    transposed: bool,
+) -> Result<Option<(Vec<i64>, Vec<f32>)>> {
+    match offsets {
+        None => eight_bit_values(weight, scales, transposed),
+        Some(offsets) => four_bit_values(weight, scales, offsets),
     }
 }
 
@@ -118,19 +132,16 @@ fn eight_bit_values(weight: &Tensor, scales: &Tensor, transposed: bool) -> Resul
     let (Ok(q), scales) = (weight.to_vec::<i8>(), scales.to_f32_vec()?) else { return Ok(None) };
     let axis = usize::from(transposed);
     let inner = sizes.iter().skip(axis + 1).product::<i64>().max(1) as usize;
-    if sizes.get(axis).copied() != Some(scales.len() as i64) {
+    if sizes.get(axis).copied() != Some(scales.len() as i64) || scales.is_empty() {
         return Ok(None);
     }
     let value = |(i, q): (usize, i8)| f32::from(q) * scales[i / inner % scales.len()];
     Ok(Some((sizes, q.into_iter().enumerate().map(value).collect())))
 }
 
-pub(super) fn four_bit_values(
-    weight: &Tensor,
-    scales: &Tensor,
-    offsets: &Tensor,
-) -> Result<Option<(Vec<i64>, Vec<f32>)>> {
-    let (Ok(bytes), [outputs, half]) = (weight.to_vec::<u8>(), weight.shape()[..]) else { return Ok(None) };
+fn four_bit_values(weight: &Tensor, scales: &Tensor, offsets: &Tensor) -> Result<Option<(Vec<i64>, Vec<f32>)>> {
+    let Ok(bytes) = weight.to_vec::<u8>() else { return Ok(None) };
+    let [outputs, half] = weight.shape()[..] else { return Ok(None) };
     let (scales, offsets) = (scales.to_f32_vec()?, offsets.to_f32_vec()?);
     let (rows, half) = (outputs as usize, half as usize);
     if rows == 0 || half == 0 || scales.is_empty() || scales.len() != offsets.len() {
