@@ -425,8 +425,10 @@ impl Prepared {
     fn convert_weights(&self, form: WeightOnly) -> Result<Converted> {
         step("rounding weights", 0, 1)?;
         let small = self.module.deep_clone()?;
-        let wanted =
-            |node: Node<'_>| layer_of(node, "").is_some_and(|l| qconfig_for(&self.qconfigs, &l.path).is_some());
+        let wanted = |node: Node<'_>| {
+            let is_on = layer_of(node, "").is_some_and(|layer| qconfig_for(&self.qconfigs, &layer.path).is_some());
+            is_on && !computes_weight(node)
+        };
         let outcome = weight_only::quantize_weights(&small, METHOD, form, wanted)?;
         small.graph(METHOD)?.run(GeneralPass::ClearProfiling)?;
         let module = small.freeze(&self.preserve, false).context(|| "freezing the quantized module".into())?;
