@@ -66,6 +66,9 @@ static c10::ClassTypePtr live_class(const c10::TypePtr &type) {
 }
 
 std::shared_ptr<Graph> graph_new() { return std::make_shared<Graph>(); }
+std::shared_ptr<Graph> graph_from_address(size_t address) {
+  return *reinterpret_cast<const std::shared_ptr<Graph> *>(address);
+}
 
 std::shared_ptr<Graph> graph_parse(rust::Str source) {
   auto graph = std::make_shared<Graph>();

@@ -6,6 +6,7 @@
 namespace jitquant {
 
 std::shared_ptr<Graph> graph_new();
+std::shared_ptr<Graph> graph_from_address(size_t address);
 std::shared_ptr<Graph> graph_parse(rust::Str text);
 std::shared_ptr<Graph> graph_copy(const Graph &graph);
 rust::String graph_to_string(const Graph &graph, bool source_locations);

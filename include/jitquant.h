@@ -641,6 +641,37 @@ jq_status jq_register_prepack_params(struct jq_module *module,
                                      const char *attr_prefix,
                                      struct jq_strings **names);
 
+// `FuseLinear`: products with a transposed weight, `addmm` and the function `linear` become `aten::linear`.
+//
+// `torch_graph` is not null and the address of the host's `std::shared_ptr<torch::jit::Graph>`. A failed call leaves the
+// graph as it was. Any thread, as long as no other one uses the graph.
+jq_status jq_fuse_linear(void *torch_graph);
+
+// `SwapFunctionalLinear`: calls of the function `linear` become `aten::linear`. The rest is as for `jq_fuse_linear`.
+jq_status jq_swap_functional_linear(void *torch_graph);
+
+// `ReplicateQuant`: what joins branches and is quantized then is quantized in each branch. The rest is as for
+// `jq_fuse_linear`.
+jq_status jq_replicate_quant(void *torch_graph);
+
+// `ReplicateDeQuant`: each use of a dequantized value gets a dequantize of its own. The rest is as for `jq_fuse_linear`.
+jq_status jq_replicate_dequant(void *torch_graph);
+
+// `FuseQuantizedAddRelu`: `quantized::add` and its kin take in the relu behind them. The rest is as for `jq_fuse_linear`.
+jq_status jq_fuse_quantized_add_relu(void *torch_graph);
+
+// `InsertPrepackUnpack`: quantized weights are packed and unpacked again before their operators. The rest is as for
+// `jq_fuse_linear`.
+jq_status jq_insert_prepack_unpack(void *torch_graph);
+
+// `QuantFusion`: float operators between dequantize and quantize become quantized ones. The rest is as for
+// `jq_fuse_linear`.
+jq_status jq_quant_fusion(void *torch_graph, jq_quant_type quant_type);
+
+// `FoldQuantizedPrepackingOps`: weights that `forward` of `module` packs at each run are packed now and kept in attributes.
+// Any thread, as long as no other one uses the module.
+jq_status jq_fold_quantized_prepacking_ops(struct jq_module *module);
+
 // Makes libtorch's `quantized::` operators in `module` run on jitquant's kernels: packed weights are replaced one after the
 // other, libtorch's copies are released, and every graph that shares them sees the change at once. Results are at most one
 // quantization step from libtorch's; the module saves as before, into a file that needs no jitquant.

@@ -26,6 +26,7 @@
 
 namespace jitquant {
 
+using torch::jit::Graph;
 using torch::jit::Module;
 using torch::jit::PrePackParamFilterFn;
 using torch::jit::QConfig;
@@ -176,6 +177,19 @@ Module quantize(Pass pass, const Module &module, const std::string &method, bool
   return module_of(quantized);
 }
 
+template <class Pass> void change(Pass &&pass, std::shared_ptr<Graph> &graph) {
+  check_library();
+  check(pass(&graph));
+}
+
+template <class Pass> void change_methods(const Module &module, Pass &&pass) {
+  for (const Module &part : module.modules())
+    for (const auto &method : part.get_methods()) {
+      std::shared_ptr<Graph> graph = method.graph();
+      pass(graph);
+    }
+}
+
 } // namespace detail
 
 // The version of the library.
@@ -237,6 +251,46 @@ inline Module FoldConvBatchNorm(const Module &module) {
 
 // Gives each use of a submodule that is used more than once a submodule of its own.
 inline void DedupModuleUses(Module &module) { detail::check(jq_dedup_module_uses(detail::share(module).get())); }
+
+// Passes over one graph, which they change in place, or not at all where they throw.
+
+// Products with a transposed weight, addmm and the function linear become aten::linear.
+inline void FuseLinear(std::shared_ptr<Graph> &graph) { detail::change(jq_fuse_linear, graph); }
+
+// Calls of the function linear become aten::linear.
+inline void SwapFunctionalLinear(std::shared_ptr<Graph> &graph) { detail::change(jq_swap_functional_linear, graph); }
+
+// The same in every method of `module` and of the modules in it.
+inline void SwapFunctionalLinear(Module &module) {
+  detail::change_methods(module, [](std::shared_ptr<Graph> &graph) { SwapFunctionalLinear(graph); });
+}
+
+// What joins branches and is quantized then is quantized in each branch.
+inline void ReplicateQuant(std::shared_ptr<Graph> &graph) { detail::change(jq_replicate_quant, graph); }
+
+// Each use of a dequantized value gets a dequantize of its own.
+inline void ReplicateDeQuant(std::shared_ptr<Graph> &graph) { detail::change(jq_replicate_dequant, graph); }
+
+// quantized::add and its kin take in the relu behind them.
+inline void FuseQuantizedAddRelu(std::shared_ptr<Graph> &graph) { detail::change(jq_fuse_quantized_add_relu, graph); }
+
+// Quantized weights are packed and unpacked again before their operators.
+inline void InsertPrepackUnpack(std::shared_ptr<Graph> &graph) { detail::change(jq_insert_prepack_unpack, graph); }
+
+// The same in every method of `module` and of the modules in it.
+inline void InsertPrepackUnpack(Module &module) {
+  detail::change_methods(module, [](std::shared_ptr<Graph> &graph) { InsertPrepackUnpack(graph); });
+}
+
+// Float operators between dequantize and quantize become quantized ones.
+inline void QuantFusion(std::shared_ptr<Graph> &graph, QuantType quant_type = QuantType::STATIC) {
+  detail::change([&](void *host) { return jq_quant_fusion(host, quant_type); }, graph);
+}
+
+// Weights that forward packs at each run are packed now, and kept in attributes.
+inline void FoldQuantizedPrepackingOps(Module &module) {
+  detail::check(jq_fold_quantized_prepacking_ops(detail::share(module).get()));
+}
 
 // Has libtorch's `quantized::` operators in `module` run on jitquant's kernels; how many weights these run then. A line
 // for each that stays with libtorch goes to `left`.

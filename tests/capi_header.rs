@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 /// The files of src/capi in the order in which the header has them.
-const PARTS: [&str; 12] = [
+const PARTS: [&str; 13] = [
     "status",
     "buffer",
     "strings",
@@ -18,6 +18,7 @@ const PARTS: [&str; 12] = [
     "quantizer",
     "node",
     "passes",
+    "graph_passes",
     "accelerate",
     "plugin",
     "zero_touch",

@@ -15,6 +15,10 @@ PASSES = [
     "FinalizeOnDevicePTQ",
     "FoldConvBatchNorm",
     "DedupModuleUses",
+    "FuseLinear",
+    "SwapFunctionalLinear",
+    "ReplicateDeQuant",
+    "FuseQuantizedAddRelu",
 ]
 
 

@@ -62,4 +62,34 @@ INTERPOSED void DedupModuleUses(Module &module) {
   jitquant::DedupModuleUses(module);
 }
 
+INTERPOSED void FuseLinear(std::shared_ptr<Graph> &graph) {
+  note("FuseLinear");
+  jitquant::FuseLinear(graph);
+}
+
+INTERPOSED void SwapFunctionalLinear(std::shared_ptr<Graph> &graph) {
+  note("SwapFunctionalLinear");
+  jitquant::SwapFunctionalLinear(graph);
+}
+
+INTERPOSED void SwapFunctionalLinear(Module &module) {
+  note("SwapFunctionalLinear");
+  jitquant::SwapFunctionalLinear(module);
+}
+
+INTERPOSED void ReplicateQuant(std::shared_ptr<Graph> &graph) {
+  note("ReplicateQuant");
+  jitquant::ReplicateQuant(graph);
+}
+
+INTERPOSED void ReplicateDeQuant(std::shared_ptr<Graph> &graph) {
+  note("ReplicateDeQuant");
+  jitquant::ReplicateDeQuant(graph);
+}
+
+INTERPOSED void FuseQuantizedAddRelu(std::shared_ptr<Graph> &graph) {
+  note("FuseQuantizedAddRelu");
+  jitquant::FuseQuantizedAddRelu(graph);
+}
+
 } // namespace torch::jit

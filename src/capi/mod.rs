@@ -12,6 +12,7 @@
 mod accelerate;
 mod argument;
 mod buffer;
+mod graph_passes;
 mod handle;
 mod log;
 mod module;

@@ -87,6 +87,7 @@ pub(crate) mod bridge {
 
         // Graphs
         fn graph_new() -> SharedPtr<Graph>;
+        unsafe fn graph_from_address(address: usize) -> SharedPtr<Graph>;
         fn graph_parse(text: &str) -> Result<SharedPtr<Graph>>;
         fn graph_copy(graph: &Graph) -> Result<SharedPtr<Graph>>;
         fn graph_to_string(graph: &Graph, source_locations: bool) -> Result<String>;

@@ -6,6 +6,7 @@
 //! lives.
 
 use std::collections::HashMap;
+use std::ffi::c_void;
 use std::sync::{LazyLock, Mutex, MutexGuard, PoisonError};
 
 use cxx::SharedPtr;
@@ -214,6 +215,17 @@ impl Graph {
     /// A handle on a graph of libtorch's own, which calls nothing that could go before it.
     pub(crate) fn of_host(raw: SharedPtr<ffi::Graph>) -> Self {
         Self::lease(raw, Code::default())
+    }
+
+    /// A handle on the host's graph; `None` where the host has none.
+    ///
+    /// # Safety
+    /// `graph` points to a `std::shared_ptr<torch::jit::Graph>` of the libtorch that this library is loaded into.
+    #[allow(unsafe_code)]
+    pub(crate) unsafe fn from_host(graph: *const c_void) -> Option<Self> {
+        // SAFETY: the caller's promise.
+        let raw = unsafe { ffi::graph_from_address(graph as usize) };
+        (!raw.is_null()).then(|| Self::of_host(raw))
     }
 
     /// An empty graph.

@@ -138,10 +138,13 @@ fn count_in_steps(x: &[f32], bins: &Bins, counts: &mut BinCounts) -> bool {
             return false;
         }
         for quad in positions.as_chunks::<{ BinCounts::TABLES }>().0 {
-            first[quad[0] as usize] += 1;
-            second[quad[1] as usize] += 1;
-            third[quad[2] as usize] += 1;
-            fourth[quad[3] as usize] += 1;
+            // SAFETY: a position is less than the number of bins, and no table is shorter.
+            unsafe {
+                *first.get_unchecked_mut(quad[0] as usize) += 1;
+                *second.get_unchecked_mut(quad[1] as usize) += 1;
+                *third.get_unchecked_mut(quad[2] as usize) += 1;
+                *fourth.get_unchecked_mut(quad[3] as usize) += 1;
+            }
         }
     }
     rest.iter().all(|&value| {

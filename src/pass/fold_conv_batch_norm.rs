@@ -4,7 +4,7 @@ use std::collections::{HashMap, HashSet};
 
 use super::source_of;
 use crate::error::{Context, Result};
-use crate::ir::{Graph, IValue, Module, Node, Type, Value};
+use crate::ir::{GeneralPass, Graph, IValue, Module, Node, Type, Value};
 
 /// A convolution's class and that of the batch norm that folds into it.
 const PAIRS: &[(&str, &str)] = &[
@@ -209,12 +209,12 @@ fn path_of(object: Value<'_>) -> Option<String> {
     object.attribute_path().map(|path| path.join("."))
 }
 
-/// How many calls there are of each module's `forward`.
+/// How many calls there are of each module's methods from other modules' code.
 fn calls_by_module(code: &[Code]) -> HashMap<usize, usize> {
     let mut calls = HashMap::new();
     for code in code {
         for node in code.graph.all_nodes().into_iter().filter(|node| node.kind() == "prim::CallMethod") {
-            let Some(path) = node.input(0).and_then(path_of) else { continue };
+            let Some(path) = node.input(0).and_then(path_of).filter(|path| !path.is_empty()) else { continue };
             for callee in code.instances.iter().filter_map(|instance| instance.submodule(&path).ok()) {
                 *calls.entry(callee.id()).or_default() += 1;
             }
@@ -256,9 +256,11 @@ fn folding_arguments(conv: &Module, norm: &Module) -> Result<Option<Vec<IValue>>
     else {
         return Ok(None);
     };
-    let graph = norm.graph("forward")?;
+    // A scripted one calls a function that has the operator.
+    let mut graph = norm.graph("forward")?.deep_clone()?;
+    graph.run(GeneralPass::Inline)?;
     let operators: Vec<_> = graph.all_nodes().into_iter().filter(|node| node.kind() == "aten::batch_norm").collect();
-    // What a traced batch norm has not as attributes stands in its code.
+    // What a batch norm has not as attributes stands in its code.
     let given = |name: &str, argument: usize| match norm.attribute(name) {
         Ok(value) => Some(value),
         Err(_) => operators.first()?.input(argument)?.constant(),

@@ -7,7 +7,10 @@ use crate::ir::{Graph, IValue, Node, Type, Value};
 /// - `addmm(bias, x, t(weight))` with both factors 1,
 /// - `matmul(x, t(weight))`, with or without `.add_(bias)`,
 /// - the called function `linear` (`torch.nn.functional.linear` of a scripted model).
-pub(super) fn fuse_linear(graph: &Graph) -> Result<()> {
+///
+/// # Errors
+/// Where libtorch refuses a change of the graph.
+pub fn fuse_linear(graph: &Graph) -> Result<()> {
     for node in graph.all_nodes() {
         match node.kind() {
             "aten::addmm" => fuse_addmm(node)?,
@@ -19,11 +22,14 @@ pub(super) fn fuse_linear(graph: &Graph) -> Result<()> {
 }
 
 /// Puts `aten::linear` in place of the called function `linear`.
-pub(super) fn swap_functional_linear(graph: &Graph) -> Result<()> {
+///
+/// # Errors
+/// Where libtorch refuses a change of the graph.
+pub fn swap_functional_linear(graph: &Graph) -> Result<()> {
     for node in graph.all_nodes() {
         let callee = node.input(0).and_then(Value::function_name);
         if node.kind() == "prim::CallFunction" && callee.as_deref() == Some("linear") && node.inputs().len() == 4 {
-            replace(node, node, &node.inputs()[1..])?;
+            replace(node, node, node, &node.inputs()[1..])?;
         }
     }
     Ok(())
@@ -44,7 +50,7 @@ fn fuse_addmm(addmm: Node<'_>) -> Result<()> {
         && is_one(alpha)
         && let Some(weight) = transposed(weight_t)
     {
-        replace(addmm, addmm, &[input, weight, bias])?;
+        replace(addmm, addmm, addmm, &[input, weight, bias])?;
         drop_unused(weight_t.node())?;
     }
     Ok(())
@@ -57,13 +63,13 @@ fn fuse_matmul(matmul: Node<'_>) -> Result<()> {
         Some((add, bias)) => {
             // At the product where that sees the bias: `input` may be changed in place between product and sum.
             let at = if matmul.is_dominated_by(bias.node())? { matmul } else { add };
-            replace(add, at, &[input, weight, bias])?;
+            replace(add, at, matmul, &[input, weight, bias])?;
             drop_unused(matmul)?;
         }
         None => {
             let bias = matmul.insert_constant(IValue::None)?;
             bias.set_type(&Type::parse("Optional[Tensor]")?)?;
-            replace(matmul, matmul, &[input, weight, bias])?;
+            replace(matmul, matmul, matmul, &[input, weight, bias])?;
         }
     }
     drop_unused(weight_t.node())
@@ -82,10 +88,10 @@ fn added_in_place(product: Node<'_>) -> Option<(Node<'_>, Value<'_>)> {
     fits.then(|| (add, inputs[1]))
 }
 
-/// Puts `aten::linear` of `arguments`, inserted before `at`, in place of `old`.
-fn replace<'g>(old: Node<'g>, at: Node<'g>, arguments: &[Value<'g>]) -> Result<()> {
+/// Puts `aten::linear` of `arguments`, inserted before `at`, in place of `old`; its place in the source is that of `product`.
+fn replace<'g>(old: Node<'g>, at: Node<'g>, product: Node<'g>, arguments: &[Value<'g>]) -> Result<()> {
     let linear = old.graph().create("aten::linear", arguments, 1)?.insert_before(at)?;
-    linear.copy_metadata(old)?;
+    linear.copy_metadata(product)?;
     let (Some(from), Some(to)) = (old.output(0), linear.output(0)) else {
         return Err(Error::invalid(format!("'{}' should have one output", old.kind())));
     };

@@ -5,6 +5,7 @@ mod dedup_module_uses;
 mod finalize;
 mod fold_conv_batch_norm;
 mod fuse_linear;
+mod fuse_quantized_add_relu;
 mod insert_observers;
 mod insert_quant_dequant;
 mod layers;
@@ -21,9 +22,11 @@ pub use finalize::{
     finalize, fold_constant_prepacks, fold_quantized_prepacking_ops, insert_prepack_unpack, quant_fusion,
 };
 pub use fold_conv_batch_norm::fold_conv_batch_norm;
+pub use fuse_linear::{fuse_linear, swap_functional_linear};
+pub use fuse_quantized_add_relu::fuse_quantized_add_relu;
 pub use insert_observers::insert_observers;
 pub(crate) use insert_observers::{insert_observers_by_scope, observed_in_graph};
-pub use insert_quant_dequant::insert_quant_dequant;
+pub use insert_quant_dequant::{insert_quant_dequant, replicate_dequant, replicate_quant};
 pub use layers::{Coverage, Layer, layer_operator, layers, source_of};
 pub(crate) use layers::{computes_weight, layer_of};
 pub(crate) use native::rewrite_executed;

@@ -136,6 +136,9 @@ pub struct Operator {
     /// The operator of `aten` that takes quantized tensors as it does float ones, mostly itself; the result has the fixed
     /// parameters or those of the input.
     pub runs_quantized: Option<&'static str>,
+    /// The operator of two dimensions that takes quantized tensors, where this one of one dimension does not; the result has
+    /// the parameters of the input.
+    pub runs_as_image: Option<&'static str>,
     /// How its weight is packed.
     pub packing: Option<Packing>,
     /// What it becomes in dynamic quantization.
@@ -159,6 +162,7 @@ impl Operator {
             is_tensor_info: false,
             forms: &[],
             runs_quantized: None,
+            runs_as_image: None,
             packing: None,
             dynamic: None,
         }
@@ -234,6 +238,11 @@ impl Operator {
     /// For operators in place, where only the other ones have a kernel.
     const fn runs_quantized_as(mut self, kind: &'static str) -> Self {
         self.runs_quantized = Some(kind);
+        self
+    }
+
+    const fn runs_quantized_as_image(mut self, kind: &'static str) -> Self {
+        self.runs_as_image = Some(kind);
         self
     }
 
@@ -368,10 +377,10 @@ pub static OPERATORS: &[Operator] = &[
     function("adaptive_avg_pool2d").passes(Value),
     function("adaptive_avg_pool3d").passes(Value),
     node("aten::mean").passes(Value).runs_quantized(),
-    node("aten::upsample_nearest1d").passes(Value),
+    node("aten::upsample_nearest1d").passes(Value).runs_quantized_as_image("aten::upsample_nearest2d"),
     node("aten::upsample_nearest2d").passes(Value).runs_quantized(),
     node("aten::upsample_nearest3d").passes(Value).runs_quantized(),
-    node("aten::upsample_linear1d").passes(Value),
+    node("aten::upsample_linear1d").passes(Value).runs_quantized_as_image("aten::upsample_bilinear2d"),
     node("aten::upsample_bilinear2d").passes(Value).runs_quantized(),
     node("aten::upsample_trilinear3d").passes(Value),
     node("aten::upsample_bicubic2d").passes(Value),

@@ -144,3 +144,21 @@ fn the_input_stays_as_it_was() {
     assert_eq!(crate::canonical::Canonical::of(&model).text, before.0);
     assert_eq!(tensors(&model.forward(&inputs(IMAGE)).unwrap()), before.1);
 }
+
+#[test]
+fn classes_whose_forward_calls_their_own_methods() {
+    // As scripted from Python: the convolution's operator is in `_conv_forward`.
+    let conv = Module::new("torch.nn.modules.conv.Conv2d").unwrap();
+    conv.register_parameter("weight", random(&[3, 2, 3, 3], 4)).unwrap();
+    conv.register_parameter("bias", random(&[3], 5)).unwrap();
+    conv.define(
+        "def _conv_forward(self, x: Tensor, weight: Tensor, bias: Optional[Tensor]) -> Tensor:
+    return torch.conv2d(x, weight, bias, [1, 1], [1, 1], [1, 1], 1)
+def forward(self, x: Tensor) -> Tensor:
+    return self._conv_forward(x, self.weight, self.bias)
+",
+    )
+    .unwrap();
+    let model = model(&[("conv", &conv), ("bn", &batch_norm2d(3))], "return self.bn.forward(self.conv.forward(x))");
+    assert_eq!(calls(&check(&model, IMAGE), "forward"), 1);
+}

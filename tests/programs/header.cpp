@@ -1,9 +1,12 @@
 // What include/jitquant.hpp promises: libtorch's signatures, results and exceptions. Prints "ok" at the end.
 #include <jitquant.hpp>
 
+#include <torch/csrc/jit/ir/irparser.h>
 #include <torch/csrc/jit/passes/fold_conv_bn.h>
+#include <torch/csrc/jit/passes/fuse_linear.h>
 #include <torch/csrc/jit/passes/quantization/dedup_module_uses.h>
 #include <torch/csrc/jit/passes/quantization/finalize.h>
+#include <torch/csrc/jit/passes/quantization/fusion_passes.h>
 #include <torch/csrc/jit/passes/quantization/insert_quant_dequant.h>
 #include <torch/script.h>
 
@@ -24,6 +27,14 @@ static_assert(std::is_same_v<decltype(jitquant::Finalize), decltype(jit::Finaliz
 static_assert(std::is_same_v<decltype(jitquant::FoldConvBatchNorm), decltype(jit::FoldConvBatchNorm)>);
 static_assert(std::is_same_v<decltype(jitquant::DedupModuleUses), decltype(jit::DedupModuleUses)>);
 static_assert(std::is_same_v<decltype(jitquant::RegisterPrePackParams), decltype(jit::RegisterPrePackParams)>);
+
+static_assert(std::is_same_v<decltype(jitquant::FuseLinear), decltype(jit::FuseLinear)>);
+static_assert(std::is_same_v<decltype(jitquant::ReplicateQuant), decltype(jit::ReplicateQuant)>);
+static_assert(std::is_same_v<decltype(jitquant::ReplicateDeQuant), decltype(jit::ReplicateDeQuant)>);
+static_assert(std::is_same_v<decltype(jitquant::FuseQuantizedAddRelu), decltype(jit::FuseQuantizedAddRelu)>);
+static_assert(std::is_same_v<decltype(jitquant::QuantFusion), decltype(jit::QuantFusion)>);
+static_assert(
+    std::is_same_v<decltype(jitquant::FoldQuantizedPrepackingOps), decltype(jit::FoldQuantizedPrepackingOps)>);
 
 #define EXPECT(condition) TORCH_CHECK(condition, "line ", __LINE__, ": not so: " #condition)
 
@@ -84,6 +95,79 @@ static std::vector<std::string> observers(const jit::Module &module) {
       paths.push_back(part.name);
   std::sort(paths.begin(), paths.end());
   return paths;
+}
+
+static std::string changed(void (*pass)(std::shared_ptr<jit::Graph> &), const std::string &body) {
+  auto graph = std::make_shared<jit::Graph>();
+  jit::parseIR("graph(%x : Tensor, %w : Tensor, %b : Tensor, %s : float, %z : int, %one : bool):\n" + body,
+               graph.get());
+  pass(graph);
+  graph->lint();
+  return graph->toString(false);
+}
+
+// The passes over one graph, next to libtorch's.
+static void graph_passes() {
+  using Pass = void (*)(std::shared_ptr<jit::Graph> &);
+  const Pass swap = jitquant::SwapFunctionalLinear, stock_swap = jit::SwapFunctionalLinear;
+  const Pass prepack = jitquant::InsertPrepackUnpack, stock_prepack = jit::InsertPrepackUnpack;
+  const std::string product = R"(
+  %t : Tensor = aten::t(%w)
+  %y : Tensor = aten::matmul(%x, %t)
+  return (%y))";
+  const std::string sum = R"(
+  %a : Tensor = quantized::add(%x, %w, %s, %z)
+  %y : Tensor = aten::relu(%a)
+  return (%y))";
+  const std::string twice = R"(
+  %f : Tensor = aten::dequantize(%x)
+  %r : Tensor = aten::relu(%f)
+  %y : Tensor = aten::add(%r, %f, %z)
+  return (%y))";
+  const std::string branches = R"(
+  %j : Tensor = prim::If(%one)
+    block0():
+      -> (%x)
+    block1():
+      -> (%w)
+  %dtype : int = prim::Constant[value=13]()
+  %scale : float = prim::Constant[value=0.5]()
+  %zero_point : int = prim::Constant[value=3]()
+  %y : Tensor = aten::quantize_per_tensor(%j, %scale, %zero_point, %dtype)
+  return (%y))";
+  const std::string weight = R"(
+  %dtype : int = prim::Constant[value=12]()
+  %q : Tensor = aten::quantize_per_tensor(%w, %s, %z, %dtype)
+  %f : Tensor = aten::dequantize(%q)
+  %y : Tensor = aten::linear(%x, %f, %b)
+  return (%y))";
+  const std::tuple<Pass, Pass, std::string, const char *> rows[] = {
+      {jitquant::FuseLinear, jit::FuseLinear, product, "aten::linear"},
+      {swap, stock_swap, product, "aten::matmul"},
+      {jitquant::FuseQuantizedAddRelu, jit::FuseQuantizedAddRelu, sum, "quantized::add_relu"},
+      {jitquant::ReplicateDeQuant, jit::ReplicateDeQuant, twice, "aten::dequantize"},
+      {jitquant::ReplicateQuant, jit::ReplicateQuant, branches, "aten::quantize_per_tensor"},
+      {prepack, stock_prepack, weight, "quantized::linear_prepack"},
+  };
+  const auto kinds = [](const std::string &text) {
+    std::vector<std::string> kinds;
+    for (size_t at = 0; (at = text.find("::", at)) != std::string::npos; at += 2) {
+      const size_t begin = text.find_last_of(" ", at) + 1;
+      kinds.push_back(text.substr(begin, text.find_first_of("([", at) - begin));
+    }
+    std::sort(kinds.begin(), kinds.end());
+    return kinds;
+  };
+  for (const auto &[ours, stock, body, expected] : rows) {
+    const std::string text = changed(ours, body);
+    EXPECT(text.find(expected) != std::string::npos);
+    if (kinds(text) != kinds(changed(stock, body)))
+      std::cerr << text << changed(stock, body);
+    EXPECT(kinds(text) == kinds(changed(stock, body)));
+  }
+
+  std::shared_ptr<jit::Graph> none;
+  EXPECT(says(message_of([&] { jitquant::FuseLinear(none); }), "'torch_graph' is an empty pointer"));
 }
 
 static void passes() {
@@ -184,6 +268,7 @@ static void quantizer() {
 
 int main() {
   passes();
+  graph_passes();
   prepacking();
   quantizer();
   std::cout << "ok\n";

@@ -3,6 +3,7 @@
 //! What becomes of an operator is in its row of `op_table`. A fusion takes nothing away from anybody else: what it makes
 //! superfluous is used once, and all of it stands in one block.
 
+use super::one_dimension::as_image;
 use crate::error::Result;
 use crate::ir::{Graph, IValue, Node, Value};
 use crate::pass::QuantType;
@@ -187,8 +188,15 @@ fn take_in_relu(fused: Node<'_>, kind: &str) -> Result<()> {
 fn fuse_itself(quantize: Node<'_>) -> Result<()> {
     let Some(float) = alone(quantize.inputs()[0], quantize) else { return Ok(()) };
     let Some(row) = Operator::of(float) else { return Ok(()) };
-    let Some(kind) = row.runs_quantized else { return Ok(()) };
     let Some(source) = float.input(0).and_then(|value| quantized(value, float)) else { return Ok(()) };
+    if let Some(kind) = row.runs_as_image.filter(|_| has_qparams_of(quantize, source)) {
+        if let Some(result) = as_image(float, kind, source)? {
+            quantize.outputs()[0].replace_all_uses_with(result)?;
+            drop_replaced(&[quantize, float])?;
+        }
+        return Ok(());
+    }
+    let Some(kind) = row.runs_quantized else { return Ok(()) };
     let constant = |index| quantize.input(index)?.constant()?.as_number();
     let fits = match row.fixed_qparams {
         Some(fixed) => constant(1) == Some(f64::from(fixed.scale)) && constant(2) == Some(fixed.zero_point as f64),

@@ -8,6 +8,7 @@
 
 pub(super) mod fold_prepack;
 mod fusion;
+mod one_dimension;
 mod prepack;
 
 pub use fold_prepack::{fold_constant_prepacks, fold_quantized_prepacking_ops};

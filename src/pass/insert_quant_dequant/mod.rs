@@ -17,6 +17,7 @@ pub(super) mod weights;
 use std::collections::HashSet;
 
 use self::observed::{ObservedCode, observed_code};
+pub use self::replicate::{replicate_dequant, replicate_quant};
 use super::QuantType;
 use super::fuse_linear::swap_functional_linear;
 use crate::error::{Context, Result};
@@ -115,8 +116,8 @@ pub(super) fn propagate_quantization(module: &Module, method: &str, debug: bool,
         replicate::dynamic_quantization_per_use(&graph)?;
         replicate::drop_idle_dynamic_quantization(&graph)?;
     }
-    replicate::quantize_in_branches(&graph)?;
-    replicate::dequantize_per_use(&graph)?;
+    replicate_quant(&graph)?;
+    replicate_dequant(&graph)?;
     replicate::drop_idle_quantization(&graph)?;
     replicate::clamp_bounds_per_use(&graph)?;
     propagate::propagate(graph.block(), debug)?;

@@ -75,8 +75,12 @@ pub(super) fn drop_idle_dynamic_quantization(graph: &Graph) -> Result<()> {
     Ok(())
 }
 
-/// What joins branches and is quantized then is quantized at the end of each branch.
-pub(super) fn quantize_in_branches(graph: &Graph) -> Result<()> {
+/// What joins branches and is quantized then is quantized at the end of each branch, where it meets what it is fused with:
+/// libtorch's `ReplicateQuant`.
+///
+/// # Errors
+/// Where libtorch refuses a change of the graph.
+pub fn replicate_quant(graph: &Graph) -> Result<()> {
     for node in nodes_of(graph, &["aten::quantize_per_tensor", "aten::quantize_per_channel"]) {
         let inputs = node.inputs();
         let (joined, branches) = (inputs[0], inputs[0].node());
@@ -114,8 +118,11 @@ fn hoist<'g>(value: Value<'g>, place: Node<'g>) -> Result<()> {
     node.move_before(place)
 }
 
-/// Each use of a dequantized value gets a dequantize of its own, in the block of the use.
-pub(super) fn dequantize_per_use(graph: &Graph) -> Result<()> {
+/// Each use of a dequantized value gets a dequantize of its own, in the block of the use: libtorch's `ReplicateDeQuant`.
+///
+/// # Errors
+/// Where libtorch refuses a change of the graph.
+pub fn replicate_dequant(graph: &Graph) -> Result<()> {
     for node in nodes_of(graph, &["aten::dequantize"]) {
         let dequantized = node.outputs()[0];
         if dequantized.uses().len() > 1 {
