@@ -17,11 +17,22 @@ mod torch {
             "src/ir/ffi.rs",
             "src/observer/operators.rs",
             "src/engine/bridge.rs",
+            "src/engine/weight_only.rs",
             "src/qat/operators.rs",
             "src/distributed/store.rs",
         ]);
         build.file("cpp/fake_quantize.cpp").file("cpp/store.cpp");
-        for file in ["graph", "host", "module", "native_elements", "native_layers", "observers", "packed", "plugin"] {
+        for file in [
+            "graph",
+            "host",
+            "module",
+            "native_elements",
+            "native_layers",
+            "observers",
+            "packed",
+            "plugin",
+            "weight_only",
+        ] {
             build.file(format!("cpp/{file}.cpp"));
         }
         build

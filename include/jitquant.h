@@ -247,6 +247,9 @@ typedef void (*jq_log_sink)(jq_log_level level, const char *target, const char *
 // With ranges that calibration found.
 #define JQ_STATIC 1
 
+// Weights alone, in 8 or 4 bits; activations stay in float. For `jq_quantizer_new` only.
+#define JQ_WEIGHT_ONLY 2
+
 // libtorch's own: the model runs in any libtorch.
 #define JQ_PORTABLE 0
 
@@ -449,7 +452,8 @@ jq_status jq_report_operator(const struct jq_report *report, size_t index, const
 // Frees the report and its texts. Null is allowed. Any thread.
 jq_status jq_report_free(struct jq_report *report);
 
-// A quantizer with the defaults of `quant_type` (`JQ_STATIC` or `JQ_DYNAMIC`), into `*quantizer`. Any thread.
+// A quantizer with the defaults of `quant_type` (`JQ_STATIC`, `JQ_DYNAMIC` or `JQ_WEIGHT_ONLY`), into `*quantizer`. Any
+// thread.
 jq_status jq_quantizer_new(jq_quant_type quant_type, struct jq_quantizer **quantizer);
 
 // Takes the observers that the TOML text `qconfig` gives for the parts of a model; `docs/configuration.md` describes
@@ -464,6 +468,12 @@ jq_status jq_quantizer_preserve(struct jq_quantizer *quantizer, const char *name
 
 // Makes models of this form: `JQ_PORTABLE`, the default, or `JQ_NATIVE`. Any thread.
 jq_status jq_quantizer_set_form(struct jq_quantizer *quantizer, jq_model_form form);
+
+// For a quantizer made with `JQ_WEIGHT_ONLY`: weights of `bits` bits, 8 (the default) or 4. With 4, linear layers have a
+// scale and an offset for each `group` of inputs, 32, 64 or 128; what else has weights keeps 8. Any thread.
+jq_status jq_quantizer_set_weight_bits(struct jq_quantizer *quantizer,
+                                       size_t bits,
+                                       size_t group);
 
 // Has `progress` told of the stages of every call that takes the quantizer or what it prepared; null: nobody.
 //

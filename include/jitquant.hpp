@@ -518,6 +518,14 @@ public:
   static Quantizer static_ptq() { return Quantizer(QuantType::STATIC); }
   // With the range of each input as it comes.
   static Quantizer dynamic() { return Quantizer(QuantType::DYNAMIC); }
+  // Weights alone, in 8 or 4 bits; needs no data. In 4 bits, `group` (32, 64 or 128) inputs share scale and offset.
+  static Quantizer weight_only(size_t bits = 8, size_t group = 64) {
+    detail::check_library();
+    Quantizer quantizer;
+    detail::check(jq_quantizer_new(JQ_WEIGHT_ONLY, quantizer.quantizer_.out()));
+    detail::check(jq_quantizer_set_weight_bits(quantizer.quantizer_.get(), bits, group));
+    return quantizer;
+  }
 
   // Takes the observers that a TOML text gives for the parts of a model: docs/configuration.md.
   Quantizer &qconfig(const std::string &toml) & {
@@ -599,6 +607,7 @@ public:
   }
 
 private:
+  Quantizer() = default;
   std::shared_ptr<detail::ProgressCallback> progress_ = std::make_shared<detail::ProgressCallback>();
   detail::QuantizerHandle quantizer_;
 };

@@ -87,6 +87,15 @@ if [ ${#packages[@]} -gt 0 ]; then
     Install what your system calls them, then run the same command again."
     fi
 fi
+# The report's page is tried in a browser where there is one. Debian has Chromium as a package (124 MB); where it cannot be
+# installed, the test says that it was skipped.
+if [ "$purpose" = test ] && ! have chromium && ! have google-chrome && [ "$(id -u)" = 0 ] &&
+    grep -qs "^ID=debian" /etc/os-release && have apt-get; then
+    printf '==> Installing Chromium, for the test of the report (124 MB)\n'
+    { apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install --yes --no-install-recommends -qq chromium; } \
+        >/dev/null 2>&1 ||
+        echo "setup: Chromium could not be installed; the test of the report's page will be skipped" >&2
+fi
 if ! echo | "${CXX:-c++}" -std=c++20 -fsyntax-only -x c++ - 2>/dev/null; then
     fail "the C++ compiler ${CXX:-c++} knows no -std=c++20: g++ 10 or clang 10 is the least"
 fi

@@ -91,6 +91,8 @@ pub use error::{Error, Result};
 #[cfg(feature = "torch")]
 pub use methods::{Methods, Rounding};
 #[cfg(feature = "torch")]
+pub use pass::WeightOnly;
+#[cfg(feature = "torch")]
 pub use pipeline::{Converted, FloatLayer, ModelForm, Prepared, Quantizer, Report};
 
 /// Registers jitquant's operators with libtorch; later calls do nothing.

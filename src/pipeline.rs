@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use crate::error::{Context, Error, Result};
-use crate::ir::{DType, IValue, Module, Node, Tensor};
+use crate::ir::{DType, GeneralPass, IValue, Module, Node, Tensor};
 use crate::methods::{Methods, Rounding};
 use crate::observer::UNSET;
 use crate::pass::prepare::{
@@ -11,8 +11,8 @@ use crate::pass::prepare::{
     settle_clamps,
 };
 use crate::pass::{
-    Coverage, Layer, QuantType, computes_weight, finalize, insert_observers_by_scope, insert_quant_dequant, layer_of,
-    layers, tag_layer, to_native,
+    Coverage, Layer, QuantType, WeightOnly, computes_weight, finalize, insert_observers_by_scope, insert_quant_dequant,
+    layer_of, layers, tag_layer, to_native, weight_only,
 };
 use crate::qconfig::{MakeObserver, Part, QConfigDict, QConfigSpec, qconfig_for, unknown_path};
 use crate::replay::{self, Replay};
@@ -49,6 +49,7 @@ pub struct Quantizer {
     preserve: Vec<String>,
     reduce_range: bool,
     form: ModelForm,
+    weight_only: Option<WeightOnly>,
 }
 
 /// Which operators an INT8 model calls.
@@ -72,6 +73,23 @@ impl Quantizer {
     /// whose ranges differ much from input to input.
     pub fn dynamic() -> Self {
         Self { quant_type: QuantType::Dynamic, ..Self::default() }
+    }
+
+    /// Quantizes weights alone, in this form; activations stay in float. It needs no data: for models whose activations
+    /// do not quantize, and for large linear layers on few rows, which are bound by reading their weights.
+    pub fn weight_only(form: WeightOnly) -> Self {
+        Self { weight_only: Some(form), ..Self::default() }
+    }
+
+    /// The same with weights in another form.
+    ///
+    /// # Errors
+    /// Where it does not quantize weights alone.
+    pub(crate) fn with_weights(mut self, form: WeightOnly) -> Result<Self> {
+        match self.weight_only.replace(form) {
+            Some(_) => Ok(self),
+            None => Err(Error::invalid("bits of weights are chosen in weight-only quantization; others have 8")),
+        }
     }
 
     /// The way that `quant_type` says.
@@ -207,7 +225,8 @@ impl Quantizer {
             let skipped = self.skip_layers.get(&number);
             let reason = match qconfig_for(&qconfigs, &layer.path) {
                 None => Some("left in float by the configuration".to_owned()),
-                Some(_) => why_never_quantized(layer.operator, self.quant_type)
+                Some(_) => self
+                    .why_never(layer.operator)
                     .or_else(|| computes_weight(node).then_some("its weight is computed when the model runs"))
                     .map(str::to_owned)
                     .or_else(|| skipped.cloned()),
@@ -225,6 +244,13 @@ impl Quantizer {
         let kept = batch_norms.into_iter().map(|(layer, why)| (layer, format!("not folded: {why}")));
         planned.extend(kept.map(|(layer, why)| PlannedLayer { layer, reason: Some(why) }));
         Ok((flat, qconfigs, planned))
+    }
+
+    fn why_never(&self, operator: &str) -> Option<&'static str> {
+        match self.weight_only {
+            Some(_) => weight_only::why_never(operator),
+            None => why_never_quantized(operator, self.quant_type),
+        }
     }
 
     /// Puts observers into a copy of `module`, which stays as it is. The copy is one flat graph with the batch norms
@@ -251,6 +277,9 @@ impl Quantizer {
                 Some(reason) => format!("no layer would be quantized; the first one: {reason}"),
             }));
         }
+        if self.weight_only.is_some() {
+            return Ok(self.prepared(flat, qconfigs, layers));
+        }
         step("inserting observers", 3, 4)?;
         let methods = &self.spec.methods;
         methods.check()?;
@@ -268,18 +297,23 @@ impl Quantizer {
         insert_observers_by_scope(&flat, METHOD, &qconfigs, self.quant_type, &lone_layers)?;
         mark_lone_linear(&flat, &graph, lone, &lone_layers)?;
         drop(graph);
-        Ok(Prepared {
-            module: flat,
+        Ok(self.prepared(flat, qconfigs, layers))
+    }
+
+    fn prepared(&self, module: Module, qconfigs: QConfigDict, layers: Vec<PlannedLayer>) -> Prepared {
+        Prepared {
+            module,
             quant_type: self.quant_type,
             form: self.form,
+            weight_only: self.weight_only,
             preserve: self.preserve.clone(),
-            methods: methods.clone(),
+            methods: self.spec.methods.clone(),
             reduce_range: self.reduce_range,
             qconfigs,
             layers,
             inputs: Vec::new(),
             batches: 0,
-        })
+        }
     }
 
     /// Goes on with an observed module that [`Prepared::module`] gave and that was saved and loaded since.
@@ -294,18 +328,7 @@ impl Quantizer {
         }
         let layers = layers(observed, METHOD)?.into_iter().map(|layer| PlannedLayer { layer, reason: None }).collect();
         let default = QConfigSpec { default: self.spec.default.clone(), ..QConfigSpec::default() };
-        Ok(Prepared {
-            module: observed.clone(),
-            quant_type: self.quant_type,
-            form: self.form,
-            preserve: self.preserve.clone(),
-            methods: self.spec.methods.clone(),
-            reduce_range: self.reduce_range,
-            qconfigs: default.resolve(observed, self.quant_type)?,
-            layers,
-            inputs: Vec::new(),
-            batches: 0,
-        })
+        Ok(self.prepared(observed.clone(), default.resolve(observed, self.quant_type)?, layers))
     }
 }
 
@@ -328,6 +351,7 @@ pub struct Prepared {
     module: Module,
     quant_type: QuantType,
     form: ModelForm,
+    weight_only: Option<WeightOnly>,
     preserve: Vec<String>,
     methods: Methods,
     reduce_range: bool,
@@ -355,6 +379,7 @@ impl Prepared {
             module,
             quant_type: self.quant_type,
             form: self.form,
+            weight_only: self.weight_only,
             preserve: self.preserve.clone(),
             methods: self.methods.clone(),
             reduce_range: self.reduce_range,
@@ -407,6 +432,9 @@ impl Prepared {
     /// # Errors
     /// Where static quantization saw no data, or a pass refuses the module.
     pub fn convert(&self) -> Result<Converted> {
+        if let Some(form) = self.weight_only {
+            return self.convert_weights(form);
+        }
         if self.quant_type == QuantType::Static && self.batches == 0 && !self.was_calibrated() {
             return Err(Error::invalid("static quantization needs data: call calibrate before convert"));
         }
@@ -477,6 +505,29 @@ impl Prepared {
         }
     }
 
+    fn convert_weights(&self, form: WeightOnly) -> Result<Converted> {
+        step("rounding weights", 0, 1)?;
+        let small = self.module.deep_clone()?;
+        let wanted = |node: Node<'_>| {
+            let is_on = layer_of(node, "").is_some_and(|layer| qconfig_for(&self.qconfigs, &layer.path).is_some());
+            is_on && !computes_weight(node)
+        };
+        let outcome = weight_only::quantize_weights(&small, METHOD, form, wanted)?;
+        small.graph(METHOD)?.run(GeneralPass::ClearProfiling)?;
+        let module = small.freeze(&self.preserve, false).context(|| "freezing the quantized module".into())?;
+        let planned = self.layers.iter().filter_map(|planned| Some((planned.layer.clone(), planned.reason.clone()?)));
+        let float = planned.chain(outcome.float).map(|(layer, reason)| FloatLayer::new(&layer, &reason)).collect();
+        let quantized_layers = outcome.kept.values().sum();
+        if quantized_layers == 0 {
+            return Err(Error::invalid("no layer has a weight that could be kept in fewer bits"));
+        }
+        let module = match self.form {
+            ModelForm::Portable => module,
+            ModelForm::Native => to_native(&module)?,
+        };
+        Ok(Converted { module, report: Report { quantized_layers, quantized_operators: outcome.kept, float } })
+    }
+
     /// Whether a method runs the model again on the calibration data.
     pub fn needs_inputs(&self) -> bool {
         let methods = &self.methods;
@@ -495,12 +546,7 @@ impl Prepared {
 
     fn report(&self, converted: &Module) -> Result<Report> {
         let coverage = Coverage::of(converted, METHOD)?;
-        let float_layer = |layer: &Layer, reason: &str| FloatLayer {
-            path: layer.path.clone(),
-            operator: layer.operator.to_owned(),
-            source: layer.source.clone(),
-            reason: reason.to_owned(),
-        };
+        let float_layer = FloatLayer::new;
         let mut float: Vec<FloatLayer> = self
             .layers
             .iter()
@@ -525,7 +571,7 @@ impl Prepared {
 fn why_never_quantized(operator: &str, quant_type: QuantType) -> Option<&'static str> {
     match (operator, quant_type) {
         ("matmul" | "attention", _) => Some("a product of two activations has no INT8 form in libtorch"),
-        ("embedding" | "embedding_bag", _) => Some("embeddings are quantized by weight-only modes, not here yet"),
+        ("embedding" | "embedding_bag", _) => Some("embeddings are quantized by weight-only quantization alone"),
         ("lstm" | "gru" | "lstm_cell" | "gru_cell" | "rnn_cell", QuantType::Static) => {
             Some("recurrent layers have dynamic INT8 forms only")
         }
@@ -567,6 +613,13 @@ pub struct FloatLayer {
     pub source: String,
     /// Why.
     pub reason: String,
+}
+
+impl FloatLayer {
+    fn new(layer: &Layer, reason: &str) -> Self {
+        let Layer { path, operator, source } = layer.clone();
+        Self { path, operator: operator.to_owned(), source, reason: reason.to_owned() }
+    }
 }
 
 fn is_observer(path: &str) -> bool {
@@ -653,6 +706,12 @@ fn refuse_unfit(module: &Module) -> Result<()> {
                     return Err(Error::invalid(format!(
                         "the model is quantized already: '{method}' of {place} calls {}. Quantize the float model",
                         node.kind()
+                    )));
+                }
+                if weight_only::Stored::of(node).is_some() || node.kind() == "jitquant::linear_weight_only" {
+                    return Err(Error::invalid(format!(
+                        "the model is quantized already: '{method}' of {place} keeps weights in 8 or 4 bits. Quantize the \
+                         float model"
                     )));
                 }
                 if let Some(IValue::Device(device)) = node.output(0).and_then(|value| value.constant())

@@ -76,6 +76,9 @@ fn null_and_wrong_handles_give_a_status() {
         refused(jq_module_free((&raw const stack).cast_mut().cast()), JQ_ERROR_HANDLE, "no jq_module");
         refused(jq_node_kind((&raw const stack).cast(), &mut null()), JQ_ERROR_HANDLE, "callback in progress");
         refused(jq_quantizer_new(5, &mut null_mut()), JQ_ERROR_ARGUMENT, "JQ_STATIC");
+        let of_activations = quantizer();
+        refused(jq_quantizer_set_weight_bits(of_activations, 4, 64), JQ_ERROR_ARGUMENT, "weight-only");
+        ok(jq_quantizer_free(of_activations));
         refused(jq_value_text(null(), &mut null()), JQ_ERROR_ARGUMENT, "'value' is null");
         refused(jq_module_from_torch(null(), &mut null_mut()), JQ_ERROR_ARGUMENT, "torch::jit::Module");
         refused(jq_set_log(99, None, null_mut()), JQ_ERROR_ARGUMENT, "level 99");

@@ -17,10 +17,24 @@ pub struct LayerFigures {
     pub quantized: bool,
     /// What the INT8 output can hold; `None` where the output is float (dynamic layers, and those left in float).
     pub range: Option<OutputRange>,
+    /// Bytes of its weight's elements in float and in the INT8 model; scales and biases are not counted. `None` where the
+    /// weight cannot be read.
+    pub weight_bytes: Option<(u64, u64)>,
     /// Its weight; `None` where the weight cannot be read.
     pub weight: Option<WeightFigures>,
     /// Its output, the errors of the layers before it included.
     pub output: OutputFigures,
+}
+
+/// A norm that the INT8 model computes in float.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct FloatNorm {
+    /// The path of its module in the float model; empty where the model does not tell.
+    pub path: String,
+    /// Which norm, e.g. `layer_norm`.
+    pub operator: String,
+    /// Its place in the TorchScript source.
+    pub source: String,
 }
 
 /// The u8 grid of an output: `x = scale (q - zero_point)`, q from 0 to 255.

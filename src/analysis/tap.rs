@@ -3,19 +3,18 @@
 use crate::error::{Error, Result};
 use crate::ir::{IValue, Module, Tensor, Type};
 
-/// The method that returns what is tapped.
-const TAP: &str = "_jitquant_tapped";
-
 /// A module with a method that returns tensors on the way.
 #[derive(Debug)]
 pub(super) struct Tapped {
     module: Module,
+    /// The method that returns what is tapped.
+    tap: String,
 }
 
 impl Tapped {
-    /// Gives `module` a method that runs as `method` does and returns the values with these names
+    /// Gives `module` a method `tap` that runs as `method` does and returns the values with these names
     /// ([`Value::debug_name`](crate::ir::Value::debug_name)), in that order. They must not lie in a branch or a loop.
-    pub fn new(module: Module, method: &str, values: &[String]) -> Result<Self> {
+    pub fn new(module: Module, method: &str, tap: &str, values: &[String]) -> Result<Self> {
         let original = module.graph(method)?;
         // A copy numbers the values that have no name anew, in the same order.
         let names: Vec<_> = original.nodes().flat_map(|node| node.outputs()).map(|value| value.debug_name()).collect();
@@ -37,8 +36,13 @@ impl Tapped {
         }
         graph.block().register_output(output)?;
         drop(original);
-        module.create_method(TAP, &graph)?;
-        Ok(Self { module })
+        module.create_method(tap, &graph)?;
+        Ok(Self { module, tap: tap.to_owned() })
+    }
+
+    /// The module.
+    pub fn module(&self) -> &Module {
+        &self.module
     }
 
     /// The tapped tensors for `inputs`.
@@ -46,7 +50,7 @@ impl Tapped {
     where
         IValue: From<&'a T>,
     {
-        match self.module.call(TAP, inputs)? {
+        match self.module.call(&self.tap, inputs)? {
             IValue::Tuple(items) => items.into_iter().map(Tensor::try_from).collect(),
             other => Err(Error::invalid(format!("the tapped method returns {}", other.kind()))),
         }

@@ -17,7 +17,7 @@ use crate::ir::IValue;
 use crate::pass::QuantType;
 use crate::qconfig::QConfigSpec;
 use crate::watch::{Step, watched};
-use crate::{ModelForm, Prepared, Quantizer};
+use crate::{ModelForm, Prepared, Quantizer, WeightOnly};
 
 /// When activations are quantized.
 pub type jq_quant_type = i32;
@@ -26,6 +26,9 @@ pub type jq_quant_type = i32;
 pub const JQ_DYNAMIC: jq_quant_type = 0;
 /// With ranges that calibration found.
 pub const JQ_STATIC: jq_quant_type = 1;
+
+/// Weights alone, in 8 or 4 bits; activations stay in float. For `jq_quantizer_new` only.
+pub const JQ_WEIGHT_ONLY: jq_quant_type = 2;
 
 pub(super) fn quant_type(number: jq_quant_type) -> Outcome<QuantType> {
     match number {
@@ -124,6 +127,12 @@ impl SharedQuantizer {
         let mut quantizer = self.quantizer.lock().unwrap_or_else(PoisonError::into_inner);
         *quantizer = change(quantizer.clone());
     }
+
+    fn set_weights(&self, form: WeightOnly) -> Result<()> {
+        let mut quantizer = self.quantizer.lock().unwrap_or_else(PoisonError::into_inner);
+        *quantizer = quantizer.clone().with_weights(form)?;
+        Ok(())
+    }
 }
 
 pub(super) struct SharedPrepared {
@@ -147,12 +156,17 @@ fn issue_prepared(prepared: Prepared, control: &Arc<Control>) -> *mut jq_prepare
     handle::issue(SharedPrepared { prepared: Mutex::new(prepared), control: control.clone() })
 }
 
-/// A quantizer with the defaults of `quant_type` (`JQ_STATIC` or `JQ_DYNAMIC`), into `*quantizer`. Any thread.
+/// A quantizer with the defaults of `quant_type` (`JQ_STATIC`, `JQ_DYNAMIC` or `JQ_WEIGHT_ONLY`), into `*quantizer`. Any
+/// thread.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn jq_quantizer_new(quant_type: jq_quant_type, quantizer: *mut *mut jq_quantizer) -> jq_status {
     enter(|| {
         let room = argument::room(quantizer, "quantizer")?;
-        let made = Mutex::new(Quantizer::new(self::quant_type(quant_type)?));
+        let made = match quant_type {
+            JQ_WEIGHT_ONLY => Quantizer::weight_only(WeightOnly::Bits8),
+            other => Quantizer::new(self::quant_type(other)?),
+        };
+        let made = Mutex::new(made);
         let made = SharedQuantizer { quantizer: made, ..SharedQuantizer::default() };
         // SAFETY: the caller's promise.
         unsafe { room.put(handle::issue(made)) };
@@ -212,6 +226,20 @@ pub unsafe extern "C" fn jq_quantizer_set_form(quantizer: *mut jq_quantizer, for
         };
         quantizer.change(|quantizer| quantizer.form(form));
         Ok(())
+    })
+}
+
+/// For a quantizer made with `JQ_WEIGHT_ONLY`: weights of `bits` bits, 8 (the default) or 4. With 4, linear layers have a
+/// scale and an offset for each `group` of inputs, 32, 64 or 128; what else has weights keeps 8. Any thread.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn jq_quantizer_set_weight_bits(
+    quantizer: *mut jq_quantizer,
+    bits: usize,
+    group: usize,
+) -> jq_status {
+    enter(|| {
+        let quantizer = handle::resolve(quantizer, "quantizer")?;
+        Ok(quantizer.set_weights(WeightOnly::new(bits, group)?)?)
     })
 }
 

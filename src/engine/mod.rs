@@ -17,6 +17,7 @@ mod norm;
 mod pool;
 mod stock;
 mod threads;
+mod weight_only;
 
 pub use accelerate::{Accelerated, LeftOut, accelerate};
 pub use stock::{stock_engine, stock_engines, with_stock_engine};
@@ -26,4 +27,5 @@ pub(crate) use threads::HostThreads;
 pub(crate) fn keep_native_operators() {
     bridge::ffi::keep_native_layers();
     bridge::ffi::keep_native_elements();
+    weight_only::bridge::keep_weight_only_operators();
 }

@@ -18,6 +18,7 @@ mod sink;
 mod softmax;
 mod table;
 mod upsample;
+mod weight_only;
 
 pub use conv::{ConvShape, PackedConv};
 pub use depthwise::{DepthwiseShape, PackedDepthwise, Window as ConvWindow};
@@ -42,3 +43,4 @@ pub use rnn::{gru_cell, lstm_cell};
 pub use softmax::softmax;
 pub use table::{Activation, Table};
 pub use upsample::{Upsampling, upsample};
+pub use weight_only::{GroupWeight, PackedWeightOnly, round_channels, round_groups};

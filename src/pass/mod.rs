@@ -15,6 +15,7 @@ pub mod op_table;
 pub mod prepare;
 mod register_prepack_params;
 mod replace_convolution;
+pub(crate) mod weight_only;
 
 pub use dedup_module_uses::dedup_module_uses;
 pub use finalize::{
@@ -32,6 +33,7 @@ pub(crate) use native::rewrite_executed;
 pub use native::{stock_operators, to_native};
 pub use on_device::{finalize_on_device_ptq, insert_observers_for_on_device_ptq, insert_quant_dequant_on_device_ptq};
 pub use register_prepack_params::register_prepack_params;
+pub use weight_only::WeightOnly;
 
 /// The snippets of `docs/passes.md`.
 #[cfg(doctest)]

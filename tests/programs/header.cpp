@@ -244,6 +244,11 @@ static void quantizer() {
   auto want = net.forward({batches[0]}).toTensor(), have = converted.module.forward({batches[0]}).toTensor();
   EXPECT((want - have).abs().max().item<float>() < 0.1);
 
+  auto small = jitquant::Quantizer::weight_only().prepare(net).convert();
+  EXPECT(small.report.operators.at(0).first == "linear_8bit");
+  EXPECT((want - small.module.forward({batches[0]}).toTensor()).abs().max().item<float>() < 0.1);
+  EXPECT(says(message_of([] { jitquant::Quantizer::weight_only(3); }), "8 and 4 are accepted"));
+
   auto quantizer = jitquant::Quantizer::dynamic();
   EXPECT(quantizer.inspect(net).layers.at(0).path == "fc");
   quantizer.on_progress([](const std::string &, size_t, size_t) { return false; });

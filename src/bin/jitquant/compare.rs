@@ -45,6 +45,9 @@ pub struct Arguments {
     /// Print the figures as JSON.
     #[arg(long)]
     pub json: bool,
+    /// Time each layer as well: only the report shows it.
+    #[arg(skip)]
+    pub time_layers: bool,
     #[command(flatten)]
     pub images: ImageOptions,
 }
@@ -147,7 +150,8 @@ pub fn measure(arguments: &Arguments) -> Result<Report> {
     let accuracy = (feed.labels.is_some() && comparison.top1_agreement().is_some())
         .then(|| Pair { float: correct.float as f64 / done as f64, int8: correct.int8 as f64 / done as f64 });
     let size = |path: &PathBuf| std::fs::metadata(path).map(|m| m.len()).with_context(|| path.display().to_string());
-    let layers = arguments.layers.then(|| layers::compare(&float, &int8, &feed, arguments.batch_size)).transpose()?;
+    let compare = || layers::compare(&float, &int8, &feed, arguments.batch_size, arguments.time_layers);
+    let layers = arguments.layers.then(compare).transpose()?;
     let layers = layers.map(|mut layers| {
         if let Some(worst) = arguments.worst {
             layers.keep_worst(worst.get());

@@ -3,7 +3,9 @@
 use std::num::NonZeroUsize;
 
 use anyhow::{Context, Result};
-use jitquant::analysis::{Histogram, LayerComparison, LayerFigures, OutputRange, WeightFigures};
+use jitquant::analysis::{
+    FloatNorm, Histogram, LayerComparison, LayerFigures, LayerTime, OutlineNode, OutputRange, WeightFigures,
+};
 use jitquant::ir::Module;
 use serde::Serialize;
 
@@ -28,6 +30,10 @@ pub struct LayerRow {
     pub max: f32,
     pub clipped_share: f64,
     pub range: Option<OutputRange>,
+    /// Bytes of the weight's elements in float, and in the INT8 model.
+    pub weight_bytes: Option<(u64, u64)>,
+    /// Seconds for one batch, where layers were timed.
+    pub time: Option<LayerTime>,
     pub weight: Option<WeightFigures>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub histogram: Option<Histogram>,
@@ -39,26 +45,39 @@ pub struct Layers {
     pub layers: Vec<LayerRow>,
     /// Layers of the INT8 model that could not be compared, and why.
     pub not_compared: Vec<String>,
+    /// The float model's layers and what joins them; `layer` counts the layers above from 0.
+    pub graph: Vec<OutlineNode>,
+    /// Norms that the INT8 model computes in float.
+    pub float_norms: Vec<FloatNorm>,
 }
 
 /// Runs both models on all of the data and compares their layers.
-pub fn compare(float: &Module, int8: &Module, feed: &Feed, batch_size: NonZeroUsize) -> Result<Layers> {
+pub fn compare(float: &Module, int8: &Module, feed: &Feed, batch_size: NonZeroUsize, timed: bool) -> Result<Layers> {
     let mut comparison = LayerComparison::new(float, int8)?;
     let bar = output::progress(feed.len(), "layers");
-    let mut done = 0;
+    let (mut done, mut times) = (0, Vec::new());
     for batch in feed.batches(batch_size) {
         let (samples, inputs) = batch?;
         comparison.add(&inputs).with_context(|| feed.refusal(done, &inputs))?;
+        if timed && done == 0 {
+            times = comparison.times(&inputs)?;
+        }
         done += samples;
         bar.inc(samples as u64);
     }
     bar.finish_and_clear();
-    let layers = comparison.layers().iter().enumerate().map(|(index, figures)| LayerRow::new(index + 1, figures));
-    Ok(Layers { layers: layers.collect(), not_compared: comparison.unmatched().to_vec() })
+    let time = |index: usize| times.get(index).copied().flatten();
+    let layers = comparison.layers().iter().enumerate();
+    Ok(Layers {
+        layers: layers.map(|(index, figures)| LayerRow::new(index + 1, figures, time(index))).collect(),
+        not_compared: comparison.unmatched().to_vec(),
+        graph: comparison.outline().to_vec(),
+        float_norms: comparison.float_norms().to_vec(),
+    })
 }
 
 impl LayerRow {
-    fn new(position: usize, figures: &LayerFigures) -> Self {
+    fn new(position: usize, figures: &LayerFigures, time: Option<LayerTime>) -> Self {
         let output = &figures.output;
         Self {
             position,
@@ -73,6 +92,8 @@ impl LayerRow {
             max: output.max,
             clipped_share: output.clipped_share(),
             range: figures.range,
+            weight_bytes: figures.weight_bytes,
+            time,
             weight: figures.weight.clone(),
             histogram: output.histogram.clone(),
         }
@@ -112,10 +133,10 @@ impl Layers {
             table.add_row([
                 layer.name(),
                 layer.position.to_string(),
-                match layer.int8_operator.strip_prefix("quantized::") {
-                    // The table is narrow, and every one is.
-                    Some(operator) => operator.to_owned(),
-                    None => format!("{} (float)", layer.operator),
+                match layer.quantized {
+                    // The table is narrow, and most of them are.
+                    true => layer.int8_operator.trim_start_matches("quantized::").to_owned(),
+                    false => format!("{} (float)", layer.operator),
                 },
                 format!("{:.1}", layer.sqnr_db),
                 format!("{:.5}", layer.cosine),

@@ -12,6 +12,7 @@ mod finetune;
 mod inspect;
 mod layers;
 mod output;
+mod provenance;
 mod quantize;
 mod report;
 

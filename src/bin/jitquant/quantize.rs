@@ -11,7 +11,7 @@ use jitquant::ir::Module;
 use jitquant::observer::{ObserverConfig, ObserverKind};
 use jitquant::pass::QuantType;
 use jitquant::qconfig::QConfigSpec;
-use jitquant::{Converted, ModelForm, Prepared, Quantizer, Report, Rounding};
+use jitquant::{Converted, ModelForm, Prepared, Quantizer, Report, Rounding, WeightOnly};
 use serde::Serialize;
 
 use crate::control::{self, ControlOptions, Samples};
@@ -19,12 +19,14 @@ use crate::control_report::ControlReport;
 use crate::data::{DATA_HELP, ImageOptions};
 use crate::feed::Feed;
 use crate::output;
+use crate::provenance::Provenance;
 
 /// Make an INT8 model that any libtorch runs.
 ///
 /// Static quantization (the default) runs the model on sample data to find the range of every tensor, then rounds
 /// weights and activations to eight bits. Dynamic quantization needs no data: it rounds the weights of linear and
-/// recurrent layers (LSTM, GRU) and takes each activation's range as it comes.
+/// recurrent layers (LSTM, GRU) and takes each activation's range as it comes. Weight-only quantization needs no data
+/// either: activations stay in float, weights of linear layers, convolutions and embeddings are kept in 8 or 4 bits.
 #[derive(clap::Args)]
 #[command(
     after_long_help = DATA_HELP,
@@ -33,6 +35,7 @@ Examples:
   jitquant quantize resnet.pt -o resnet.int8.pt --calibrate photos/ --resize 256 --crop 224 \\
       --mean 0.485,0.456,0.406 --std 0.229,0.224,0.225
   jitquant quantize bert.pt -o bert.int8.pt --mode dynamic
+  jitquant quantize big.pt -o big.4bit.pt --mode weight-only --weight-bits 4
   jitquant quantize net.pt -o net.int8.pt --calibrate data.npz --skip head --observer min-max
   jitquant quantize net.pt -o net.int8.pt --calibrate data.npz --evaluate more.npz --min-agreement 99%
 
@@ -47,6 +50,12 @@ pub struct Arguments {
     /// When activations' ranges are found.
     #[arg(long, value_enum, default_value_t = Mode::Static)]
     mode: Mode,
+    /// With --mode weight-only: bits of the weights. 4 is for linear layers; what else has weights keeps 8.
+    #[arg(long, default_value = "8", value_name = "8|4")]
+    weight_bits: usize,
+    /// With --weight-bits 4: how many inputs share a scale and an offset. Fewer are more accurate and larger.
+    #[arg(long, default_value = "64", value_name = "32|64|128")]
+    group: usize,
     /// Which operators the INT8 model calls.
     #[arg(long, value_enum, default_value_t = Form::Portable)]
     form: Form,
@@ -115,6 +124,9 @@ pub struct Arguments {
     finetune_batch: NonZeroUsize,
     #[command(flatten)]
     control: ControlOptions,
+    /// Do not write into the model's file how it was made (this command, what stays in float and why), which `report` shows.
+    #[arg(long)]
+    no_record: bool,
     /// Print the outcome as JSON.
     #[arg(long)]
     json: bool,
@@ -128,6 +140,18 @@ enum Mode {
     Static,
     /// Ranges are found when the model runs.
     Dynamic,
+    /// Activations stay in float.
+    WeightOnly,
+}
+
+impl Mode {
+    fn name(self) -> &'static str {
+        match self {
+            Self::Static => "static",
+            Self::Dynamic => "dynamic",
+            Self::WeightOnly => "weight-only",
+        }
+    }
 }
 
 #[derive(Clone, Copy, ValueEnum)]
@@ -204,7 +228,7 @@ pub fn run(arguments: &Arguments) -> Result<()> {
 fn quantize(arguments: &Arguments, group: Option<&Group>) -> Result<()> {
     let start = Instant::now();
     let module = Module::load(&arguments.model)?;
-    let extra = Module::extra_files(&arguments.model)?;
+    let mut extra = Module::extra_files(&arguments.model)?;
     let quantizer = arguments.quantizer()?;
     let needs_data = matches!(arguments.mode, Mode::Static);
     ensure!(
@@ -216,6 +240,9 @@ fn quantize(arguments: &Arguments, group: Option<&Group>) -> Result<()> {
     else {
         return Ok(());
     };
+    if !arguments.no_record {
+        Provenance::of_this_command(arguments.mode.name(), &report).put_into(&mut extra)?;
+    }
     converted.save_with(&arguments.output, &extra)?;
     if arguments.finetune.is_some() {
         std::fs::remove_file(arguments.checkpoint()).ok();
@@ -241,7 +268,7 @@ fn quantize(arguments: &Arguments, group: Option<&Group>) -> Result<()> {
 impl Arguments {
     fn quantizer(&self) -> Result<Quantizer> {
         let quant_type = match self.mode {
-            Mode::Static => QuantType::Static,
+            Mode::Static | Mode::WeightOnly => QuantType::Static,
             Mode::Dynamic => QuantType::Dynamic,
         };
         let mut spec = match &self.config {
@@ -261,6 +288,10 @@ impl Arguments {
         methods.smooth = self.smooth.unwrap_or(methods.smooth);
         methods.per_row &= !self.per_tensor;
         let is_dynamic = quant_type == QuantType::Dynamic;
+        if matches!(self.mode, Mode::WeightOnly) {
+            ensure!(self.calibrate.is_empty(), "weight-only quantization uses no data: leave --calibrate out");
+            ensure!(self.observer.is_none(), "weight-only quantization observes nothing: leave --observer out");
+        }
         if is_dynamic && self.observer.is_some() {
             bail!("--observer is for static quantization: dynamic ranges are found at run time");
         }
@@ -273,8 +304,11 @@ impl Arguments {
             Form::Portable => ModelForm::Portable,
             Form::Native => ModelForm::Native,
         };
-        let quantizer =
-            Quantizer::new(quant_type).qconfig(spec).form(form).reduce_range(is_dynamic && self.reduce_range);
+        let quantizer = match self.mode {
+            Mode::WeightOnly => Quantizer::weight_only(WeightOnly::new(self.weight_bits, self.group)?),
+            _ => Quantizer::new(quant_type),
+        };
+        let quantizer = quantizer.qconfig(spec).form(form).reduce_range(is_dynamic && self.reduce_range);
         let quantizer = self.skip.iter().fold(quantizer, |quantizer, path| quantizer.skip(path));
         let by_user = "left in float by the configuration";
         let quantizer =

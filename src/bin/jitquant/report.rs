@@ -1,5 +1,6 @@
 //! `jitquant report`.
 
+mod graph;
 mod page;
 mod picture;
 
@@ -8,11 +9,12 @@ use std::num::NonZeroUsize;
 use std::path::PathBuf;
 
 use anyhow::{Context, Result};
-use jitquant::Quantizer;
+use jitquant::{Quantizer, WeightOnly};
 use serde::Serialize;
 
 use crate::compare::{self, Report};
 use crate::data::{DATA_HELP, ImageOptions};
+use crate::provenance::Provenance;
 
 /// Write one page that shows where an INT8 model loses accuracy, layer by layer.
 ///
@@ -23,7 +25,7 @@ use crate::data::{DATA_HELP, ImageOptions};
 pub struct Arguments {
     /// The float model.
     float: PathBuf,
-    /// The quantized model, in portable form.
+    /// The quantized model, in any form.
     int8: PathBuf,
     /// The samples to compare on: not those used for calibration.
     #[arg(long, required = true, num_args = 1..)]
@@ -47,19 +49,24 @@ pub struct Arguments {
     images: ImageOptions,
 }
 
-/// A layer that stays in float.
+/// What stays in float.
 #[derive(Serialize)]
 struct LeftInFloat {
     path: String,
     operator: String,
-    /// Why static quantization with default options leaves it; `None` where it would not.
+    /// Why; `None` where neither the file tells nor the model.
     reason: Option<String>,
 }
 
 /// All that the page shows.
 #[derive(Serialize)]
 struct Findings {
+    /// The command that wrote the report.
     command: String,
+    /// How the INT8 model was made, where its file says it.
+    made_by: Option<Provenance>,
+    /// How its activations are quantized: `static`, `dynamic` or `weight-only`.
+    mode: String,
     float_model: PathBuf,
     int8_model: PathBuf,
     #[serde(flatten)]
@@ -81,11 +88,16 @@ pub fn run(arguments: &Arguments) -> Result<()> {
         layers: true,
         worst: None,
         json: arguments.json,
+        time_layers: true,
         images: arguments.images.clone(),
     })?;
-    let left_in_float = left_in_float(arguments, &figures)?;
+    let made_by = Provenance::read(&arguments.int8)?;
+    let mode = made_by.as_ref().map_or_else(|| mode_of(&figures).to_owned(), |made_by| made_by.mode.clone());
+    let left_in_float = left_in_float(arguments, &figures, made_by.as_ref(), &mode)?;
     let findings = Findings {
         command: std::env::args().collect::<Vec<_>>().join(" "),
+        made_by,
+        mode,
         float_model: arguments.float.clone(),
         int8_model: arguments.int8.clone(),
         figures,
@@ -103,19 +115,75 @@ pub fn run(arguments: &Arguments) -> Result<()> {
     Ok(())
 }
 
-fn left_in_float(arguments: &Arguments, figures: &Report) -> Result<Vec<LeftInFloat>> {
-    let verdicts = Quantizer::static_ptq().verdicts(&crate::feed::load(&arguments.float)?)?;
-    let reason = |path: &str, operator: &str| {
-        let found = verdicts.iter().find(|(layer, _)| layer.path == path && layer.operator == operator);
-        found.and_then(|(_, reason)| reason.clone())
+/// How a model was quantized, told by the operators that it calls.
+fn mode_of(figures: &Report) -> &'static str {
+    let layers = figures.layers.iter().flat_map(|layers| &layers.layers).filter(|layer| layer.quantized);
+    let (mut dynamic, mut weight_only) = (false, false);
+    for layer in layers {
+        let operator = &layer.int8_operator;
+        if layer.range.is_some() || operator.contains("input_q_dq") || operator.ends_with("_float") {
+            return "static";
+        }
+        dynamic |= operator.contains("dynamic");
+        weight_only |= operator.contains("weight)") || operator.contains("weight_only");
+    }
+    match (dynamic, weight_only) {
+        (false, true) => "weight-only",
+        (true, _) => "dynamic",
+        _ => "static",
+    }
+}
+
+fn left_in_float(
+    arguments: &Arguments,
+    figures: &Report,
+    made_by: Option<&Provenance>,
+    mode: &str,
+) -> Result<Vec<LeftInFloat>> {
+    let Some(layers) = &figures.layers else { return Ok(Vec::new()) };
+    // What the file says was true when it was made. Without it, what this version would do in that mode.
+    let mut known: Vec<(String, String, String)> = match made_by {
+        Some(made_by) => {
+            let left = made_by.left_in_float.iter();
+            left.map(|left| (left.path.clone(), left.operator.clone(), left.reason.clone())).collect()
+        }
+        None => {
+            let quantizer = match mode {
+                "dynamic" => Quantizer::dynamic(),
+                "weight-only" => Quantizer::weight_only(WeightOnly::Bits8),
+                _ => Quantizer::static_ptq(),
+            };
+            let verdicts = quantizer.verdicts(&crate::feed::load(&arguments.float)?)?.into_iter();
+            verdicts.filter_map(|(layer, why)| Some((layer.path, layer.operator.to_owned(), why?))).collect()
+        }
     };
-    let layers = figures.layers.iter().flat_map(|layers| &layers.layers).filter(|layer| !layer.quantized);
-    let left = |layer: &crate::layers::LayerRow| LeftInFloat {
-        path: layer.name(),
-        operator: layer.operator.clone(),
-        reason: reason(&layer.path, &layer.operator),
+    // Each is used once: a module may have several layers of a kind.
+    let mut reason = |path: &str, operator: &str| {
+        let found = known.iter().position(|(known, kind, _)| known == path && kind == operator)?;
+        Some(known.remove(found).2)
     };
-    Ok(layers.map(left).collect())
+    let mut left: Vec<LeftInFloat> = Vec::new();
+    for layer in layers.layers.iter().filter(|layer| !layer.quantized) {
+        let reason = reason(&layer.path, &layer.operator);
+        left.push(LeftInFloat { path: layer.name(), operator: layer.operator.clone(), reason });
+    }
+    let why_norm = |operator: &str| match mode {
+        "weight-only" => "only weights are quantized",
+        "dynamic" => "norms have no dynamic INT8 form",
+        _ if operator == "layer_norm" => {
+            "its channels differ too much for one scale a tensor, and the layers behind it quantize their input themselves"
+        }
+        _ => "what surrounds it is in float",
+    };
+    for norm in &layers.float_norms {
+        // What the file says comes first, here too (a batch norm that was not folded, say).
+        let reason = reason(&norm.path, &norm.operator).unwrap_or_else(|| why_norm(&norm.operator).to_owned());
+        let path = if norm.path.is_empty() { norm.source.clone() } else { norm.path.clone() };
+        left.push(LeftInFloat { path, operator: norm.operator.clone(), reason: Some(reason) });
+    }
+    // Layers that were not compared (in branches, say) are left as well.
+    left.extend(known.into_iter().map(|(path, operator, reason)| LeftInFloat { path, operator, reason: Some(reason) }));
+    Ok(left)
 }
 
 /// Writes beside the target and renames: a failed run leaves an old page as it was.

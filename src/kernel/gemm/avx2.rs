@@ -180,6 +180,41 @@ macro_rules! vector {
             }
 
             #[inline(always)]
+            unsafe fn load_i8(self, from: *const i8) -> [__m256; 2] {
+                // Eight bytes a half.
+                both_halves!(half => {
+                    _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64(from.add(8 * half).cast())))
+                })
+            }
+
+            #[inline(always)]
+            unsafe fn load_nibbles(self, from: *const u8) -> [[__m256; 2]; 2] {
+                // SAFETY: the caller's 16 bytes.
+                let [low, high] = unsafe {
+                    let (bytes, mask) = (_mm_loadu_si128(from.cast()), _mm_set1_epi8(15));
+                    [_mm_and_si128(bytes, mask), _mm_and_si128(_mm_srli_epi16::<4>(bytes), mask)]
+                };
+                // SAFETY: the machine has the instructions.
+                unsafe {
+                    let low_end = _mm256_cvtepi32_ps(_mm256_cvtepu8_epi32(_mm_srli_si128::<8>(low)));
+                    let high_end = _mm256_cvtepi32_ps(_mm256_cvtepu8_epi32(_mm_srli_si128::<8>(high)));
+                    [
+                        [_mm256_cvtepi32_ps(_mm256_cvtepu8_epi32(low)), low_end],
+                        [_mm256_cvtepi32_ps(_mm256_cvtepu8_epi32(high)), high_end],
+                    ]
+                }
+            }
+
+            #[inline(always)]
+            unsafe fn load_bf16(self, from: *const u16) -> [__m256; 2] {
+                // Eight numbers a half.
+                both_halves!(half => {
+                    let bits = _mm256_cvtepu16_epi32(_mm_loadu_si128(from.add(8 * half).cast()));
+                    _mm256_castsi256_ps(_mm256_slli_epi32::<16>(bits))
+                })
+            }
+
+            #[inline(always)]
             fn mul_add(self, a: [__m256; 2], b: [__m256; 2], c: [__m256; 2]) -> [__m256; 2] {
                 both_halves!(half => _mm256_fmadd_ps(a[half], b[half], c[half]))
             }

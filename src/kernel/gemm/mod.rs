@@ -15,7 +15,7 @@ mod neon;
 pub(crate) mod panels;
 mod scalar;
 pub(crate) mod tile;
-mod vector;
+pub(crate) mod vector;
 
 pub use dynamic::DynamicScheme;
 

@@ -58,6 +58,34 @@ pub(crate) trait Vector: Copy + Send + Sync {
     unsafe fn load_f32(self, from: *const f32, valid: usize) -> Self::F32;
     unsafe fn store_f32(self, x: Self::F32, to: *mut f32, valid: usize);
     fn to_f32(self, x: Self::I32) -> Self::F32;
+    /// `STRIP` signed bytes.
+    #[inline(always)]
+    unsafe fn load_i8(self, from: *const i8) -> Self::F32 {
+        // SAFETY: the caller's `STRIP` bytes.
+        let bytes = unsafe { from.cast::<[i8; STRIP]>().read_unaligned() };
+        let values: [f32; STRIP] = std::array::from_fn(|lane| f32::from(bytes[lane]));
+        // SAFETY: the array holds as many.
+        unsafe { self.load_f32(values.as_ptr(), STRIP) }
+    }
+    /// `STRIP` bytes of two numbers of four bits: the low ones, and the high ones.
+    #[inline(always)]
+    unsafe fn load_nibbles(self, from: *const u8) -> [Self::F32; 2] {
+        // SAFETY: the caller's `STRIP` bytes.
+        let bytes = unsafe { from.cast::<[u8; STRIP]>().read_unaligned() };
+        let low: [f32; STRIP] = std::array::from_fn(|lane| f32::from(bytes[lane] & 15));
+        let high: [f32; STRIP] = std::array::from_fn(|lane| f32::from(bytes[lane] >> 4));
+        // SAFETY: the arrays hold as many.
+        unsafe { [self.load_f32(low.as_ptr(), STRIP), self.load_f32(high.as_ptr(), STRIP)] }
+    }
+    /// The bits of `STRIP` bfloat16 numbers.
+    #[inline(always)]
+    unsafe fn load_bf16(self, from: *const u16) -> Self::F32 {
+        // SAFETY: the caller's `STRIP` numbers.
+        let bits = unsafe { from.cast::<[u16; STRIP]>().read_unaligned() };
+        let values: [f32; STRIP] = std::array::from_fn(|lane| f32::from_bits(u32::from(bits[lane]) << 16));
+        // SAFETY: the array holds as many.
+        unsafe { self.load_f32(values.as_ptr(), STRIP) }
+    }
     /// `a * b + c`, rounded once.
     fn mul_add(self, a: Self::F32, b: Self::F32, c: Self::F32) -> Self::F32;
     fn max_f32(self, a: Self::F32, b: Self::F32) -> Self::F32;

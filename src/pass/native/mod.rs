@@ -17,6 +17,7 @@ mod fuse;
 mod operators;
 mod simplify;
 mod tables;
+mod weight_only;
 mod weights;
 
 use std::collections::BTreeMap;
@@ -73,6 +74,10 @@ pub(crate) fn rewrite_executed(graph: &mut Graph) -> Result<usize> {
 
 fn rewrite(graph: &mut Graph, weights: &mut Weights<'_>) -> Result<usize> {
     let converted = convert(graph, weights)?;
+    let small = weight_only::to_native(graph, weights)?;
+    if small > 0 {
+        graph.run(GeneralPass::DeadCodeElimination)?;
+    }
     if converted > 0 {
         for _ in 0..ROUNDS {
             let mut changes = simplify::simplify(graph, weights)?;
@@ -84,7 +89,7 @@ fn rewrite(graph: &mut Graph, weights: &mut Weights<'_>) -> Result<usize> {
         }
         graph.run(GeneralPass::ConstantPooling)?;
     }
-    Ok(converted)
+    Ok(converted + small)
 }
 
 /// The operators on libtorch's quantized tensors that a module calls, and how often: none in a module that is in native form

@@ -69,6 +69,9 @@ mod ffi {
 
         /// libtorch's `Finalize`.
         fn finalize(module: &[u8], dynamic: bool) -> Result<Vec<u8>>;
+
+        /// See the function of this name.
+        fn optimized(module: &[u8], sizes: &[i64]) -> Result<Vec<String>>;
     }
 }
 
@@ -179,6 +182,16 @@ pub fn finalize_on_device(module: &[u8], method: &str, dynamic: bool) -> Result<
 pub fn quantize(module: &[u8], method: &str, dynamic: bool) -> Result<Vec<u8>, cxx::Exception> {
     let _turn = turn();
     ffi::quantize(module, method, dynamic)
+}
+
+/// What libtorch makes of `forward`, as text: frozen, after `optimize_for_inference`, and as the executor runs it after
+/// some calls with an input of these sizes.
+///
+/// # Errors
+/// What libtorch throws.
+pub fn optimized(module: &[u8], sizes: &[i64]) -> Result<Vec<String>, cxx::Exception> {
+    let _turn = turn();
+    ffi::optimized(module, sizes)
 }
 
 /// libtorch's `Finalize`.

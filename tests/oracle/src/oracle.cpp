@@ -2,11 +2,13 @@
 
 #include <torch/csrc/jit/api/module.h>
 #include <torch/csrc/jit/passes/fold_conv_bn.h>
+#include <torch/csrc/jit/passes/freeze_module.h>
 #include <torch/csrc/jit/passes/quantization/dedup_module_uses.h>
 #include <torch/csrc/jit/passes/quantization/finalize.h>
 #include <torch/csrc/jit/passes/quantization/insert_observers.h>
 #include <torch/csrc/jit/passes/quantization/insert_quant_dequant.h>
 #include <torch/csrc/jit/passes/quantization/register_packed_params.h>
+#include <torch/csrc/jit/runtime/graph_executor.h>
 #include <torch/csrc/jit/serialization/import.h>
 
 #include <algorithm>
@@ -106,6 +108,18 @@ rust::Vec<uint8_t> quantize(rust::Slice<const uint8_t> bytes, rust::Str method, 
   jit::Module module = load(bytes);
   jit::Module quantized = jit::InsertQuantDeQuant(module, text(method), false, false, quant_type(dynamic));
   return save(jit::Finalize(quantized, quant_type(dynamic)));
+}
+
+rust::Vec<rust::String> optimized(rust::Slice<const uint8_t> bytes, rust::Slice<const int64_t> sizes) {
+  jit::Module module = load(bytes);
+  module.eval();
+  rust::Vec<rust::String> graphs;
+  graphs.push_back(jit::freeze_module(module).get_method("forward").graph()->toString(false));
+  graphs.push_back(jit::optimize_for_inference(module).get_method("forward").graph()->toString(false));
+  for (int i = 0; i < 4; ++i)
+    module.forward({at::ones({sizes.data(), sizes.size()})});
+  graphs.push_back(jit::lastExecutedOptimizedGraph()->toString(false));
+  return graphs;
 }
 
 rust::Vec<uint8_t> finalize(rust::Slice<const uint8_t> bytes, bool dynamic) {

@@ -31,6 +31,7 @@ rust::Vec<uint8_t> insert_observers_on_device(rust::Slice<const uint8_t> module,
 rust::Vec<uint8_t> insert_quant_dequant_on_device(rust::Slice<const uint8_t> module, rust::Str method, bool dynamic);
 rust::Vec<uint8_t> finalize_on_device(rust::Slice<const uint8_t> module, rust::Str method, bool dynamic);
 rust::Vec<uint8_t> quantize(rust::Slice<const uint8_t> module, rust::Str method, bool dynamic);
+rust::Vec<rust::String> optimized(rust::Slice<const uint8_t> module, rust::Slice<const int64_t> sizes);
 rust::Vec<uint8_t> finalize(rust::Slice<const uint8_t> module, bool dynamic);
 
 } // namespace jitquant_oracle

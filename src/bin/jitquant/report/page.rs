@@ -4,7 +4,7 @@ use std::fmt::Write;
 
 use anyhow::Result;
 
-use super::{Findings, picture};
+use super::{Findings, graph, picture};
 use crate::layers::LayerRow;
 
 const STYLE: &str = "\
@@ -16,7 +16,8 @@ th:first-child,td:first-child,td.text{text-align:left;overflow-wrap:anywhere}\
 th button{all:unset;cursor:pointer;font-weight:600}th button:focus-visible{outline:2px solid #4682b4}\
 tr.layer{cursor:pointer}tr.layer:hover{background:#f9fafb}\
 tr.detail td{text-align:left;background:#fafafa}.dot{display:inline-block;width:.8em;height:.8em;border-radius:50%}\
-.pictures{display:flex;flex-wrap:wrap;gap:1em}svg{max-width:100%;height:auto}";
+.pictures{display:flex;flex-wrap:wrap;gap:1em}figure svg,#overview svg{max-width:100%;height:auto}\
+.graph{overflow:auto;max-height:640px;border:1px solid #e5e7eb}.node{cursor:pointer}.node:hover rect{stroke:#222}";
 
 /// Sorting moves a row and its detail together; what is no number sorts behind all numbers.
 const SCRIPT: &str = "\
@@ -27,10 +28,29 @@ down=last===i&&!down;last=i;const rows=[...body.querySelectorAll('tr.layer')];\
 rows.sort((a,b)=>{const x=a.cells[i],y=b.cells[i];\
 const d='value' in x.dataset?number(x)-number(y)||0:x.textContent.localeCompare(y.textContent);return down?-d:d});\
 for(const row of rows){const detail=document.getElementById('detail-'+row.dataset.position);body.append(row,detail)}});\
+const show=position=>{const row=body.querySelector('tr.layer[data-position=\"'+position+'\"]');\
+if(row.getAttribute('aria-expanded')==='false')toggle(row);row.scrollIntoView()};\
+document.querySelectorAll('.node').forEach(node=>{node.onclick=()=>show(node.dataset.layer);\
+node.onkeydown=e=>{if(e.key==='Enter')show(node.dataset.layer)}});\
 const toggle=row=>{const d=document.getElementById('detail-'+row.dataset.position);d.hidden=!d.hidden;\
 row.setAttribute('aria-expanded',String(!d.hidden))};\
 body.querySelectorAll('tr.layer').forEach(row=>{row.onclick=()=>toggle(row);\
 row.onkeydown=e=>{if(e.key==='Enter'){toggle(row)}}});";
+
+const COLUMNS: [&str; 12] = [
+    "layer",
+    "#",
+    "INT8 operator",
+    "SQNR dB",
+    "cosine",
+    "clipped %",
+    "zero point",
+    "weight dB",
+    "float kB",
+    "INT8 kB",
+    "float ms",
+    "INT8 ms",
+];
 
 /// The page as HTML.
 pub fn page(findings: &Findings) -> Result<String> {
@@ -43,13 +63,21 @@ pub fn page(findings: &Findings) -> Result<String> {
         name = escape(&findings.int8_model.display().to_string())
     )?;
     write!(html, "<pre id=\"summary\">{}</pre>", escape(&findings.figures.text()))?;
-    write!(html, "<h2>Where accuracy goes</h2>{}", picture::overview(layers)?)?;
+    write!(html, "<h2>Where accuracy goes</h2><div id=\"overview\">{}</div>", picture::overview(layers)?)?;
+    if let Some(layers) = &findings.figures.layers {
+        let picture = graph::graph(&layers.graph, &layers.layers)?;
+        write!(
+            html,
+            "<h2>The model</h2><p>Layers coloured by the SQNR of their outputs: red is 10 dB and less, yellow 25, green 40 \
+             and more; grey was not compared. Click a layer to open it.</p><div class=\"graph\">{picture}</div>"
+        )?;
+    }
     html.push_str(
-        "<h2>Layers</h2><p>SQNR is that of the layer's output, the errors of the layers before it included. Click a column \
-         to sort, a layer to open it.</p><table id=\"layers\"><thead><tr>",
+        "<h2>Layers</h2><p>SQNR is that of the layer's output, the errors of the layers before it included. Times \
+         are medians for one batch, each layer run by itself on its own inputs; sizes are those of the weights' elements. \
+         Click a column to sort, a layer to open it.</p><table id=\"layers\"><thead><tr>",
     );
-    for title in ["layer", "#", "INT8 operator", "SQNR dB", "cosine", "clipped %", "zero point", "weight dB", "weights"]
-    {
+    for title in COLUMNS {
         write!(html, "<th><button type=\"button\">{title}</button></th>")?;
     }
     html.push_str("</tr></thead><tbody>");
@@ -66,13 +94,23 @@ pub fn page(findings: &Findings) -> Result<String> {
         false => {
             html.push_str("<ul>");
             for layer in &findings.left_in_float {
-                let reason = layer.reason.as_deref().unwrap_or("by the options that the model was quantized with");
+                let reason = layer.reason.as_deref().unwrap_or("neither the file nor the model tells why");
                 write!(html, "<li><code>{}</code> ({}): {}</li>", escape(&layer.path), layer.operator, escape(reason))?;
             }
             html.push_str("</ul>");
         }
     }
-    write!(html, "<h2>Made by</h2><pre>{}</pre>", escape(&findings.command))?;
+    html.push_str("<h2>Made by</h2><p>The INT8 model:</p>");
+    match &findings.made_by {
+        Some(made) => write!(
+            html,
+            "<pre id=\"made-by\">{}</pre><p>(jitquant {})</p>",
+            escape(&made.command_line()),
+            escape(&made.version)
+        )?,
+        None => html.push_str("<p id=\"made-by\">not recorded in its file</p>"),
+    }
+    write!(html, "<p>This page:</p><pre>{}</pre>", escape(&findings.command))?;
     writeln!(html, "<script>{SCRIPT}</script></body></html>")?;
     Ok(html)
 }
@@ -100,8 +138,11 @@ fn row(html: &mut String, layer: &LayerRow) -> Result<()> {
     number(layer.range.map(|_| layer.clipped_share * 100.0), 2)?;
     number(layer.range.map(|range| range.zero_point as f64), 0)?;
     number(layer.weight.as_ref().map(|weight| weight.sqnr_db).filter(|db| db.is_finite()), 1)?;
-    number(layer.weight.as_ref().map(|weight| weight.shape.iter().product::<i64>() as f64), 0)?;
-    write!(html, "</tr><tr class=\"detail\" id=\"detail-{position}\" hidden><td colspan=\"9\"><p>")?;
+    number(layer.weight_bytes.map(|bytes| bytes.0 as f64 / 1e3), 1)?;
+    number(layer.weight_bytes.map(|bytes| bytes.1 as f64 / 1e3), 1)?;
+    number(layer.time.map(|time| time.float * 1e3), 3)?;
+    number(layer.time.map(|time| time.int8 * 1e3), 3)?;
+    write!(html, "</tr><tr class=\"detail\" id=\"detail-{position}\" hidden><td colspan=\"{}\"><p>", COLUMNS.len())?;
     write!(html, "Float values {:.4} … {:.4}", layer.min, layer.max)?;
     if let Some(range) = layer.range {
         let (min, max, scale, zero) = (range.min(), range.max(), range.scale, range.zero_point);
@@ -130,6 +171,6 @@ fn row(html: &mut String, layer: &LayerRow) -> Result<()> {
     Ok(())
 }
 
-fn escape(text: &str) -> String {
+pub fn escape(text: &str) -> String {
     text.replace('&', "&amp;").replace('<', "&lt;").replace('>', "&gt;").replace('"', "&quot;")
 }
