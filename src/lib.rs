@@ -35,6 +35,7 @@
 //! | [`plugin`] | passes over every graph that libtorch executes |
 //! | [`distributed`] | calibration and training on many processes |
 //! | [`measure`] | comparing an INT8 model with the float one |
+//! | [`control`] | a goal for the accuracy, layers that INT8 slows down, ranges in a file |
 //! | [`watch`] | progress of long calls, and ending them |
 //!
 //! The features: `torch` is all that needs libtorch, `tch` adds tch's types, `cli` the command line.
@@ -49,6 +50,8 @@ pub mod analysis;
 #[cfg(feature = "torch")]
 #[allow(unsafe_code)]
 pub mod capi;
+#[cfg(feature = "torch")]
+pub mod control;
 #[cfg(feature = "torch")]
 pub mod distributed;
 #[cfg(feature = "torch")]

@@ -12,7 +12,7 @@ use crate::pass::prepare::{
 };
 use crate::pass::{
     Coverage, Layer, QuantType, computes_weight, finalize, insert_observers_by_scope, insert_quant_dequant, layer_of,
-    layers, to_native,
+    layers, tag_layer, to_native,
 };
 use crate::qconfig::{MakeObserver, Part, QConfigDict, QConfigSpec, qconfig_for, unknown_path};
 use crate::replay::{self, Replay};
@@ -42,6 +42,10 @@ pub struct Quantizer {
     quant_type: QuantType,
     spec: QConfigSpec,
     skip: Vec<String>,
+    /// Single layers that stay in float, by number, and why.
+    skip_layers: BTreeMap<usize, String>,
+    /// Whether each node tells the layer that it is of ([`tag_layer`]).
+    tags: bool,
     preserve: Vec<String>,
     reduce_range: bool,
     form: ModelForm,
@@ -85,6 +89,41 @@ impl Quantizer {
     pub fn skip(mut self, path: impl Into<String>) -> Self {
         self.skip.push(path.into());
         self
+    }
+
+    /// Leaves one layer in float, where a path is not enough: a call of a function, one of two calls of a module. `number`
+    /// is its place in [`Quantizer::verdicts`], from 0; `why` is said in the report. An activation that takes its result
+    /// alone stays with it.
+    pub fn skip_layer(mut self, number: usize, why: impl Into<String>) -> Self {
+        self.skip_layers.insert(number, why.into());
+        self
+    }
+
+    /// What the accuracy of its models depends on, in words: why a layer is skipped does not count.
+    pub(crate) fn identity(&self) -> String {
+        let numbers = self.skip_layers.keys().map(|number| (*number, String::new())).collect();
+        format!("{:?}", Self { skip_layers: numbers, ..self.clone() })
+    }
+
+    /// Has each node of the converted module tell the layer that it is of.
+    pub(crate) fn tag_layers(mut self) -> Self {
+        self.tags = true;
+        self
+    }
+
+    /// When activations are quantized.
+    pub fn quant_type(&self) -> QuantType {
+        self.quant_type
+    }
+
+    /// The form of what is made.
+    pub fn model_form(&self) -> ModelForm {
+        self.form
+    }
+
+    /// What is done for accuracy besides.
+    pub(crate) fn accuracy_methods(&self) -> &Methods {
+        &self.spec.methods
     }
 
     /// Keeps a method or an attribute beside `forward` in the converted module, which is frozen otherwise.
@@ -133,9 +172,13 @@ impl Quantizer {
     /// # Errors
     /// Where the module as a whole cannot be quantized, or the configuration does not fit it.
     pub fn verdicts(&self, module: &Module) -> Result<Vec<(Layer, Option<String>)>> {
-        let (_, _, layers) =
-            self.flat(module, &|observer, _| observer.module(), |copy| prepare(copy, METHOD, &self.preserve))?;
+        let (_, _, layers) = self.flat(module, &|observer, _| observer.module(), |copy| self.flatten(copy))?;
         Ok(layers.into_iter().map(|planned| (planned.layer, planned.reason)).collect())
+    }
+
+    /// The module as one flat graph, and the batch norms that stay in it, with why.
+    pub(crate) fn flatten(&self, module: &Module) -> Result<(Module, Vec<(Layer, String)>)> {
+        prepare(module, METHOD, &self.preserve)
     }
 
     /// The module as one flat graph, the observers by path, and what will become of its layers.
@@ -148,7 +191,7 @@ impl Quantizer {
         crate::init()?;
         step("reading the model", 0, 4)?;
         refuse_unfit(module)?;
-        let qconfigs = self.resolved(module, make)?;
+        let mut qconfigs = self.resolved(module, make)?;
         step("cloning the module", 1, 4)?;
         let copy = module.deep_clone().context(|| "cloning the module".into())?;
         if copy.is_training() {
@@ -157,17 +200,27 @@ impl Quantizer {
         step("preparing the graph", 2, 4)?;
         let (flat, batch_norms) = flatten(&copy)?;
         let graph = flat.graph(METHOD)?;
-        let decide = |node: Node<'_>| {
-            let layer = layer_of(node, "")?;
+        let mut planned = Vec::new();
+        for node in graph.all_nodes() {
+            let Some(layer) = layer_of(node, "") else { continue };
+            let number = planned.len();
+            let skipped = self.skip_layers.get(&number);
             let reason = match qconfig_for(&qconfigs, &layer.path) {
                 None => Some("left in float by the configuration".to_owned()),
                 Some(_) => why_never_quantized(layer.operator, self.quant_type)
                     .or_else(|| computes_weight(node).then_some("its weight is computed when the model runs"))
-                    .map(str::to_owned),
+                    .map(str::to_owned)
+                    .or_else(|| skipped.cloned()),
             };
-            Some(PlannedLayer { layer, reason })
-        };
-        let mut planned: Vec<_> = graph.all_nodes().into_iter().filter_map(decide).collect();
+            if self.tags || skipped.is_some() {
+                let paths = tag_layer(node, number)?;
+                qconfigs.extend(paths.into_iter().filter(|_| skipped.is_some()).map(|path| (path, None)));
+            }
+            planned.push(PlannedLayer { layer, reason });
+        }
+        if let Some(number) = self.skip_layers.keys().find(|number| **number >= planned.len()) {
+            return Err(Error::invalid(format!("layer {number} to skip: there are {} layers", planned.len())));
+        }
         drop(graph);
         let kept = batch_norms.into_iter().map(|(layer, why)| (layer, format!("not folded: {why}")));
         planned.extend(kept.map(|(layer, why)| PlannedLayer { layer, reason: Some(why) }));
@@ -181,7 +234,7 @@ impl Quantizer {
     /// Where the module is quantized already, has CUDA devices in its code, has no layer to quantize, the
     /// configuration does not fit it, or a pass refuses it.
     pub fn prepare(&self, module: &Module) -> Result<Prepared> {
-        self.prepare_with(module, &|observer, _| observer.module(), |copy| prepare(copy, METHOD, &self.preserve))
+        self.prepare_with(module, &|observer, _| observer.module(), |copy| self.flatten(copy))
     }
 
     /// As [`Quantizer::prepare`], with the observers that `make` makes, on the graph that `flatten` gives.
@@ -312,6 +365,20 @@ impl Prepared {
         }
     }
 
+    /// The layers that will be quantized, with their numbers ([`Quantizer::skip_layer`]).
+    pub(crate) fn numbered_layers(&self) -> Vec<(usize, Layer)> {
+        let all = self.layers.iter().enumerate().filter(|(_, planned)| planned.reason.is_none());
+        all.map(|(number, planned)| (number, planned.layer.clone())).collect()
+    }
+
+    /// Keeps calibration batches for the methods that run the model again ([`Prepared::needs_inputs`]), without observing
+    /// them: for a module whose ranges are known ([`crate::control::Ranges`]).
+    pub fn supply(&mut self, batches: &[Vec<IValue>]) {
+        if self.needs_inputs() {
+            self.inputs = batches.to_vec();
+        }
+    }
+
     /// The layers that will be quantized.
     pub fn layers(&self) -> impl Iterator<Item = &Layer> {
         self.layers.iter().filter(|planned| planned.reason.is_none()).map(|planned| &planned.layer)
@@ -394,6 +461,15 @@ impl Prepared {
         Ok(Converted { module, report })
     }
 
+    /// Has the observers forget what they have seen.
+    ///
+    /// # Errors
+    /// Where an observer's state cannot be set.
+    pub fn forget(&mut self) -> Result<()> {
+        (self.batches, self.inputs) = (0, Vec::new());
+        forget_observations(&self.module)
+    }
+
     /// Keeps a batch that another process ran, where batches are run again.
     pub(crate) fn keep(&mut self, inputs: Vec<IValue>) {
         if self.needs_inputs() {
@@ -402,7 +478,7 @@ impl Prepared {
     }
 
     /// Whether a method runs the model again on the calibration data.
-    pub(crate) fn needs_inputs(&self) -> bool {
+    pub fn needs_inputs(&self) -> bool {
         let methods = &self.methods;
         self.quant_type == QuantType::Static
             && (methods.equalize || methods.rounding == Rounding::Learned || methods.bias_correction)

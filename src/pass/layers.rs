@@ -73,9 +73,46 @@ pub fn source_of(node: Node<'_>) -> String {
 /// The module that a node in the code of the one at `path` belongs to: in a flat graph the nodes tell.
 fn place_of(node: Node<'_>, path: &str) -> String {
     match node.scope() {
-        Ok(scope) if path.is_empty() && !scope.is_empty() => scope,
+        Ok(scope) if path.is_empty() && !scope.is_empty() => untagged(&scope).to_owned(),
         _ if path.is_empty() => path_of_weight(node).unwrap_or_default(),
         _ => path.to_owned(),
+    }
+}
+
+/// Activations that belong to the layer before them: INT8 layers take them in.
+const ACTIVATIONS: [&str; 7] =
+    ["aten::relu", "aten::relu_", "aten::relu6", "aten::hardtanh", "aten::hardtanh_", "aten::clamp", "aten::clamp_min"];
+
+/// Gives layer `number` of a flat graph, and an activation that takes its result alone, a path of its own: below the one
+/// of its module, `conv1.<3>`. The passes keep it, so that INT8 operators tell their layer, and a configuration can be for
+/// one layer. The paths given.
+pub(crate) fn tag_layer(node: Node<'_>, number: usize) -> Result<Vec<String>> {
+    let mut tagged = vec![node];
+    if let Some(output) = node.output(0)
+        && let [place] = output.uses()[..]
+        && ACTIVATIONS.contains(&place.user.kind())
+        && place.user.owning_block() == node.owning_block()
+    {
+        tagged.push(place.user);
+    }
+    let tag = |node: Node<'_>| {
+        let path = join_path(&node.scope()?, &format!("<{number}>"));
+        node.set_scope(&path)?;
+        Ok(path)
+    };
+    tagged.into_iter().map(tag).collect()
+}
+
+/// The number that [`tag_layer`] gave the layer that `node` is of.
+pub(crate) fn tag_of(node: Node<'_>) -> Option<usize> {
+    node.scope().ok()?.rsplit('.').next()?.strip_prefix('<')?.strip_suffix('>')?.parse().ok()
+}
+
+/// A path without what [`tag_layer`] added.
+fn untagged(scope: &str) -> &str {
+    match scope.rfind('<') {
+        Some(start) if scope.ends_with('>') => scope[..start].trim_end_matches('.'),
+        _ => scope,
     }
 }
 

@@ -27,7 +27,7 @@ pub use insert_observers::insert_observers;
 pub(crate) use insert_observers::{insert_observers_by_scope, observed_in_graph};
 pub use insert_quant_dequant::{insert_quant_dequant, replicate_dequant, replicate_quant};
 pub use layers::{Coverage, Layer, layer_operator, layers, source_of};
-pub(crate) use layers::{computes_weight, layer_of};
+pub(crate) use layers::{computes_weight, layer_of, tag_layer, tag_of};
 pub(crate) use native::rewrite_executed;
 pub use native::{stock_operators, to_native};
 pub use on_device::{finalize_on_device_ptq, insert_observers_for_on_device_ptq, insert_quant_dequant_on_device_ptq};

@@ -225,7 +225,7 @@ impl<'g> Runner<'g> {
 }
 
 /// Runs one operator.
-fn execute(node: Node<'_>, inputs: Vec<IValue>) -> Result<Vec<IValue>> {
+pub(crate) fn execute(node: Node<'_>, inputs: Vec<IValue>) -> Result<Vec<IValue>> {
     Ok(match node.kind() {
         "prim::GetAttr" => match (&inputs[0], node.name_attribute()) {
             (IValue::Module(module), Some(name)) => vec![module.attribute(&name)?],

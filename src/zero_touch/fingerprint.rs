@@ -5,7 +5,7 @@ use crate::ir::{IValue, Module};
 
 /// A number that models of the same code and the same weights share, however and from where they were loaded, in every
 /// process: FNV-1a over modules, attributes, tensors and graphs.
-pub(super) fn fingerprint(module: &Module) -> Result<u64> {
+pub(crate) fn fingerprint(module: &Module) -> Result<u64> {
     let mut hash = Fnv::default();
     for (path, part) in module.modules() {
         hash.text(&path);

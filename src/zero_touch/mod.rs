@@ -2,7 +2,7 @@
 //! ranges, or by an INT8 one made with recorded ranges. docs/zero-touch.md is the guide.
 
 pub(crate) mod fingerprint;
-mod recorded;
+pub(crate) mod recorded;
 #[allow(unsafe_code)]
 mod recorder;
 
@@ -13,12 +13,13 @@ use std::sync::{LazyLock, Mutex, PoisonError};
 use self::fingerprint::fingerprint;
 pub(crate) use self::recorded::State;
 use self::recorded::{Model, Recorded};
+use crate::control::{restore, watched};
 use crate::engine;
 use crate::error::{Error, Result};
+use crate::ir::Module;
 use crate::ir::ffi::bridge::leave_inference_mode;
-use crate::ir::{IValue, Module, Tensor};
 use crate::pass::to_native;
-use crate::pipeline::{Prepared, Quantizer};
+use crate::pipeline::Quantizer;
 
 /// The environment variable that says what to do.
 const VARIABLE: &str = "JITQUANT";
@@ -91,7 +92,7 @@ pub(crate) fn replacement(module: &Module) -> Result<Option<Module>> {
 fn observed(module: &Module, fingerprint: u64, path: &std::path::Path) -> Result<Module> {
     let prepared = Quantizer::static_ptq().prepare(module)?;
     crate::observer::observe_leniently();
-    recorder::record(fingerprint, prepared.observers(), path);
+    recorder::record(fingerprint, watched(prepared.module())?, path);
     Ok(prepared.module().clone())
 }
 
@@ -102,40 +103,18 @@ fn quantized(module: &Module, recorded: &Model) -> Result<Module> {
         quantizer = quantizer.preserve(method);
     }
     let prepared = quantizer.prepare(module)?;
-    restore(&prepared, recorded)?;
+    let missing = restore(prepared.module(), recorded)?;
+    if let Some(tensor) = missing.first() {
+        let count = missing.len();
+        return Err(Error::invalid(format!(
+            "nothing was recorded for {count} tensors ({tensor}, …): record again with this version of jitquant"
+        )));
+    }
     let converted = prepared.convert()?.module;
     // Operators of libtorch's that have no native form run on our kernels too, where they call them.
     let native = to_native(&converted)?;
     engine::accelerate(&native)?;
     Ok(native)
-}
-
-/// Gives the observers the recorded state.
-fn restore(prepared: &Prepared, recorded: &Model) -> Result<()> {
-    let observers = prepared.observers();
-    if observers.len() != recorded.observers.len() {
-        return Err(Error::invalid(format!(
-            "{} tensors were recorded, {} are to be quantized: record again with this version of jitquant",
-            recorded.observers.len(),
-            observers.len()
-        )));
-    }
-    for (path, observer) in observers {
-        let Some(State { min, max, counts }) = recorded.observers.get(&path) else {
-            return Err(Error::invalid(format!("nothing was recorded for {path}")));
-        };
-        let set = |name: &str, values: &[f32]| {
-            let is_single = matches!(observer.attribute(name)?, IValue::Tensor(old) if old.shape().is_empty());
-            let shape = if is_single { vec![] } else { vec![values.len() as i64] };
-            observer.set_attribute(name, &Tensor::from_slice(values, &shape)?.into())
-        };
-        set("min_val", min)?;
-        set("max_val", max)?;
-        if observer.has_attribute("histogram") {
-            set("histogram", counts)?;
-        }
-    }
-    Ok(())
 }
 
 #[cfg(test)]

@@ -9,12 +9,12 @@ use crate::error::{Error, Result};
 use crate::observer::{Histogram, UNSET};
 
 /// The version of the file's form.
-const VERSION: u32 = 1;
+const VERSION: u32 = 2;
 
 /// What observers saw, model by model. TOML; the numbers read and write exactly.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub(super) struct Recorded {
+pub(crate) struct Recorded {
     version: u32,
     /// By [`key`].
     #[serde(default)]
@@ -24,8 +24,11 @@ pub(super) struct Recorded {
 /// What a model's observers saw.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub(super) struct Model {
-    /// By the observer's path in the prepared module.
+pub(crate) struct Model {
+    /// What data it was, where somebody said.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub data: String,
+    /// By the observed tensor ([`crate::control::Ranges`]).
     pub observers: BTreeMap<String, State>,
 }
 
@@ -74,18 +77,15 @@ impl Recorded {
     /// # Errors
     /// Where the file cannot be written, or there is one that is none of this kind.
     pub fn add_to_file(&self, path: &Path) -> Result<()> {
-        let mut lock = path.as_os_str().to_owned();
-        lock.push(".lock");
-        let lock = Path::new(&lock);
-        let held = std::fs::File::create(lock).map_err(|e| Error::io(lock, e))?;
-        held.lock().map_err(|e| Error::io(lock, e))?;
-        let mut all = match path.exists() {
-            true => Self::load(path)?,
-            false => Self::default(),
-        };
-        all.merge(self);
-        let text = toml::to_string(&all).map_err(|e| Error::file(path, e.to_string()))?;
-        crate::file::write_atomically(path, |part| std::fs::write(part, &text).map_err(|e| Error::io(part, e)))
+        change_file(path, |all| all.merge(self))
+    }
+
+    /// Makes `model` all that the file at `path` has of the model with that fingerprint.
+    ///
+    /// # Errors
+    /// Those of [`Recorded::add_to_file`].
+    pub fn replace_in_file(path: &Path, fingerprint: u64, model: &Model) -> Result<()> {
+        change_file(path, |all| drop(all.models.insert(key(fingerprint), model.clone())))
     }
 
     pub fn model(&self, fingerprint: u64) -> Option<&Model> {
@@ -96,10 +96,10 @@ impl Recorded {
         self.models.is_empty()
     }
 
-    /// Adds what the observer at `path` of a model saw.
-    pub fn add(&mut self, fingerprint: u64, path: &str, state: &State) {
+    /// Adds what the observer of `tensor` in a model saw.
+    pub fn add(&mut self, fingerprint: u64, tensor: &str, state: &State) {
         let model = self.models.entry(key(fingerprint)).or_default();
-        model.observers.entry(path.to_owned()).or_default().merge(state);
+        model.observers.entry(tensor.to_owned()).or_default().merge(state);
     }
 
     fn merge(&mut self, other: &Self) {
@@ -110,6 +110,22 @@ impl Recorded {
             }
         }
     }
+}
+
+/// Reads the file, where there is one, changes what it holds, and writes it. Other processes wait meanwhile.
+fn change_file(path: &Path, change: impl FnOnce(&mut Recorded)) -> Result<()> {
+    let mut lock = path.as_os_str().to_owned();
+    lock.push(".lock");
+    let lock = Path::new(&lock);
+    let held = std::fs::File::create(lock).map_err(|e| Error::io(lock, e))?;
+    held.lock().map_err(|e| Error::io(lock, e))?;
+    let mut all = match path.exists() {
+        true => Recorded::load(path)?,
+        false => Recorded::default(),
+    };
+    change(&mut all);
+    let text = toml::to_string(&all).map_err(|e| Error::file(path, e.to_string()))?;
+    crate::file::write_atomically(path, |part| std::fs::write(part, &text).map_err(|e| Error::io(part, e)))
 }
 
 impl State {
@@ -171,7 +187,7 @@ mod tests {
     fn a_file_of_another_kind_is_left_alone() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("notes.txt");
-        for text in ["my notes", "version = 2"] {
+        for text in ["my notes", "version = 1"] {
             std::fs::write(&path, text).unwrap();
             let refusal = Recorded::default().add_to_file(&path).unwrap_err().to_string();
             assert!(refusal.contains("notes.txt: no file of recorded ranges"), "{refusal}");

@@ -37,7 +37,7 @@ extern "C" fn write_at_exit() {
     let _ = std::panic::catch_unwind(write);
 }
 
-/// Records what `observers`, with their paths, see of the model, in the file at `path`.
+/// Records what `observers`, with the tensors they watch, see of the model, in the file at `path`.
 pub(super) fn record(fingerprint: u64, observers: Vec<(String, Module)>, path: &Path) {
     {
         let mut recorder = RECORDER.lock().unwrap_or_else(PoisonError::into_inner);
@@ -87,14 +87,14 @@ impl Recorder {
     /// Takes what was observed out of the observers.
     fn take(&mut self) -> Result<()> {
         for (fingerprint, observers) in &self.models {
-            for (path, observer) in observers {
+            for (tensor, observer) in observers {
                 let values = |value: &IValue| value.as_tensor().map_or(Ok(Vec::new()), |tensor| tensor.to_vec::<f32>());
                 let state = observer.take_observed()?.iter().map(values).collect::<Result<Vec<_>>>()?;
                 let mut state = state.into_iter();
                 let mut next = || state.next().unwrap_or_default();
                 let state = State { min: next(), max: next(), counts: next() };
                 if state.has_values() {
-                    self.pending.add(*fingerprint, path, &state);
+                    self.pending.add(*fingerprint, tensor, &state);
                 }
             }
         }

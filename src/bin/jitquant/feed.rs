@@ -3,7 +3,8 @@
 use std::num::NonZeroUsize;
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result};
+use jitquant::control::Outputs;
 use jitquant::ir::{DType, IValue, Module, Tensor};
 
 use crate::data::{Array, ArrayData, Dataset, ImageOptions};
@@ -130,34 +131,9 @@ fn has_dtype(model: &Module, dtype: DType) -> bool {
     values.into_iter().any(|value| value.as_tensor().is_some_and(|t| t.is_defined() && t.dtype() == Some(dtype)))
 }
 
-/// A model's outputs for a batch as plain numbers.
-pub struct Outputs {
-    /// All floating-point outputs, one after the other for each sample.
-    pub values: Vec<f32>,
-    /// The first output, where it has one row of scores for each sample.
-    pub scores: Option<Vec<f32>>,
-}
-
 /// Reads the floating-point tensors in `output`.
 pub fn outputs(output: &IValue, samples: usize) -> Result<Outputs> {
-    let tensors = output.tensors();
-    let Some(first) = tensors.first() else { bail!("the model returns no tensor but {}", output.kind()) };
-    let is_scores = first.shape().len() == 2 && first.shape()[0] == samples as i64 && first.shape()[1] > 1;
-    let scores = if is_scores { Some(first.to_f32_vec()?) } else { None };
-    let mut parts = Vec::new();
-    for tensor in tensors {
-        let values = tensor.to_f32_vec()?;
-        // What does not divide into samples is compared as a whole.
-        let width = if values.len().is_multiple_of(samples) { values.len() / samples } else { 0 };
-        parts.push((values, width));
-    }
-    let mut values = Vec::new();
-    for sample in 0..samples {
-        for (part, width) in &parts {
-            values.extend_from_slice(&part[sample * width..(sample + 1) * width]);
-        }
-    }
-    Ok(Outputs { values, scores })
+    Ok(Outputs::of(output, samples)?)
 }
 
 /// Loads a model for running.

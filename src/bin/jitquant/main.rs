@@ -3,6 +3,8 @@
 mod bench;
 mod calibrate;
 mod compare;
+mod control;
+mod control_report;
 mod data;
 mod feed;
 #[cfg(feature = "tch")]
@@ -38,7 +40,7 @@ struct Cli {
 
 #[derive(Subcommand)]
 enum Command {
-    Quantize(quantize::Arguments),
+    Quantize(Box<quantize::Arguments>),
     Inspect(inspect::Arguments),
     Compare(compare::Arguments),
     Report(report::Arguments),

@@ -14,6 +14,8 @@ use jitquant::qconfig::QConfigSpec;
 use jitquant::{Converted, ModelForm, Prepared, Quantizer, Report, Rounding};
 use serde::Serialize;
 
+use crate::control::{self, ControlOptions, Samples};
+use crate::control_report::ControlReport;
 use crate::data::{DATA_HELP, ImageOptions};
 use crate::feed::Feed;
 use crate::output;
@@ -32,6 +34,7 @@ Examples:
       --mean 0.485,0.456,0.406 --std 0.229,0.224,0.225
   jitquant quantize bert.pt -o bert.int8.pt --mode dynamic
   jitquant quantize net.pt -o net.int8.pt --calibrate data.npz --skip head --observer min-max
+  jitquant quantize net.pt -o net.int8.pt --calibrate data.npz --evaluate more.npz --min-agreement 99%
 
 --config takes a TOML file with observers by submodule and class; see docs/configuration.md."
 )]
@@ -51,7 +54,7 @@ pub struct Arguments {
     /// quantization can do without, and is more accurate with them where layers stand behind a layer norm.
     #[arg(long, value_name = "DATA", num_args = 1..)]
     calibrate: Vec<PathBuf>,
-    /// An array in DATA that is not an input of the model (class labels, say); it is left out.
+    /// An array in DATA that is not an input of the model: the class labels that --max-drop measures by, or one to leave out.
     #[arg(long, value_name = "NAME")]
     labels: Option<String>,
     /// Which observer for which part of the model, a TOML file.
@@ -84,6 +87,9 @@ pub struct Arguments {
     /// Leave the submodule at this path, and all below it, in float; may be given several times.
     #[arg(long, value_name = "PATH")]
     skip: Vec<String>,
+    /// Leave this layer in float, by its number, as --min-agreement and the like report it; may be given several times.
+    #[arg(long, value_name = "N")]
+    skip_layer: Vec<usize>,
     /// Keep this method or attribute beside `forward`; may be given several times.
     #[arg(long, value_name = "NAME")]
     preserve: Vec<String>,
@@ -107,6 +113,8 @@ pub struct Arguments {
     /// Samples of a step of --finetune.
     #[arg(long, default_value = "8", value_name = "N")]
     finetune_batch: NonZeroUsize,
+    #[command(flatten)]
+    control: ControlOptions,
     /// Print the outcome as JSON.
     #[arg(long)]
     json: bool,
@@ -180,6 +188,8 @@ struct Outcome {
     seconds: f64,
     #[serde(flatten)]
     report: Report,
+    #[serde(flatten)]
+    control: ControlReport,
 }
 
 pub fn run(arguments: &Arguments) -> Result<()> {
@@ -198,10 +208,11 @@ fn quantize(arguments: &Arguments, group: Option<&Group>) -> Result<()> {
     let quantizer = arguments.quantizer()?;
     let needs_data = matches!(arguments.mode, Mode::Static);
     ensure!(
-        !needs_data || !arguments.calibrate.is_empty(),
+        !needs_data || !arguments.calibrate.is_empty() || arguments.control.has_ranges(),
         "static quantization needs samples: --calibrate DATA (or --mode dynamic, which needs none)"
     );
-    let Some((Converted { module: converted, report }, samples)) = arguments.convert(&module, &quantizer, group)?
+    let Some((Converted { module: converted, report }, samples, control)) =
+        arguments.convert(&module, &quantizer, group)?
     else {
         return Ok(());
     };
@@ -218,6 +229,7 @@ fn quantize(arguments: &Arguments, group: Option<&Group>) -> Result<()> {
         calibration_samples: samples,
         seconds: start.elapsed().as_secs_f64(),
         report,
+        control,
     };
     if arguments.json {
         return output::json(&outcome);
@@ -264,6 +276,9 @@ impl Arguments {
         let quantizer =
             Quantizer::new(quant_type).qconfig(spec).form(form).reduce_range(is_dynamic && self.reduce_range);
         let quantizer = self.skip.iter().fold(quantizer, |quantizer, path| quantizer.skip(path));
+        let by_user = "left in float by the configuration";
+        let quantizer =
+            self.skip_layer.iter().fold(quantizer, |quantizer, number| quantizer.skip_layer(*number, by_user));
         Ok(self.preserve.iter().fold(quantizer, |quantizer, name| quantizer.preserve(name)))
     }
 
@@ -271,25 +286,40 @@ impl Arguments {
         self.output.with_extension("checkpoint")
     }
 
-    /// The INT8 model, and how many samples went into it.
-    /// The INT8 model, and how many samples it was made with; `None` where another process makes it.
+    /// The INT8 model, how many samples went into it, and what was done to control it; `None` where another process makes it.
     fn convert(
         &self,
         module: &Module,
         quantizer: &Quantizer,
         group: Option<&Group>,
-    ) -> Result<Option<(Converted, usize)>> {
+    ) -> Result<Option<(Converted, usize, ControlReport)>> {
         let refused = || format!("{} cannot be quantized", self.model.display());
         if let Some(steps) = self.finetune {
             ensure!(matches!(self.mode, Mode::Static), "--finetune is for static quantization");
-            return self.finetune(module, quantizer, steps, group).with_context(refused);
+            let made = self.finetune(module, quantizer, steps, group).with_context(refused)?;
+            return Ok(made.map(|(converted, samples)| (converted, samples, ControlReport::default())));
+        }
+        if self.control.is_used() {
+            ensure!(
+                group.is_none(),
+                "--min-agreement, --min-sqnr, --max-drop, --only-faster and --ranges work in one process: unset WORLD_SIZE"
+            );
+            let samples = Samples {
+                calibrate: &self.calibrate,
+                images: &self.images,
+                labels: self.labels.as_deref(),
+                batch_size: self.batch_size,
+                limit: self.samples,
+            };
+            let made = control::convert(&self.control, module, quantizer, &samples, &self.output);
+            return made.map(Some).with_context(|| self.model.display().to_string());
         }
         let mut prepared = quantizer.prepare(module).with_context(refused)?;
         let samples = if !self.calibrate.is_empty() { self.run_calibration(module, &mut prepared, group)? } else { 0 };
         if group.is_some_and(|group| group.rank() > 0) {
             return Ok(None);
         }
-        Ok(Some((prepared.convert().with_context(refused)?, samples)))
+        Ok(Some((prepared.convert().with_context(refused)?, samples, ControlReport::default())))
     }
 
     #[cfg(feature = "tch")]
@@ -348,6 +378,7 @@ impl Outcome {
         }
         table.add_row(["time".to_owned(), output::seconds(self.seconds)]);
         println!("{table}");
+        self.control.print();
         if !report.float.is_empty() {
             println!("{}", float_table(report));
         }
