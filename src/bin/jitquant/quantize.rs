@@ -115,10 +115,10 @@ pub struct Arguments {
     /// The array in DATA that holds class labels: --finetune trains to give these instead.
     #[arg(long, value_name = "NAME", requires = "finetune", conflicts_with = "labels")]
     finetune_labels: Option<String>,
-    /// Train on images as they are. Without labels, --finetune shows the model random parts of them, mirrored or not:
-    /// what a few samples lack in number.
-    #[arg(long, requires = "finetune")]
-    finetune_plain: bool,
+    /// Train on random parts of images, mirrored or not: what a few samples lack in number. Without labels only; it takes
+    /// more steps.
+    #[arg(long, requires = "finetune", conflicts_with = "finetune_labels")]
+    finetune_views: bool,
     /// Samples of a step of --finetune.
     #[arg(long, default_value = "8", value_name = "N")]
     finetune_batch: NonZeroUsize,
@@ -373,7 +373,7 @@ impl Arguments {
             steps: steps.get(),
             batch_size: self.finetune_batch,
             samples: self.samples,
-            plain: self.finetune_plain,
+            plain: !self.finetune_views,
             checkpoint: self.checkpoint(),
         };
         crate::finetune::run(module, quantizer, &feed, &options, group)
