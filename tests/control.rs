@@ -227,7 +227,7 @@ fn a_cancelled_search_is_an_error_and_keeps_what_it_measured() {
     );
     assert!(matches!(outcome, Err(jitquant::Error::Cancelled)), "{outcome:?}");
     let text = std::fs::read_to_string(folder.path().join("state")).unwrap();
-    assert_eq!(text.matches("sqnr-db").count(), 3, "{text}");
+    assert_eq!(text.matches("sqnr_db").count(), 3, "{text}");
 }
 
 #[test]
@@ -432,7 +432,7 @@ mod command_line {
         let desk = Desk::new(&with_outliers());
         let goal = ["--calibrate", "x.npy", "--evaluate", "more.npy", "--min-sqnr", "60"];
         let mut child = desk.command(&goal).stderr(Stdio::null()).stdout(Stdio::null()).spawn().unwrap();
-        let known = || std::fs::read_to_string(desk.path("out.control")).unwrap_or_default().matches("sqnr-db").count();
+        let known = || std::fs::read_to_string(desk.path("out.control")).unwrap_or_default().matches("sqnr_db").count();
         let start = Instant::now();
         while known() < 4 && start.elapsed() < Duration::from_secs(120) {
             std::thread::sleep(Duration::from_millis(5));
