@@ -36,6 +36,19 @@ macro_rules! avx2 {
     };
 }
 
+/// `src`, or where it is shorter than `$len` a copy in `$block` with zeros behind it. Not a call of the load itself for the
+/// copy: LLVM inlines no function that calls itself, `#[inline(always)]` or not.
+macro_rules! whole {
+    ($src:ident, $block:ident, $ty:ty, $len:expr) => {
+        if $src.len() >= $len {
+            $src
+        } else {
+            $block = padded::<$ty, $len>($src);
+            &$block[..]
+        }
+    };
+}
+
 /// The table of [`Simd::lookup`] in 16 parts of 16 bytes; each part but the first and the ninth is xor-ed with the
 /// one before it, so that the xor of the first n parts of a half is the n-th.
 #[inline(always)]
@@ -68,12 +81,10 @@ impl Simd for Avx2 {
 
     #[inline(always)]
     fn load_u8(self, src: &[u8]) -> __m256i {
-        if src.len() >= Self::BYTES {
-            // SAFETY: 32 bytes can be read; the load needs no alignment.
-            unsafe { _mm256_loadu_si256(src.as_ptr().cast()) }
-        } else {
-            self.load_u8(&padded::<u8, 32>(src))
-        }
+        let block;
+        let src = whole!(src, block, u8, 32);
+        // SAFETY: 32 bytes can be read; the load needs no alignment.
+        unsafe { _mm256_loadu_si256(src.as_ptr().cast()) }
     }
 
     #[inline(always)]
@@ -82,8 +93,9 @@ impl Simd for Avx2 {
             // SAFETY: 32 bytes can be written; the store needs no alignment.
             unsafe { _mm256_storeu_si256(dst.as_mut_ptr().cast(), x) }
         } else {
-            let mut block = [0; 32];
-            self.store_u8(x, &mut block);
+            let mut block = [0u8; 32];
+            // SAFETY: `block` has the 32 bytes.
+            unsafe { _mm256_storeu_si256(block.as_mut_ptr().cast(), x) };
             store_prefix(&block, dst);
         }
     }
@@ -170,37 +182,31 @@ impl Simd for Avx2 {
 
     #[inline(always)]
     fn widen_u8(self, src: &[u8]) -> [__m256i; 4] {
-        if src.len() >= Self::BYTES {
-            let src = src.as_ptr();
-            // SAFETY: 32 bytes can be read, in four loads of 8 that need no alignment.
-            unsafe {
-                [
-                    _mm256_cvtepu8_epi32(_mm_loadl_epi64(src.cast())),
-                    _mm256_cvtepu8_epi32(_mm_loadl_epi64(src.add(8).cast())),
-                    _mm256_cvtepu8_epi32(_mm_loadl_epi64(src.add(16).cast())),
-                    _mm256_cvtepu8_epi32(_mm_loadl_epi64(src.add(24).cast())),
-                ]
-            }
-        } else {
-            self.widen_u8(&padded::<u8, 32>(src))
+        let block;
+        let src = whole!(src, block, u8, 32).as_ptr();
+        // SAFETY: 32 bytes can be read, in four loads of 8 that need no alignment.
+        unsafe {
+            [
+                _mm256_cvtepu8_epi32(_mm_loadl_epi64(src.cast())),
+                _mm256_cvtepu8_epi32(_mm_loadl_epi64(src.add(8).cast())),
+                _mm256_cvtepu8_epi32(_mm_loadl_epi64(src.add(16).cast())),
+                _mm256_cvtepu8_epi32(_mm_loadl_epi64(src.add(24).cast())),
+            ]
         }
     }
 
     #[inline(always)]
     fn widen_i8(self, src: &[u8]) -> [__m256i; 4] {
-        if src.len() >= Self::BYTES {
-            let src = src.as_ptr();
-            // SAFETY: 32 bytes can be read, in four loads of 8 that need no alignment.
-            unsafe {
-                [
-                    _mm256_cvtepi8_epi32(_mm_loadl_epi64(src.cast())),
-                    _mm256_cvtepi8_epi32(_mm_loadl_epi64(src.add(8).cast())),
-                    _mm256_cvtepi8_epi32(_mm_loadl_epi64(src.add(16).cast())),
-                    _mm256_cvtepi8_epi32(_mm_loadl_epi64(src.add(24).cast())),
-                ]
-            }
-        } else {
-            self.widen_i8(&padded::<u8, 32>(src))
+        let block;
+        let src = whole!(src, block, u8, 32).as_ptr();
+        // SAFETY: 32 bytes can be read, in four loads of 8 that need no alignment.
+        unsafe {
+            [
+                _mm256_cvtepi8_epi32(_mm_loadl_epi64(src.cast())),
+                _mm256_cvtepi8_epi32(_mm_loadl_epi64(src.add(8).cast())),
+                _mm256_cvtepi8_epi32(_mm_loadl_epi64(src.add(16).cast())),
+                _mm256_cvtepi8_epi32(_mm_loadl_epi64(src.add(24).cast())),
+            ]
         }
     }
 
@@ -235,12 +241,10 @@ impl Simd for Avx2 {
 
     #[inline(always)]
     fn load_i32(self, src: &[i32]) -> __m256i {
-        if src.len() >= Self::LANES {
-            // SAFETY: 8 values can be read; the load needs no alignment.
-            unsafe { _mm256_loadu_si256(src.as_ptr().cast()) }
-        } else {
-            self.load_i32(&padded::<i32, 8>(src))
-        }
+        let block;
+        let src = whole!(src, block, i32, 8);
+        // SAFETY: 8 values can be read; the load needs no alignment.
+        unsafe { _mm256_loadu_si256(src.as_ptr().cast()) }
     }
 
     #[inline(always)]
@@ -249,8 +253,9 @@ impl Simd for Avx2 {
             // SAFETY: 8 values can be written; the store needs no alignment.
             unsafe { _mm256_storeu_si256(dst.as_mut_ptr().cast(), x) }
         } else {
-            let mut block = [0; 8];
-            self.store_i32(x, &mut block);
+            let mut block = [0i32; 8];
+            // SAFETY: `block` has the 32 bytes.
+            unsafe { _mm256_storeu_si256(block.as_mut_ptr().cast(), x) };
             store_prefix(&block, dst);
         }
     }
@@ -294,12 +299,10 @@ impl Simd for Avx2 {
 
     #[inline(always)]
     fn load_f32(self, src: &[f32]) -> __m256 {
-        if src.len() >= Self::LANES {
-            // SAFETY: 8 values can be read; the load needs no alignment.
-            unsafe { _mm256_loadu_ps(src.as_ptr()) }
-        } else {
-            self.load_f32(&padded::<f32, 8>(src))
-        }
+        let block;
+        let src = whole!(src, block, f32, 8);
+        // SAFETY: 8 values can be read; the load needs no alignment.
+        unsafe { _mm256_loadu_ps(src.as_ptr()) }
     }
 
     #[inline(always)]
@@ -308,8 +311,9 @@ impl Simd for Avx2 {
             // SAFETY: 8 values can be written; the store needs no alignment.
             unsafe { _mm256_storeu_ps(dst.as_mut_ptr(), x) }
         } else {
-            let mut block = [0.0; 8];
-            self.store_f32(x, &mut block);
+            let mut block = [0f32; 8];
+            // SAFETY: `block` has the 32 bytes.
+            unsafe { _mm256_storeu_ps(block.as_mut_ptr(), x) };
             store_prefix(&block, dst);
         }
     }
