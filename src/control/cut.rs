@@ -122,7 +122,9 @@ mod tests {
         for _ in 0..200 {
             let nodes = 1 + random(7) as usize;
             let mut network = Network::new();
-            (0..nodes).for_each(|_| drop(network.node()));
+            for _ in 0..nodes {
+                network.node();
+            }
             let mut prices = Vec::new();
             for _ in 0..random(25) {
                 let (one, other) = (random(nodes as u64 + 2) as usize, random(nodes as u64 + 2) as usize);

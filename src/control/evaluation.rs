@@ -48,7 +48,6 @@ impl Outputs {
 
 /// How close an INT8 model is to the float one.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
 pub struct Figures {
     /// On how many samples.
     pub samples: usize,

@@ -68,19 +68,7 @@ impl Latency {
     /// A quantizer that leaves these layers in float.
     pub fn apply(&self, quantizer: Quantizer) -> Quantizer {
         let slower = self.layers.iter().filter(|layer| layer.in_float);
-        slower.fold(quantizer, |quantizer, layer| quantizer.skip_layer(layer.number, layer.reason()))
-    }
-}
-
-impl LayerTimes {
-    fn reason(&self) -> String {
-        let micros = |seconds: f64| format!("{:.0} µs", seconds * 1e6);
-        format!(
-            "no faster in INT8 here: {} in float, {} and up to {} of conversions in INT8",
-            micros(self.float_seconds),
-            micros(self.int8_seconds),
-            micros(self.conversion_seconds)
-        )
+        slower.fold(quantizer, |quantizer, layer| quantizer.skip_layer(layer.number, "no faster in INT8 here"))
     }
 }
 

@@ -156,9 +156,11 @@ impl<'g> LayerCall<'g> {
         Some((byte(self.min)?, byte(self.max)?))
     }
 
-    /// Whether it stores sums as they are: with no bound, residual or table.
+    /// Whether it stores sums as they are: with no bound, residual or table. Where byte 0 stands for 0, saturation may be a
+    /// relu.
     pub fn is_plain(&self) -> bool {
-        self.bounds() == Some((0, 255)) && self.residual.is_none() && self.table.is_none()
+        let is_unbounded = self.bounds() == Some((0, 255)) && self.qparams().is_some_and(|to| to.zero_point != 0);
+        is_unbounded && self.residual.is_none() && self.table.is_none()
     }
 
     /// The layer before `at`, with what was changed in `self`.

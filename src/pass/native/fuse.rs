@@ -37,10 +37,11 @@ fn requantize(node: Node<'_>) -> Result<bool> {
     Ok(true)
 }
 
-/// The bounds of a clamp in other parameters; a bound that is none stays none.
+/// The bounds of a clamp in other parameters; a bound that is none stays none. Where byte 0 stands for 0 it is a bound: a
+/// relu is nothing else there than saturation.
 fn bounds_in((min, max): (u8, u8), from: QParams, to: QParams) -> [u8; 2] {
     [
-        if min == 0 { 0 } else { to.quantize(from.dequantize(min)) },
+        if min == 0 && from.zero_point != 0 { 0 } else { to.quantize(from.dequantize(min)) },
         if max == 255 { 255 } else { to.quantize(from.dequantize(max)) },
     ]
 }
@@ -119,11 +120,13 @@ fn dequantize(node: Node<'_>) -> Result<bool> {
     if layer.residual.is_some() || layer.table.is_some() {
         return Ok(false);
     }
-    let bound = |byte: u8, none: u8| match byte == none {
+    let bound = |byte: u8, is_none: bool| match is_none {
         true => IValue::None,
         false => IValue::Double(qparams.dequantize(byte).into()),
     };
-    let (min, max) = (constant(node, bound(min, 0))?, constant(node, bound(max, 255))?);
+    // Where byte 0 stands for 0, saturation may be a relu.
+    let is_unbounded = min == 0 && qparams.zero_point != 0;
+    let (min, max) = (constant(node, bound(min, is_unbounded))?, constant(node, bound(max, max == 255))?);
     let inputs = [layer.x.bytes, layer.weight, layer.x.scale, layer.x.zero_point, min, max];
     replace(node, operator(node, float, &inputs)?)?;
     Ok(true)
