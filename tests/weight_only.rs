@@ -96,7 +96,8 @@ fn linear_layers_keep_theirs_in_4_bits() {
 
 #[test]
 fn every_kind_of_layer_with_a_weight_is_known() {
-    let cases: [(&[(&str, &[i64])], &str, &[i64], &str); 5] = [
+    type Parameters = [(&'static str, &'static [i64])];
+    let cases: [(&Parameters, &str, &[i64], &str); 5] = [
         (&[("w", &[6, 2, 3]), ("b", &[6])], "torch.conv1d(x, self.w, self.b, [1], [1], [1], 2)", &[2, 4, 9], "conv1d"),
         (&[("w", &[6, 4, 2, 3, 3])], "torch.conv3d(x, self.w)", &[2, 4, 3, 5, 6], "conv3d"),
         (

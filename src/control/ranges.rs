@@ -44,7 +44,7 @@ impl Ranges {
         let mut ranges = Self::default();
         for (tensor, observer) in watched(prepared.module())? {
             // Those that saw nothing too: no data would reach them.
-            ranges.model.observers.insert(tensor, read(&observer)?);
+            ranges.model.observers.insert(tensor, State::of(&observer)?);
         }
         Ok(ranges)
     }
@@ -172,14 +172,6 @@ fn kept(observer: &Module) -> Option<String> {
         "MovingAveragePerChannelMinMaxObserver" => Some(format!("average-{}-channels-{}", constant(), axis())),
         _ => None,
     }
-}
-
-fn read(observer: &Module) -> Result<State> {
-    let values = |name: &str| match observer.attribute(name) {
-        Ok(IValue::Tensor(tensor)) => tensor.to_vec::<f32>(),
-        _ => Ok(Vec::new()),
-    };
-    Ok(State { min: values("min_val")?, max: values("max_val")?, counts: values("histogram")? })
 }
 
 /// Gives the observers of a prepared module what was recorded; the tensors that nothing was recorded of.

@@ -48,7 +48,7 @@ impl<'a> Calibration<'a> {
                 if !module.has_attribute("min_val") {
                     continue;
                 }
-                let before = observed(&module)?;
+                let before = State::of(&module)?;
                 let averaging = match averages(&module)? {
                     true => module.attribute("averaging_constant")?.as_number().map(|constant| constant as f32),
                     false => None,
@@ -87,7 +87,7 @@ impl<'a> Calibration<'a> {
         if self.group.is_some() {
             let mut states = Vec::new();
             for observer in self.averaging() {
-                states.push(observed(&observer.module)?);
+                states.push(State::of(&observer.module)?);
                 set_observed(&observer.module, &State::default())?;
             }
             self.batches.push((number as u64, states));
@@ -142,7 +142,7 @@ impl<'a> Calibration<'a> {
             writer.text(&observer.path);
             match observer.averaging {
                 Some(_) => writer.state(&observer.before),
-                None => writer.state(&observed(&observer.module)?),
+                None => writer.state(&State::of(&observer.module)?),
             }
         }
         for (number, states) in &self.batches {
@@ -194,15 +194,6 @@ fn average(all: &mut State, batch: &State, constant: f32) {
     for ((min, max), (low, high)) in all.min.iter_mut().zip(&mut all.max).zip(ranges) {
         average_range((*low, *high), constant, min, max);
     }
-}
-
-/// What stands in an observer's buffers.
-fn observed(observer: &Module) -> Result<State> {
-    let values = |name: &str| match observer.has_attribute(name).then(|| observer.attribute(name)).transpose()? {
-        Some(IValue::Tensor(tensor)) => tensor.to_vec::<f32>(),
-        _ => Ok(Vec::new()),
-    };
-    Ok(State { min: values("min_val")?, max: values("max_val")?, counts: values("histogram")? })
 }
 
 /// Sets an observer's buffers; a state without values is that before the first observation.

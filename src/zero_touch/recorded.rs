@@ -6,6 +6,7 @@ use std::path::Path;
 use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, Result};
+use crate::ir::{IValue, Module};
 use crate::observer::{Histogram, UNSET};
 
 /// The version of the file's form.
@@ -129,6 +130,18 @@ fn change_file(path: &Path, change: impl FnOnce(&mut Recorded)) -> Result<()> {
 }
 
 impl State {
+    /// What stands in an observer's buffers.
+    ///
+    /// # Errors
+    /// Where a buffer is no tensor of f32.
+    pub fn of(observer: &Module) -> Result<Self> {
+        let values = |name: &str| match observer.attribute(name) {
+            Ok(IValue::Tensor(tensor)) => tensor.to_vec::<f32>(),
+            _ => Ok(Vec::new()),
+        };
+        Ok(Self { min: values("min_val")?, max: values("max_val")?, counts: values("histogram")? })
+    }
+
     /// Whether anything was observed.
     pub fn has_values(&self) -> bool {
         self.min.iter().any(|min| min.is_finite())

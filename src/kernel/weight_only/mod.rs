@@ -83,7 +83,7 @@ impl PackedWeightOnly {
     /// # Errors
     /// Where lengths do not fit, `group` is odd, or a row is not a number of whole groups.
     pub fn groups(isa: Isa, weight: &GroupWeight, n: usize, k: usize, group: usize) -> Result<Self> {
-        if group == 0 || group % 2 != 0 || !k.is_multiple_of(group) {
+        if group == 0 || !group.is_multiple_of(2) || !k.is_multiple_of(group) {
             return Err(invalid(format!(
                 "rows of {k} in groups of {group}: whole groups of an even length are accepted"
             )));
