@@ -1,4 +1,7 @@
-//! How close a quantized model's outputs are to the float model's.
+//! How close a quantized model's outputs are to the float model's, and how long models take.
+
+#[cfg(feature = "torch")]
+use std::time::{Duration, Instant};
 
 /// Sums over pairs of outputs, from which the figures come; sums of two runs add up.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
@@ -70,6 +73,33 @@ impl Comparison {
     pub fn samples(&self) -> usize {
         self.samples
     }
+}
+
+/// Seconds of each run of `count` contestants: `run` is called for them in turns, so that what else the machine does hits all
+/// of them alike, until each ran `least` times and `at_least` has passed. The first `warm_up` rounds are not counted.
+///
+/// # Errors
+/// The first error of `run`.
+#[cfg(feature = "torch")]
+pub(crate) fn in_turns<E>(
+    count: usize,
+    warm_up: usize,
+    least: usize,
+    at_least: Duration,
+    mut run: impl FnMut(usize) -> Result<(), E>,
+) -> Result<Vec<Vec<f64>>, E> {
+    for _ in 0..warm_up {
+        (0..count).try_for_each(&mut run)?;
+    }
+    let (mut times, start) = (vec![Vec::new(); count], Instant::now());
+    while times.iter().any(|times| times.len() < least) || start.elapsed() < at_least {
+        for (contestant, times) in times.iter_mut().enumerate() {
+            let begin = Instant::now();
+            run(contestant)?;
+            times.push(begin.elapsed().as_secs_f64());
+        }
+    }
+    Ok(times)
 }
 
 /// The class with the highest score of each sample, the first where several are equal.

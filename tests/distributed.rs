@@ -2,45 +2,31 @@
 
 #![cfg(feature = "tch")]
 
+#[path = "support/desk.rs"]
+mod desk;
 mod support;
 
 use std::net::TcpListener;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::{Child, Command, Output, Stdio};
 use std::sync::Mutex;
 use std::time::{Duration, Instant};
 
+use desk::Desk;
 use jitquant::Quantizer;
 use jitquant::distributed::{Calibration, Environment, Group};
 use jitquant::ir::{IValue, Module, Tensor};
-use support::{classifier, images, noise, write_npy};
+use support::{classifier, images, noise};
 
 /// A port that nobody uses at the moment.
 fn free_port() -> u16 {
     TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
 }
 
-/// A folder with a model and samples, where processes run.
-struct Desk {
-    folder: tempfile::TempDir,
-}
-
 impl Desk {
-    fn new(samples: i64) -> Self {
-        let desk = Self { folder: tempfile::tempdir().unwrap() };
-        classifier().save(desk.path("model.pt")).unwrap();
-        write_npy(&desk.path("x.npy"), &images(samples, 1));
-        desk
-    }
-
-    fn path(&self, name: &str) -> PathBuf {
-        self.folder.path().join(name)
-    }
-
     fn command(&self, arguments: &[&str]) -> Command {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_jitquant"));
-        command.args(["quantize", "model.pt"]).args(arguments).current_dir(&self.folder);
-        command.env("OMP_NUM_THREADS", "1").env("JITQUANT_JOIN_SECONDS", "30");
+        let mut command = self.quantize();
+        command.arg("model.pt").args(arguments).env("JITQUANT_JOIN_SECONDS", "30");
         for variable in ["RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"] {
             command.env_remove(variable);
         }
@@ -72,12 +58,6 @@ impl Desk {
         let output = self.command(arguments).output().unwrap();
         assert!(output.status.success(), "{arguments:?}: {}", said(&output));
         said(&output)
-    }
-
-    /// The scores that a model gives for other samples.
-    fn scores(&self, name: &str) -> Vec<f32> {
-        let output = Module::load(self.path(name)).unwrap().forward(&[images(16, 2)]).unwrap();
-        output.as_tensor().unwrap().to_f32_vec().unwrap()
     }
 }
 

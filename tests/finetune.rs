@@ -2,34 +2,20 @@
 
 #![cfg(feature = "tch")]
 
+#[path = "support/desk.rs"]
+mod desk;
 mod support;
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::{Command, Output, Stdio};
 use std::time::{Duration, Instant};
 
-use jitquant::ir::Module;
-use support::{classifier, images, write_npy};
-
-struct Desk {
-    folder: tempfile::TempDir,
-}
+use desk::Desk;
 
 impl Desk {
-    fn new(samples: i64) -> Self {
-        let desk = Self { folder: tempfile::tempdir().unwrap() };
-        classifier().save(desk.path("model.pt")).unwrap();
-        write_npy(&desk.path("x.npy"), &images(samples, 1));
-        desk
-    }
-
-    fn path(&self, name: &str) -> PathBuf {
-        self.folder.path().join(name)
-    }
-
     fn command(&self, arguments: &[&str]) -> Command {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_jitquant"));
-        command.arg("quantize").args(arguments).current_dir(&self.folder).env("OMP_NUM_THREADS", "1");
+        let mut command = self.quantize();
+        command.args(arguments);
         command
     }
 
@@ -43,11 +29,6 @@ impl Desk {
         let said = String::from_utf8_lossy(&output.stderr).into_owned();
         assert!(output.status.success(), "{arguments:?}: {said}");
         said
-    }
-
-    fn scores(&self, name: &str) -> Vec<f32> {
-        let output = Module::load(self.path(name)).unwrap().forward(&[images(16, 2)]).unwrap();
-        output.as_tensor().unwrap().to_f32_vec().unwrap()
     }
 }
 

@@ -1,13 +1,14 @@
 //! How long a layer takes in both models, on the tensors that it takes there.
 
 use std::collections::HashMap;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use serde::Serialize;
 
 use super::METHOD;
 use crate::error::{Error, Result};
 use crate::ir::{Graph, IValue, Module, Node, Value};
+use crate::measure;
 
 /// Median times of a layer, in seconds.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize)]
@@ -48,21 +49,11 @@ pub(super) fn in_turns(
 ) -> Result<Option<LayerTime>> {
     let program = |(graph, module, span, known): (_, _, _, _)| Program::new(graph, module, span, known);
     let (Some(float), Some(int8)) = (program(float)?, program(int8)?) else { return Ok(None) };
+    let programs = [float, int8];
     // The first runs touch memory and pack what is packed once.
-    for _ in 0..2 {
-        float.run()?;
-        int8.run()?;
-    }
-    let (mut times, start) = ([Vec::new(), Vec::new()], Instant::now());
-    while times[0].len() < LEAST || start.elapsed() < BUDGET {
-        for (times, program) in times.iter_mut().zip([&float, &int8]) {
-            let begin = Instant::now();
-            program.run()?;
-            times.push(begin.elapsed().as_secs_f64());
-        }
-    }
-    let [float, int8] = times.map(|times| crate::measure::quantile(&times, 0.5));
-    Ok(Some(LayerTime { float, int8 }))
+    let times = measure::in_turns(programs.len(), 2, LEAST, BUDGET, |index| programs[index].run())?;
+    let median = |index: usize| measure::quantile(&times[index], 0.5);
+    Ok(Some(LayerTime { float: median(0), int8: median(1) }))
 }
 
 /// Operators in the order in which they run, and what they start from.

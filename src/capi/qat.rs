@@ -1,18 +1,18 @@
 //! Quantization-aware training: the module that a program trains, its switches, and the INT8 module that comes of it.
 
 use std::ffi::c_char;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use super::argument;
 use super::handle::{self, Handle};
 use super::module::{self, graph_turn, jq_module};
-use super::quantizer::{Control, jq_quantizer};
-use super::report::{Contents, jq_report};
-use super::status::{Failure, enter, jq_status};
+use super::quantizer::{Driven, jq_quantizer};
+use super::report::jq_report;
+use super::status::{Failure, Outcome, enter, jq_status};
 use super::strings::{self, jq_strings};
 use super::value::{self, jq_value};
 use crate::error::Result;
-use crate::ir::IValue;
+use crate::ir::{IValue, Module};
+use crate::pipeline::Quantizer;
 use crate::qat::QatModule;
 
 /// A module that is trained for quantization. Free it with `jq_qat_free`.
@@ -22,23 +22,30 @@ pub struct jq_qat {
 
 impl Handle for jq_qat {
     const NAME: &'static str = "jq_qat";
-    type Object = SharedQat;
+    type Object = Driven<QatModule>;
 }
 
-pub(super) struct SharedQat {
-    qat: Mutex<QatModule>,
-    control: Arc<Control>,
-}
-
-// SAFETY: as for SharedPrepared: counted pointers, reached through the mutex; graphs are changed in `graph_turn`.
-unsafe impl Send for SharedQat {}
+// SAFETY: as for Driven<Prepared>: counted pointers, reached through the mutex; graphs are changed in `graph_turn`.
+unsafe impl Send for Driven<QatModule> {}
 // SAFETY: as above.
-unsafe impl Sync for SharedQat {}
+unsafe impl Sync for Driven<QatModule> {}
 
-impl SharedQat {
-    fn lock(&self) -> MutexGuard<'_, QatModule> {
-        self.qat.lock().unwrap_or_else(PoisonError::into_inner)
-    }
+/// # Safety
+/// `qat` is null or as for [`argument::Out::put`].
+unsafe fn begin(
+    make: impl FnOnce(&Module, &Quantizer) -> Result<QatModule>,
+    quantizer: *const jq_quantizer,
+    module: *const jq_module,
+    qat: *mut *mut jq_qat,
+) -> Outcome<()> {
+    let room = argument::room(qat, "qat")?;
+    let quantizer = handle::resolve(quantizer, "quantizer")?;
+    let module = module::resolve(module, "module")?;
+    let _turn = graph_turn();
+    let made = quantizer.control.run(|| make(&module, &quantizer.get()))?;
+    // SAFETY: the caller's promise.
+    unsafe { room.put(handle::issue(Driven::new(made, &quantizer.control))) };
+    Ok(())
 }
 
 /// Calls one of the switches of a module.
@@ -59,17 +66,8 @@ pub unsafe extern "C" fn jq_quantizer_prepare_qat(
     module: *const jq_module,
     qat: *mut *mut jq_qat,
 ) -> jq_status {
-    enter(|| {
-        let room = argument::room(qat, "qat")?;
-        let quantizer = handle::resolve(quantizer, "quantizer")?;
-        let module = module::resolve(module, "module")?;
-        let _turn = graph_turn();
-        let made = quantizer.control.run(|| QatModule::prepare(&module, &quantizer.get()))?;
-        let made = SharedQat { qat: Mutex::new(made), control: quantizer.control.clone() };
-        // SAFETY: the caller's promise.
-        unsafe { room.put(handle::issue(made)) };
-        Ok(())
-    })
+    // SAFETY: the caller's promise.
+    enter(|| unsafe { begin(QatModule::prepare, quantizer, module, qat) })
 }
 
 /// Goes on with a module that `jq_qat_module` gave and that was saved and loaded since, into `*qat`, to be freed with
@@ -80,17 +78,8 @@ pub unsafe extern "C" fn jq_quantizer_resume_qat(
     module: *const jq_module,
     qat: *mut *mut jq_qat,
 ) -> jq_status {
-    enter(|| {
-        let room = argument::room(qat, "qat")?;
-        let quantizer = handle::resolve(quantizer, "quantizer")?;
-        let module = module::resolve(module, "module")?;
-        let _turn = graph_turn();
-        let made = quantizer.control.run(|| QatModule::resume(&module, &quantizer.get()))?;
-        let made = SharedQat { qat: Mutex::new(made), control: quantizer.control.clone() };
-        // SAFETY: the caller's promise.
-        unsafe { room.put(handle::issue(made)) };
-        Ok(())
-    })
+    // SAFETY: the caller's promise.
+    enter(|| unsafe { begin(QatModule::resume, quantizer, module, qat) })
 }
 
 /// Runs the model on the `count` values at `inputs`, the arguments of `forward`, for the ranges of activations. Any thread;
@@ -196,20 +185,9 @@ pub unsafe extern "C" fn jq_qat_convert(
     report: *mut *mut jq_report,
 ) -> jq_status {
     enter(|| {
-        let room = argument::room(module, "module")?;
         let shared = handle::resolve(qat, "qat")?;
-        let qat = shared.lock();
-        let _turn = graph_turn();
-        let converted = shared.control.run(|| qat.convert())?;
         // SAFETY: the caller's promise.
-        unsafe {
-            room.put(module::issue(converted.module));
-            if !report.is_null() {
-                let contents = Contents::of_converted(&converted.report);
-                argument::room(report, "report")?.put(handle::issue(contents));
-            }
-        }
-        Ok(())
+        unsafe { shared.convert(QatModule::convert, module, report) }
     })
 }
 

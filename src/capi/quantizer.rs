@@ -3,7 +3,7 @@
 use std::ffi::{c_char, c_void};
 use std::ops::ControlFlow;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use super::argument;
 use super::buffer::jq_buffer;
@@ -17,7 +17,7 @@ use crate::ir::IValue;
 use crate::pass::QuantType;
 use crate::qconfig::QConfigSpec;
 use crate::watch::{Step, watched};
-use crate::{ModelForm, Prepared, Quantizer, WeightOnly};
+use crate::{Converted, ModelForm, Prepared, Quantizer, WeightOnly};
 
 /// When activations are quantized.
 pub type jq_quant_type = i32;
@@ -63,7 +63,7 @@ impl Handle for jq_quantizer {
 
 impl Handle for jq_prepared {
     const NAME: &'static str = "jq_prepared";
-    type Object = SharedPrepared;
+    type Object = Driven<Prepared>;
 }
 
 /// Told where a long call is: before each of its stages, and (with `total` 0) at each tensor that is observed while a
@@ -135,25 +135,51 @@ impl SharedQuantizer {
     }
 }
 
-pub(super) struct SharedPrepared {
-    prepared: Mutex<Prepared>,
-    control: Arc<Control>,
+/// What a quantizer made of a module: one call at a time, with the quantizer's progress and cancelling.
+pub(super) struct Driven<T> {
+    object: Mutex<T>,
+    pub(super) control: Arc<Control>,
 }
 
 // SAFETY: what a Prepared holds of libtorch are counted pointers (the counts are atomic); it is only reached through the
 // mutex, and the calls that read or change graphs do so in `graph_turn`.
-unsafe impl Send for SharedPrepared {}
+unsafe impl Send for Driven<Prepared> {}
 // SAFETY: as above.
-unsafe impl Sync for SharedPrepared {}
+unsafe impl Sync for Driven<Prepared> {}
 
-impl SharedPrepared {
-    fn lock(&self) -> std::sync::MutexGuard<'_, Prepared> {
-        self.prepared.lock().unwrap_or_else(PoisonError::into_inner)
+impl<T> Driven<T> {
+    pub(super) fn new(object: T, control: &Arc<Control>) -> Self {
+        Self { object: Mutex::new(object), control: control.clone() }
     }
-}
 
-fn issue_prepared(prepared: Prepared, control: &Arc<Control>) -> *mut jq_prepared {
-    handle::issue(SharedPrepared { prepared: Mutex::new(prepared), control: control.clone() })
+    pub(super) fn lock(&self) -> MutexGuard<'_, T> {
+        self.object.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Converts it, and stores the module, and the report where `report` is not null.
+    ///
+    /// # Safety
+    /// `module` and `report` are null or as for [`argument::Out::put`].
+    pub(super) unsafe fn convert(
+        &self,
+        convert: impl FnOnce(&T) -> Result<Converted>,
+        module: *mut *mut jq_module,
+        report: *mut *mut jq_report,
+    ) -> Outcome<()> {
+        let room = argument::room(module, "module")?;
+        let object = self.lock();
+        let _turn = graph_turn();
+        let converted = self.control.run(|| convert(&object))?;
+        // SAFETY: the caller's promise.
+        unsafe {
+            room.put(module::issue(converted.module));
+            if !report.is_null() {
+                let contents = Contents::of_converted(&converted.report);
+                argument::room(report, "report")?.put(handle::issue(contents));
+            }
+        }
+        Ok(())
+    }
 }
 
 /// A quantizer with the defaults of `quant_type` (`JQ_STATIC`, `JQ_DYNAMIC` or `JQ_WEIGHT_ONLY`), into `*quantizer`. Any
@@ -306,7 +332,7 @@ pub unsafe extern "C" fn jq_quantizer_prepare(
         let _turn = graph_turn();
         let made = quantizer.control.run(|| quantizer.get().prepare(&module))?;
         // SAFETY: the caller's promise.
-        unsafe { room.put(issue_prepared(made, &quantizer.control)) };
+        unsafe { room.put(handle::issue(Driven::new(made, &quantizer.control))) };
         Ok(())
     })
 }
@@ -326,7 +352,7 @@ pub unsafe extern "C" fn jq_quantizer_resume(
         let _turn = graph_turn();
         let made = quantizer.control.run(|| quantizer.get().resume(&observed))?;
         // SAFETY: the caller's promise.
-        unsafe { room.put(issue_prepared(made, &quantizer.control)) };
+        unsafe { room.put(handle::issue(Driven::new(made, &quantizer.control))) };
         Ok(())
     })
 }
@@ -377,7 +403,7 @@ pub unsafe extern "C" fn jq_prepared_calibrate_values(
 
 /// # Safety
 /// `output` is null or as for [`argument::Out::put`].
-unsafe fn calibrate(shared: &SharedPrepared, inputs: &[IValue], output: *mut *mut jq_value) -> Outcome<()> {
+unsafe fn calibrate(shared: &Driven<Prepared>, inputs: &[IValue], output: *mut *mut jq_value) -> Outcome<()> {
     let mut prepared = shared.lock();
     let result = shared.control.run(|| prepared.calibrate(inputs))?;
     if !output.is_null() {
@@ -409,20 +435,9 @@ pub unsafe extern "C" fn jq_prepared_convert(
     report: *mut *mut jq_report,
 ) -> jq_status {
     enter(|| {
-        let room = argument::room(module, "module")?;
         let shared = handle::resolve(prepared, "prepared")?;
-        let prepared = shared.lock();
-        let _turn = graph_turn();
-        let converted = shared.control.run(|| prepared.convert())?;
         // SAFETY: the caller's promise.
-        unsafe {
-            room.put(module::issue(converted.module));
-            if !report.is_null() {
-                let contents = Contents::of_converted(&converted.report);
-                argument::room(report, "report")?.put(handle::issue(contents));
-            }
-        }
-        Ok(())
+        unsafe { shared.convert(Prepared::convert, module, report) }
     })
 }
 

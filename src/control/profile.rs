@@ -3,10 +3,10 @@
 use std::collections::HashMap;
 use std::time::{Duration, Instant};
 
-use crate::error::{Context, Error, Result};
+use crate::error::{Error, Result};
 use crate::ir::{Graph, IValue, Module, Node, Tensor, Value};
 use crate::measure::quantile;
-use crate::replay::execute;
+use crate::replay::{execute, walk};
 
 /// The least number of passes that are timed.
 const LEAST_PASSES: usize = 9;
@@ -57,39 +57,18 @@ pub(super) fn passes(graphs: [(&Module, &Graph); 2], inputs: &[IValue], time: Du
     Ok(times)
 }
 
-fn pass<'g>(module: &Module, graph: &'g Graph, inputs: &[IValue], times: &mut [NodeTimes], counts: bool) -> Result<()> {
-    let mut values: HashMap<Value<'g>, IValue> = HashMap::new();
-    let mut uses_left: HashMap<Value<'g>, usize> = HashMap::new();
-    let arguments = std::iter::once(IValue::Module(module.clone())).chain(inputs.iter().cloned());
-    values.extend(std::iter::zip(graph.inputs(), arguments));
-    for (node, times) in std::iter::zip(graph.nodes(), times) {
-        if node.kind() == "prim::Constant" {
-            continue;
-        }
-        let read = |value: &Value<'g>| values.get(value).cloned().or_else(|| value.constant());
-        let inputs: Option<Vec<IValue>> = node.inputs().iter().map(read).collect();
-        let inputs = inputs.ok_or_else(|| Error::invalid(format!("an input of {} is not known", node.kind())))?;
+fn pass(module: &Module, graph: &Graph, inputs: &[IValue], times: &mut [NodeTimes], counts: bool) -> Result<()> {
+    walk(module, graph, inputs, |place, node, inputs| {
         let begin = Instant::now();
-        let results = execute(node, inputs).context(|| format!("running {}", node.kind()))?;
+        let results = execute(node, inputs)?;
+        let times = &mut times[place];
         if counts {
             times.seconds.push(begin.elapsed().as_secs_f64());
         }
         let shape = results.first().and_then(IValue::as_tensor).map(Tensor::shape);
         times.elements = shape.map(|shape| shape.iter().product::<i64>() as usize);
-        for (output, result) in std::iter::zip(node.outputs(), results) {
-            uses_left.insert(output, output.uses().len());
-            values.insert(output, result);
-        }
-        for input in node.inputs() {
-            if let Some(left) = uses_left.get_mut(&input) {
-                *left = left.saturating_sub(1);
-                if *left == 0 {
-                    values.remove(&input);
-                }
-            }
-        }
-    }
-    Ok(())
+        Ok(results)
+    })
 }
 
 /// What it costs to go from float to INT8 and back, and to call an operator at all.

@@ -1,13 +1,13 @@
 //! Times of whole models, taken in turns.
 
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
 use crate::engine;
 use crate::error::Result;
 use crate::ir::{IValue, Module};
-use crate::measure::quantile;
+use crate::measure::{in_turns, quantile};
 use crate::pipeline::{METHOD, ModelForm};
 
 /// What runs the operators of an INT8 model.
@@ -64,23 +64,10 @@ pub struct ModelTimes {
 /// The least number of times that each model runs.
 const LEAST_ROUNDS: usize = 7;
 
-/// The median time of one run of each module on `inputs`. They take turns, so that what else the machine does hits all of
-/// them alike.
+/// The median time of one run of each module on `inputs`, in turns. The executor optimizes a model in its first runs: they are
+/// not counted.
 pub(super) fn medians(modules: &[&Module], inputs: &[IValue], at_least: Duration) -> Result<Vec<f64>> {
-    // The executor optimizes a model in its first runs: they are not counted.
-    for _ in 0..3 {
-        for module in modules {
-            module.call::<IValue>(METHOD, inputs)?;
-        }
-    }
-    let mut times = vec![Vec::new(); modules.len()];
-    let start = Instant::now();
-    while times[0].len() < LEAST_ROUNDS || start.elapsed() < at_least {
-        for (module, times) in std::iter::zip(modules, &mut times) {
-            let begin = Instant::now();
-            module.call::<IValue>(METHOD, inputs)?;
-            times.push(begin.elapsed().as_secs_f64());
-        }
-    }
+    let run = |index: usize| modules[index].call::<IValue>(METHOD, inputs).map(drop);
+    let times = in_turns(modules.len(), 3, LEAST_ROUNDS, at_least, run)?;
     Ok(times.iter().map(|times| quantile(times, 0.5)).collect())
 }

@@ -12,9 +12,9 @@
 
 use std::collections::{HashMap, HashSet};
 
-use super::execute;
 use super::layer::Layer;
 use super::solver::Solver;
+use super::{execute, walk};
 use crate::error::{Context, Result};
 use crate::ir::{Graph, IValue, Module, Node, Tensor, Value};
 use crate::pass::op_table::Operator;
@@ -189,40 +189,23 @@ fn channel_ranges<'g>(
 ) -> Result<HashMap<Value<'g>, Vec<(f32, f32)>>> {
     let mut ranges: HashMap<Value<'_>, Vec<(f32, f32)>> = HashMap::new();
     for batch in batches {
-        let mut values: HashMap<Value<'_>, IValue> = HashMap::new();
-        let mut uses_left: HashMap<Value<'_>, usize> = HashMap::new();
-        let inputs = std::iter::once(IValue::Module(module.clone())).chain(batch.iter().cloned());
-        values.extend(std::iter::zip(graph.inputs(), inputs));
-        for node in graph.nodes().filter(|node| node.kind() != "prim::Constant") {
-            let read = |value: &Value<'g>| values.get(value).cloned().or_else(|| value.constant());
-            let inputs: Option<Vec<IValue>> = node.inputs().iter().map(read).collect();
-            let inputs =
-                inputs.ok_or_else(|| crate::Error::invalid(format!("an input of {} is not known", node.kind())))?;
+        walk(module, graph, batch, |_, node, inputs| {
             let results = match node.kind() {
                 "prim::CallMethod" => vec![inputs[1].clone()],
-                _ => execute(node, inputs).context(|| format!("running {}", node.kind()))?,
+                _ => execute(node, inputs)?,
             };
-            for (output, result) in std::iter::zip(node.outputs(), results) {
+            for (output, result) in std::iter::zip(node.outputs(), &results) {
                 if watched.contains(&output) {
-                    let seen = solver.channel_ranges(&result)?;
+                    let seen = solver.channel_ranges(result)?;
                     match ranges.get_mut(&output) {
                         Some(ranges) => std::iter::zip(ranges, seen)
                             .for_each(|(range, seen)| *range = (range.0.min(seen.0), range.1.max(seen.1))),
                         None => drop(ranges.insert(output, seen)),
                     }
                 }
-                uses_left.insert(output, output.uses().len());
-                values.insert(output, result);
             }
-            for input in node.inputs() {
-                if let Some(left) = uses_left.get_mut(&input) {
-                    *left = left.saturating_sub(1);
-                    if *left == 0 {
-                        values.remove(&input);
-                    }
-                }
-            }
-        }
+            Ok(results)
+        })?;
     }
     Ok(ranges)
 }

@@ -224,6 +224,39 @@ impl<'g> Runner<'g> {
     }
 }
 
+/// Runs a flat graph on the arguments of its method node by node: `run` gets the place of each node that is no constant, the
+/// node, and its inputs, and gives its results. A value is held until the last node that takes it has run.
+pub(crate) fn walk<'g>(
+    module: &Module,
+    graph: &'g Graph,
+    arguments: &[IValue],
+    mut run: impl FnMut(usize, Node<'g>, Vec<IValue>) -> Result<Vec<IValue>>,
+) -> Result<()> {
+    let mut values: HashMap<Value<'g>, IValue> = HashMap::new();
+    let mut uses_left: HashMap<Value<'g>, usize> = HashMap::new();
+    let arguments = std::iter::once(IValue::Module(module.clone())).chain(arguments.iter().cloned());
+    values.extend(std::iter::zip(graph.inputs(), arguments));
+    for (place, node) in graph.nodes().enumerate().filter(|(_, node)| node.kind() != "prim::Constant") {
+        let read = |value: &Value<'g>| values.get(value).cloned().or_else(|| value.constant());
+        let inputs: Option<Vec<IValue>> = node.inputs().iter().map(read).collect();
+        let inputs = inputs.ok_or_else(|| Error::invalid(format!("an input of {} is not known", node.kind())))?;
+        let results = run(place, node, inputs).context(|| format!("running {}", node.kind()))?;
+        for (output, result) in std::iter::zip(node.outputs(), results) {
+            uses_left.insert(output, output.uses().len());
+            values.insert(output, result);
+        }
+        for input in node.inputs() {
+            if let Some(left) = uses_left.get_mut(&input) {
+                *left = left.saturating_sub(1);
+                if *left == 0 {
+                    values.remove(&input);
+                }
+            }
+        }
+    }
+    Ok(())
+}
+
 /// Runs one operator.
 pub(crate) fn execute(node: Node<'_>, inputs: Vec<IValue>) -> Result<Vec<IValue>> {
     Ok(match node.kind() {
