@@ -9,7 +9,8 @@ built=${2:-${CARGO_TARGET_DIR:-$root/target}/release}
 libtorch=${LIBTORCH:-$root/.libtorch/torch}
 
 number() {
-    cat "$libtorch"/include/torch/headeronly/version.h "$libtorch"/include/torch/csrc/api/include/torch/version.h 2>/dev/null |
+    # Not every version of libtorch has both.
+    { cat "$libtorch"/include/torch/{headeronly,csrc/api/include/torch}/version.h 2>/dev/null || true; } |
         sed -nE "s/^#define TORCH_VERSION_$1 ([0-9]+)/\1/p" | head -n 1
 }
 version=$(sed -nE 's/^version = "(.*)"/\1/p' "$root/Cargo.toml" | head -n 1)
