@@ -6,7 +6,7 @@ quiet := $(shell test -t 2 || echo --quiet)
 
 PREFIX ?= /usr/local
 
-.PHONY: help setup demo install test test-python models bench accuracy matrix conformity clean distclean
+.PHONY: help setup demo install test test-python models bench accuracy matrix conformity generated clean distclean
 .NOTPARALLEL:
 
 help: ## Lists what can be made (the default).
@@ -39,6 +39,9 @@ bench: setup ## Measures jitquant's kernels against libtorch's engines (bench.js
 
 conformity: ## Runs PyTorch's own test suites on jitquant's passes (PYTORCH_SOURCE: a checkout; downloads torch; not part of the tests).
 	@scripts/conformity/run.sh "$(PYTORCH_SOURCE)"
+
+generated: setup ## Compares our passes with libtorch's on 10,000 generated models (half an hour; `make test` has 300).
+	@scripts/generated.sh
 
 matrix: setup ## Builds and tests the library against libtorch 2.9, 2.11, 2.13 and 2.15 (downloads 2 GB; long).
 	@scripts/matrix.sh

@@ -1,6 +1,6 @@
 //! Models put together at random from shape-preserving operators, branches, submodules that share classes, and methods.
 //!
-//! `JITQUANT_GENERATED=10000 cargo test --test insert_observers random` looks at more of them than every run does.
+//! `make generated` looks at 10,000 of them, in processes of a hundred; `JITQUANT_GENERATED` says how many this one does.
 
 use jitquant::ir::Module;
 use proptest::prelude::*;
