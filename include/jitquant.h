@@ -36,6 +36,9 @@
 // The pass `accelerate`: in every graph that libtorch executes, `quantized::` operators become jitquant's own
 #define JQ_PASS_ACCELERATE 4
 
+// Samples, held in memory. Free it with `jq_data_free`.
+typedef struct jq_data jq_data;
+
 // A TorchScript module. Two handles may be on the same module. Free each with `jq_module_free`.
 typedef struct jq_module jq_module;
 
@@ -112,6 +115,39 @@ typedef int32_t jq_model_form;
 // It runs on the thread that made the call. It may call `jq_quantizer_cancel`, but no function that takes the same
 // `jq_prepared`. It must not throw an exception or jump out.
 typedef int32_t (*jq_progress)(const char *stage, size_t done, size_t total, void *user_data);
+
+// What samples are for: `JQ_CALIBRATE` or `JQ_MEASURE`.
+typedef int32_t jq_data_use;
+
+// How accurate an INT8 model has to be; all that is asked for has to hold. A negative number asks for nothing.
+typedef struct jq_goal {
+  // The least share of samples for which float and INT8 model put the same class first, e.g. 0.99.
+  double min_agreement;
+  // The least signal to quantization noise ratio of the outputs, in dB.
+  double min_sqnr_db;
+  // How much of the accuracy on labels may be lost at most, as a share of the samples, e.g. 0.005.
+  double max_drop;
+} jq_goal;
+
+// How close an INT8 model is to the float one, and whether that was the goal.
+typedef struct jq_figures {
+  // On how many samples it was measured.
+  size_t samples;
+  // Signal to quantization noise ratio of the outputs in dB; infinite where nothing differs.
+  double sqnr_db;
+  // The mean cosine between a sample's two outputs.
+  double mean_cosine;
+  // The share of samples for which both put the same class first; NaN where the outputs are no class scores.
+  double agreement;
+  // The float model's accuracy on the labels; NaN without labels.
+  double float_accuracy;
+  // The INT8 model's; NaN without labels.
+  double int8_accuracy;
+  // 1 where the goal is reached, else 0.
+  int32_t reached;
+  // 1 where the search ended for want of time, else 0.
+  int32_t out_of_time;
+} jq_figures;
 
 // The observers of one part of a model.
 typedef struct jq_qconfig {
@@ -255,6 +291,12 @@ typedef void (*jq_log_sink)(jq_log_level level, const char *target, const char *
 
 // jitquant's: faster; jitquant has to be loaded where the model runs.
 #define JQ_NATIVE 1
+
+// Ranges are found on them.
+#define JQ_CALIBRATE 0
+
+// Accuracy is measured on them.
+#define JQ_MEASURE 1
 
 // No messages
 #define JQ_LOG_OFF 0
@@ -587,6 +629,51 @@ jq_status jq_qat_convert(const struct jq_qat *qat, struct jq_module **module, st
 
 // Frees what is trained. Null is allowed. Any thread.
 jq_status jq_qat_free(struct jq_qat *qat);
+
+// No samples, into `*data`. Any thread.
+jq_status jq_data_new(struct jq_data **data);
+
+// Adds a batch: the `count` values at `inputs`, the arguments of `forward`, with the samples along their first
+// dimension. `purpose` is `JQ_CALIBRATE` or `JQ_MEASURE`. Tensors are shared, not copied. Any thread.
+jq_status jq_data_add(struct jq_data *data, jq_data_use purpose, const struct jq_value *const *inputs, size_t count);
+
+// The classes of the samples to measure on, in their order: `count` numbers at `labels`, which are copied. Where no batch
+// was added to measure on, those of all samples. Any thread.
+jq_status jq_data_set_labels(struct jq_data *data,
+                             const int64_t *labels,
+                             size_t count);
+
+// Frees the samples. Null is allowed. Any thread.
+jq_status jq_data_free(struct jq_data *data);
+
+// Makes an INT8 module of `module` that reaches `goal`, with as few layers in float as can be found in `minutes`; into
+// `*converted`, to be freed with `jq_module_free`. docs/accuracy.md says how it looks for them.
+//
+// A goal out of reach is no error: `*figures` tells, and the module is the nearest one. Where `data` has no batch to
+// measure on, every fourth one is held out for it. With `state`, a path, what was measured is kept in that file, and a
+// later call with the same model, data and options goes on from there; null: it is not. `*report`, to be freed with
+// `jq_report_free`, lists the layers left in float, each with its share of the loss; `report` and `figures` may be null.
+// Any thread; other calls that work on graphs wait until it has ended.
+jq_status jq_quantizer_tune(const struct jq_quantizer *quantizer,
+                            const struct jq_module *module,
+                            const struct jq_data *data,
+                            const struct jq_goal *goal,
+                            double minutes,
+                            const char *state,
+                            struct jq_module **converted,
+                            struct jq_report **report,
+                            struct jq_figures *figures);
+
+// Times each layer of `module` in INT8 and in float on this machine, and has the quantizer leave in float what INT8 would
+// slow down, conversions between the two counted in. `samples` of the data's first batch are run at once; `accelerated`
+// other than 0 times portable models on jitquant's kernels (`jq_accelerate`). How many layers stay in float goes into
+// `*left`, which may be null. For models without branches and loops. Any thread, as `jq_quantizer_tune`.
+jq_status jq_quantizer_only_faster(struct jq_quantizer *quantizer,
+                                   const struct jq_module *module,
+                                   const struct jq_data *data,
+                                   size_t samples,
+                                   int32_t accelerated,
+                                   size_t *left);
 
 // What the node does, e.g. `quantized::conv2d_prepack`, into `*text`, which stays as long as the node.
 jq_status jq_node_kind(const struct jq_node *node, const char **text);

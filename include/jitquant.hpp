@@ -18,6 +18,7 @@
 #include <exception>
 #include <functional>
 #include <memory>
+#include <optional>
 #include <string>
 #include <type_traits>
 #include <unordered_set>
@@ -82,6 +83,7 @@ using ReportHandle = Handle<jq_report, jq_report_free>;
 using QuantizerHandle = Handle<jq_quantizer, jq_quantizer_free>;
 using PreparedHandle = Handle<jq_prepared, jq_prepared_free>;
 using QatHandle = Handle<jq_qat, jq_qat_free>;
+using DataHandle = Handle<jq_data, jq_data_free>;
 
 inline ModuleHandle share(const Module &module) {
   check_library();
@@ -502,6 +504,55 @@ private:
   detail::QatHandle qat_;
 };
 
+// Samples to calibrate with and to measure on, held in memory.
+class Data {
+public:
+  Data() { detail::check(jq_data_new(data_.out())); }
+
+  // A batch to find ranges on: the arguments of forward.
+  Data &calibrate(const std::vector<c10::IValue> &inputs) { return add(JQ_CALIBRATE, inputs); }
+  Data &calibrate(const at::Tensor &input) { return calibrate(std::vector<c10::IValue>{input}); }
+  // A batch to measure accuracy on. Where there is none, every fourth of the others is held out for it.
+  Data &measure(const std::vector<c10::IValue> &inputs) { return add(JQ_MEASURE, inputs); }
+  Data &measure(const at::Tensor &input) { return measure(std::vector<c10::IValue>{input}); }
+  // The classes of the samples to measure on, or of all where none was given to measure on.
+  Data &labels(const std::vector<int64_t> &classes) {
+    detail::check(jq_data_set_labels(data_.get(), classes.data(), classes.size()));
+    return *this;
+  }
+
+private:
+  friend class Quantizer;
+  Data &add(jq_data_use purpose, const std::vector<c10::IValue> &inputs) {
+    std::vector<detail::ValueHandle> handles;
+    std::vector<const jq_value *> values;
+    for (const auto &input : inputs) {
+      handles.push_back(detail::share(input));
+      values.push_back(handles.back().get());
+    }
+    detail::check(jq_data_add(data_.get(), purpose, values.data(), values.size()));
+    return *this;
+  }
+  detail::DataHandle data_;
+};
+
+// How accurate an INT8 model has to be; all that is given has to hold.
+struct Goal {
+  // The least share of samples for which float and INT8 model put the same class first, e.g. 0.99.
+  std::optional<double> min_agreement;
+  // The least signal to quantization noise ratio of the outputs, in dB.
+  std::optional<double> min_sqnr_db;
+  // How much of the accuracy on labels may be lost at most, e.g. 0.005.
+  std::optional<double> max_drop;
+};
+
+// What Quantizer::tune found: the module, the layers left in float with their share of the loss, and how close it is.
+struct Tuned {
+  Module module;
+  Report report;
+  jq_figures figures;
+};
+
 // Quantizes modules: which way, with which observers, and which parts.
 //
 //   auto prepared = jitquant::Quantizer::static_ptq().skip("head").prepare(model);
@@ -604,6 +655,30 @@ public:
     for (auto &&inputs : data)
       prepared.calibrate(inputs);
     return prepared.convert();
+  }
+
+  // Makes an INT8 module that reaches `goal`, with as few layers in float as can be found in `minutes`. A goal out of
+  // reach is no error: `figures.reached` tells. `state` names a file from which a later call goes on; empty: none.
+  Tuned tune(const Module &module, const Data &data, const Goal &goal, double minutes = 10,
+             const std::string &state = "") const {
+    jq_goal wanted{goal.min_agreement.value_or(-1), goal.min_sqnr_db.value_or(-1), goal.max_drop.value_or(-1)};
+    detail::ModuleHandle converted;
+    detail::ReportHandle report;
+    jq_figures figures{};
+    progress_->check(jq_quantizer_tune(quantizer_.get(), detail::share(module).get(), data.data_.get(), &wanted,
+                                       minutes, state.empty() ? nullptr : state.c_str(), converted.out(), report.out(),
+                                       &figures));
+    return {detail::module_of(converted), Report(report), figures};
+  }
+
+  // Leaves in float, in what this quantizer makes from now on, the layers that INT8 would slow down on this machine,
+  // timed with `samples` at once; how many. `accelerated`: on jitquant's kernels. For models without branches and
+  // loops.
+  size_t only_faster(const Module &module, const Data &data, size_t samples = 1, bool accelerated = false) {
+    size_t left = 0;
+    progress_->check(jq_quantizer_only_faster(quantizer_.get(), detail::share(module).get(), data.data_.get(), samples,
+                                              accelerated, &left));
+    return left;
   }
 
 private:

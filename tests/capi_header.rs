@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 /// The files of src/capi in the order in which the header has them.
-const PARTS: [&str; 14] = [
+const PARTS: [&str; 15] = [
     "status",
     "buffer",
     "strings",
@@ -17,6 +17,7 @@ const PARTS: [&str; 14] = [
     "report",
     "quantizer",
     "qat",
+    "control",
     "node",
     "passes",
     "graph_passes",

@@ -12,6 +12,7 @@
 mod accelerate;
 mod argument;
 mod buffer;
+mod control;
 mod graph_passes;
 mod handle;
 mod log;
@@ -29,6 +30,7 @@ mod zero_touch;
 
 pub use accelerate::*;
 pub use buffer::{JQ_BF16, JQ_BOOL, JQ_F16, JQ_F32, JQ_F64, JQ_I8, JQ_I16, JQ_I32, JQ_I64, JQ_U8, jq_buffer, jq_dtype};
+pub use control::*;
 pub use log::*;
 pub use module::*;
 pub use node::*;

@@ -123,7 +123,7 @@ impl SharedQuantizer {
         self.quantizer.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
-    fn change(&self, change: impl FnOnce(Quantizer) -> Quantizer) {
+    pub fn change(&self, change: impl FnOnce(Quantizer) -> Quantizer) {
         let mut quantizer = self.quantizer.lock().unwrap_or_else(PoisonError::into_inner);
         *quantizer = change(quantizer.clone());
     }

@@ -202,6 +202,52 @@ static void passes() {
   EXPECT(says(message_of([] { jitquant::Quantizer::static_ptq().qconfig("nonsense = 1"); }), "nonsense"));
 }
 
+// Two layers, the first with weights that 8 bits for a channel with an outlier spoil.
+static void control() {
+  torch::manual_seed(5);
+  jit::Module net("Net");
+  auto first = torch::randn({16, 8});
+  first.index_put_({torch::indexing::Slice(), 0}, 60.0);
+  net.register_parameter("first", first, false);
+  net.register_parameter("second", torch::randn({4, 16}), false);
+  net.define("def forward(self, x):\n    return torch.linear(torch.relu(torch.linear(x, self.first)), self.second)\n");
+  jitquant::Data data;
+  std::vector<int64_t> classes;
+  for (int i = 0; i < 8; ++i) {
+    auto batch = torch::randn({16, 8});
+    batch.select(1, 0).mul_(0.01);
+    data.calibrate(batch);
+    auto best = net.forward({batch}).toTensor().argmax(1);
+    classes.insert(classes.end(), best.data_ptr<int64_t>(), best.data_ptr<int64_t>() + best.numel());
+  }
+  data.labels(classes);
+  auto quantizer = jitquant::Quantizer::static_ptq();
+  jitquant::Goal goal;
+  EXPECT(says(message_of([&] { quantizer.tune(net, data, goal); }), "goal"));
+  goal.min_sqnr_db = 1.0;
+  auto easy = quantizer.tune(net, data, goal, 0.2);
+  EXPECT(easy.figures.reached && easy.report.layers.empty() && easy.figures.samples == 32);
+  EXPECT(easy.figures.sqnr_db > 1 && easy.figures.agreement >= 0 && easy.figures.float_accuracy == 1);
+  goal.min_sqnr_db = easy.figures.sqnr_db + 6;
+  auto hard = quantizer.tune(net, data, goal, 0.5);
+  EXPECT(!hard.report.layers.empty() && hard.figures.sqnr_db > easy.figures.sqnr_db);
+  goal.min_sqnr_db = 300;
+  auto impossible = quantizer.tune(net, data, goal, 0.05);
+  EXPECT(!impossible.figures.reached);
+  quantizer.on_progress(
+      [](const std::string &stage, size_t, size_t) { return stage.find("float model") == stage.npos; });
+  EXPECT(message_of([&] { quantizer.tune(net, data, goal); }) == "cancelled");
+  quantizer.on_progress(nullptr);
+  EXPECT(says(message_of([&] { quantizer.tune(net, jitquant::Data(), goal); }), "two batches"));
+  // Whether INT8 is faster at all for layers this small depends on the machine.
+  size_t left = 0;
+  auto answer = message_of([&] { left = jitquant::Quantizer::static_ptq().only_faster(net, data, 16); });
+  EXPECT(left <= 1 && (answer == "nothing was thrown" || says(answer, "no layer is faster")));
+  data.measure(torch::randn({16, 8})).labels({1, 2});
+  goal.max_drop = 0.1;
+  EXPECT(says(message_of([&] { quantizer.tune(net, data, goal); }), "labels"));
+}
+
 static void prepacking() {
   jit::Module module("Linear");
   module.register_parameter("weight", torch::randn({1, 2}), false);
@@ -269,6 +315,7 @@ static void quantizer() {
 int main() {
   passes();
   graph_passes();
+  control();
   prepacking();
   quantizer();
   std::cout << "ok\n";
