@@ -137,6 +137,52 @@ Tensor mul(const Tensor &a, double a_scale, int64_t a_zero, const Tensor &b, dou
   });
 }
 
+// A matrix of a batch with its elements row by row; where it is the transpose of such a one, that, and `transposed`.
+struct Matrices {
+  Tensor values;
+  bool transposed;
+
+  explicit Matrices(const Tensor &x) : values(x), transposed(false) {
+    Tensor other = x.transpose(-2, -1);
+    transposed = !x.is_contiguous() && other.is_contiguous();
+    values = transposed ? other : x.contiguous();
+  }
+};
+
+Tensor matmul(const Tensor &a, double a_scale, int64_t a_zero, const Tensor &b, double b_scale, int64_t b_zero,
+              double scale, int64_t zero_point) {
+  constexpr auto op = "jitquant::matmul";
+  check(a, c10::kByte, op);
+  check(b, c10::kByte, op);
+  TORCH_CHECK(a.dim() >= 1 && b.dim() >= 1, op, ": an input without dimensions");
+  // As at::matmul: a vector is a matrix of one row or one column, other dimensions are broadcast.
+  Tensor rows = a.dim() == 1 ? a.unsqueeze(0) : a, columns = b.dim() == 1 ? b.unsqueeze(1) : b;
+  int64_t m = rows.size(-2), k = rows.size(-1), n = columns.size(-1);
+  TORCH_CHECK(columns.size(-2) == k, op, ": sizes ", a.sizes(), " and ", b.sizes(),
+              "; the last dimension of the first and the one before the last of the second have to be the same");
+  auto dims = [](const Tensor &x) { return x.sizes().slice(0, x.dim() - 2); };
+  std::vector<int64_t> sizes = at::infer_size(dims(rows), dims(columns));
+  auto expanded = [&](const Tensor &x) {
+    std::vector<int64_t> to = sizes;
+    to.insert(to.end(), {x.size(-2), x.size(-1)});
+    return x.expand(to);
+  };
+  Tensor left = expanded(rows).contiguous();
+  Matrices right(expanded(columns));
+  sizes.insert(sizes.end(), {m, n});
+  Tensor output = at::empty(sizes, left.options());
+  in_rust([&] {
+    matmul_u8(values<uint8_t>(left), {a_scale, a_zero}, values<uint8_t>(right.values), {b_scale, b_zero},
+              right.transposed, {m, k, n}, {scale, zero_point}, writable<uint8_t>(output));
+  });
+  if (b.dim() == 1)
+    output = output.squeeze(-1);
+  return a.dim() == 1 ? output.squeeze(b.dim() == 1 ? -1 : -2) : output;
+}
+
+// What static quantization may make a `matmul` above.
+Tensor product(const Tensor &a, const Tensor &b) { return at::matmul(a, b); }
+
 Tensor cat(at::TensorList tensors, c10::ArrayRef<double> scales, c10::IntArrayRef zero_points, int64_t dim,
            double scale, int64_t zero_point) {
   constexpr auto op = "jitquant::cat";
@@ -329,6 +375,10 @@ Tensor binary_shape(const Tensor &a, double, int64_t, const Tensor &b, double, i
   return at::empty(at::infer_size(a.sizes(), b.sizes()), a.options());
 }
 
+Tensor matmul_shape(const Tensor &a, double, int64_t, const Tensor &b, double, int64_t, double, int64_t) {
+  return at::matmul(a, b);
+}
+
 Tensor cat_shape(at::TensorList tensors, c10::ArrayRef<double>, c10::IntArrayRef, int64_t dim, double, int64_t) {
   return at::cat(tensors, dim);
 }
@@ -403,6 +453,9 @@ JITQUANT_DEFINITIONS(native_element_definitions, m) {
   m.def("activation_table(str name, float[] parameters, " FROM ", " TO ") -> Tensor", activation_table);
   m.def("add" PAIR);
   m.def("mul" PAIR);
+  m.def("matmul(Tensor a, float a_scale, int a_zero_point, Tensor b, float b_scale, int b_zero_point, " TO
+        ") -> Tensor");
+  m.def("product(Tensor a, Tensor b) -> Tensor", product);
   m.def("cat(Tensor[] tensors, float[] scales, int[] zero_points, int dim, " TO ") -> Tensor");
   m.def(
       "max_pool(Tensor x, int[] kernel, int[] stride, int[] padding, int[] dilation, bool ceil_mode=False) -> Tensor");
@@ -427,6 +480,7 @@ JITQUANT_KERNELS(native_element_kernels, CPU, m) {
   m.impl("lookup", lookup);
   m.impl("add", add);
   m.impl("mul", mul);
+  m.impl("matmul", matmul);
   m.impl("cat", cat);
   m.impl("max_pool", max_pool);
   m.impl("avg_pool", avg_pool);
@@ -448,6 +502,7 @@ JITQUANT_KERNELS(native_element_shapes, Meta, m) {
   m.impl("lookup", lookup_shape);
   m.impl("add", binary_shape);
   m.impl("mul", binary_shape);
+  m.impl("matmul", matmul_shape);
   m.impl("cat", cat_shape);
   m.impl("max_pool", max_pool_shape);
   m.impl("avg_pool", avg_pool_shape);

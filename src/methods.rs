@@ -31,6 +31,10 @@ pub struct Methods {
     pub smooth: f32,
     /// Linear layers between float operators take a range for each row (token) when the model runs.
     pub per_row: bool,
+    /// Quantizes attention: the products of two activations (`matmul`, `bmm`, and those in `scaled_dot_product_attention`),
+    /// which stay in float otherwise (static quantization). For speed in the native form; libtorch's `quantized::matmul`
+    /// computes in float and only rounds its operands and result.
+    pub attention: bool,
 }
 
 /// How weights are rounded to INT8.
@@ -48,14 +52,28 @@ pub enum Rounding {
 
 impl Default for Methods {
     fn default() -> Self {
-        Self { equalize: false, bias_correction: false, rounding: Rounding::Sums, smooth: 0.9, per_row: true }
+        Self {
+            equalize: false,
+            bias_correction: false,
+            rounding: Rounding::Sums,
+            smooth: 0.9,
+            per_row: true,
+            attention: false,
+        }
     }
 }
 
 impl Methods {
     /// Nothing beyond choosing ranges: what libtorch does.
     pub fn none() -> Self {
-        Self { equalize: false, bias_correction: false, rounding: Rounding::Nearest, smooth: 0.0, per_row: false }
+        Self {
+            equalize: false,
+            bias_correction: false,
+            rounding: Rounding::Nearest,
+            smooth: 0.0,
+            per_row: false,
+            attention: false,
+        }
     }
 
     /// # Errors

@@ -7,8 +7,8 @@ use crate::ir::{DType, GeneralPass, IValue, Module, Node, Tensor};
 use crate::methods::{Methods, Rounding};
 use crate::observer::UNSET;
 use crate::pass::prepare::{
-    LoneLinear, find_lone_linear, mark_lone_linear, prepare, quantize_lone_linear, quantize_recurrent, round_weights,
-    settle_clamps,
+    LoneLinear, PRODUCT, find_lone_linear, mark_lone_linear, mark_products, prepare, quantize_lone_linear,
+    quantize_recurrent, restore_products, round_weights, settle_clamps,
 };
 use crate::pass::{
     Coverage, Layer, QuantType, WeightOnly, computes_weight, finalize, insert_observers_by_scope, insert_quant_dequant,
@@ -196,7 +196,11 @@ impl Quantizer {
 
     /// The module as one flat graph, and the batch norms that stay in it, with why.
     pub(crate) fn flatten(&self, module: &Module) -> Result<(Module, Vec<(Layer, String)>)> {
-        prepare(module, METHOD, &self.preserve)
+        let flat = prepare(module, METHOD, &self.preserve)?;
+        if self.quantizes_attention() {
+            mark_products(&flat.0, METHOD).context(|| "marking products of attention".into())?;
+        }
+        Ok(flat)
     }
 
     /// The module as one flat graph, the observers by path, and what will become of its layers.
@@ -226,7 +230,7 @@ impl Quantizer {
             let reason = match qconfig_for(&qconfigs, &layer.path) {
                 None => Some("left in float by the configuration".to_owned()),
                 Some(_) => self
-                    .why_never(layer.operator)
+                    .why_never(node, layer.operator)
                     .or_else(|| computes_weight(node).then_some("its weight is computed when the model runs"))
                     .map(str::to_owned)
                     .or_else(|| skipped.cloned()),
@@ -246,9 +250,17 @@ impl Quantizer {
         Ok((flat, qconfigs, planned))
     }
 
-    fn why_never(&self, operator: &str) -> Option<&'static str> {
+    fn quantizes_attention(&self) -> bool {
+        self.spec.methods.attention && self.quant_type == QuantType::Static && self.weight_only.is_none()
+    }
+
+    fn why_never(&self, node: Node<'_>, operator: &str) -> Option<&'static str> {
         match self.weight_only {
             Some(_) => weight_only::why_never(operator),
+            None if node.kind() == PRODUCT => None,
+            None if operator == "attention" && self.quantizes_attention() => {
+                Some("attention with dropout or with fewer heads of keys than of queries is not written out")
+            }
             None => why_never_quantized(operator, self.quant_type),
         }
     }
@@ -475,6 +487,7 @@ impl Prepared {
         if self.quant_type == QuantType::Dynamic {
             quantize_recurrent(&module, METHOD, qconfig)?;
         }
+        restore_products(&module.graph(METHOD)?)?;
         let report = self.report(&module)?;
         if report.quantized_layers == 0 {
             return Err(Error::invalid(format!(
@@ -570,7 +583,12 @@ impl Prepared {
 /// Why an operator is never quantized in that way, where it is not.
 fn why_never_quantized(operator: &str, quant_type: QuantType) -> Option<&'static str> {
     match (operator, quant_type) {
-        ("matmul" | "attention", _) => Some("a product of two activations has no INT8 form in libtorch"),
+        ("matmul" | "attention", QuantType::Static) => {
+            Some("a product of two activations stays in float unless asked for (`attention`, --attention)")
+        }
+        ("matmul" | "attention", QuantType::Dynamic) => {
+            Some("a product of two activations has no dynamic INT8 form in libtorch")
+        }
         ("embedding" | "embedding_bag", _) => Some("embeddings are quantized by weight-only quantization alone"),
         ("lstm" | "gru" | "lstm_cell" | "gru_cell" | "rnn_cell", QuantType::Static) => {
             Some("recurrent layers have dynamic INT8 forms only")

@@ -6,6 +6,7 @@ use super::elementwise::{
     requantize_u8, tabulate,
 };
 use super::linear::{LinearWeight, linear_weight};
+use super::matmul::matmul_u8;
 use super::norm::{batch_norm_u8, group_norm_u8, layer_norm_u8, softmax_u8};
 use super::pool::{adaptive_avg_pool_u8, avg_pool_u8, max_pool_u8, pool_sizes};
 use super::threads::{Tasks, run_task};
@@ -162,6 +163,14 @@ pub(crate) mod ffi {
         ) -> Result<()>;
     }
 
+    /// The sizes of matrices: `[m, k]` times `[k, n]`.
+    #[derive(Clone, Copy, Debug)]
+    struct ProductSizes {
+        m: i64,
+        k: i64,
+        n: i64,
+    }
+
     // Operators without weights. Slices are tensors in the order of their memory; sizes are `[batch, channels, ...]`.
     #[allow(clippy::too_many_arguments)]
     extern "Rust" {
@@ -206,6 +215,18 @@ pub(crate) mod ffi {
             to: Affine,
             min: i64,
             max: i64,
+            out: &mut [u8],
+        ) -> Result<()>;
+
+        /// As many products of matrices as there are; `b` is `[n, k]` where it is transposed.
+        fn matmul_u8(
+            a: &[u8],
+            a_affine: Affine,
+            b: &[u8],
+            b_affine: Affine,
+            transposed: bool,
+            sizes: ProductSizes,
+            to: Affine,
             out: &mut [u8],
         ) -> Result<()>;
 

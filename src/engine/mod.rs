@@ -13,6 +13,7 @@ mod channels;
 mod conv;
 mod elementwise;
 mod linear;
+mod matmul;
 mod norm;
 mod pool;
 mod stock;

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use super::op_table::Operator;
-use super::prepare::path_of_weight;
+use super::prepare::{PRODUCT, path_of_weight};
 use crate::error::Result;
 use crate::ir::{Graph, Module, Node, Value, join_path};
 
@@ -21,6 +21,7 @@ const LAYERS: &[(&str, &str)] = &[
     ("aten::addmm", "linear"),
     ("aten::matmul", "matmul"),
     ("aten::bmm", "matmul"),
+    (PRODUCT, "matmul"),
     ("aten::scaled_dot_product_attention", "attention"),
     ("aten::lstm", "lstm"),
     ("aten::gru", "gru"),
@@ -193,7 +194,7 @@ impl Coverage {
 
     /// How many layers are quantized.
     pub fn quantized_layers(&self) -> usize {
-        const LAYERS: [&str; 6] = ["conv", "linear", "lstm", "gru", "rnn", "embedding"];
+        const LAYERS: [&str; 7] = ["conv", "linear", "lstm", "gru", "rnn", "embedding", "matmul"];
         let is_layer = |name: &str| LAYERS.iter().any(|l| name.trim_start_matches("quantized_").starts_with(l));
         self.quantized.iter().filter(|(name, _)| is_layer(name)).map(|(_, count)| count).sum()
     }

@@ -15,6 +15,7 @@ use std::sync::LazyLock;
 pub use forms::{DynamicForm, Form, FormInput, Packing, ResultQParams};
 
 use super::QuantType;
+use super::prepare::PRODUCT;
 use crate::ir::{Node, Use};
 use crate::qconfig::plain_class_name;
 
@@ -313,6 +314,8 @@ pub static OPERATORS: &[Operator] = &[
     node("aten::celu").kernel(Static),
     node("aten::celu_").kernel(Static),
     function("celu").kernel(Static),
+    // `aten::matmul` has no row: libtorch's passes leave it in float. This is one of which quantization was asked for.
+    node(PRODUCT).kernel(Static).becomes(forms::MATMUL),
 
     // Quantized where their inputs are.
     node("aten::cat").propagates(FirstArgument).becomes(forms::CAT),

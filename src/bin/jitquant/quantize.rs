@@ -90,6 +90,10 @@ pub struct Arguments {
     /// libtorch, less accurate where few tokens have outliers.
     #[arg(long)]
     per_tensor: bool,
+    /// Quantize attention too: the products of two activations (matmul, bmm, scaled_dot_product_attention). Faster with
+    /// --form native; libtorch's own operator computes in float.
+    #[arg(long)]
+    attention: bool,
     /// Use 7 bits of activations, for stock libtorch on CPUs without VNNI, whose 16-bit sums saturate.
     #[arg(long)]
     reduce_range: bool,
@@ -287,6 +291,7 @@ impl Arguments {
         methods.equalize |= self.equalize;
         methods.smooth = self.smooth.unwrap_or(methods.smooth);
         methods.per_row &= !self.per_tensor;
+        methods.attention |= self.attention;
         let is_dynamic = quant_type == QuantType::Dynamic;
         if matches!(self.mode, Mode::WeightOnly) {
             ensure!(self.calibrate.is_empty(), "weight-only quantization uses no data: leave --calibrate out");

@@ -157,6 +157,7 @@ static RULES: &[(&str, Rule)] = &[
     ("quantized::add", binary("jitquant::add", false)),
     ("quantized::add_relu", binary("jitquant::add", true)),
     ("quantized::mul", binary("jitquant::mul", false)),
+    ("quantized::matmul", binary("jitquant::matmul", false)),
     ("quantized::mul_relu", binary("jitquant::mul", true)),
     ("quantized::cat", Rule::Cat { relu: false }),
     ("quantized::cat_relu", Rule::Cat { relu: true }),

@@ -156,6 +156,7 @@ pub(super) const HARDSWISH: &[Form] = &[Form::new("quantized::hardswish", UNARY)
 /// `elu(input, alpha, scale, input_scale)`.
 pub(super) const ELU: &[Form] =
     &[Form::new("quantized::elu", &[Quantized(0), Scale, ZeroPoint, Same(1), Same(2), Same(3)])];
+pub(super) const MATMUL: &[Form] = &[Form::new("quantized::matmul", BINARY)];
 /// The list of tensors, the dimension.
 pub(super) const CAT: &[Form] = &[Form::new("quantized::cat", &[Quantized(0), Same(1), Scale, ZeroPoint])];
 

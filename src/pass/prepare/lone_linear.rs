@@ -15,6 +15,7 @@
 
 use std::collections::{HashMap, HashSet};
 
+use super::attention::PRODUCT;
 use crate::error::Result;
 use crate::ir::{Graph, Module, Node, Value, join_path};
 use crate::observer::{ObserverConfig, ObserverKind};
@@ -145,7 +146,8 @@ impl<'g> Surroundings<'g, '_> {
     }
 
     fn has_kernel(&self, node: Node<'g>) -> bool {
-        let is_float = node.kind() == "aten::layer_norm" || self.lone.contains(&node);
+        // What feeds a product of attention is better smoothed and quantized by the product than given as INT8.
+        let is_float = matches!(node.kind(), "aten::layer_norm" | PRODUCT) || self.lone.contains(&node);
         !is_float && Operator::of(node).is_some_and(|row| row.is_quantized(QuantType::Static))
     }
 
