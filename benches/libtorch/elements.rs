@@ -77,6 +77,66 @@ pub fn calibration() -> Vec<Row> {
     ]
 }
 
+/// Fake quantization, forward and backward, as quantization-aware training runs it.
+pub fn training() -> Vec<Row> {
+    let activation = [1, 256, 56, 56];
+    let qparams =
+        [("scale", "torch.amax(torch.abs(x)).reshape([1]) / 140.0"), ("zero", "torch.full([1], 120, dtype=3)")];
+    let channels =
+        [("scale", "torch.amax(torch.abs(x), [1, 2, 3]) / 140.0"), ("zero", "torch.zeros([x.size(0)], dtype=3)")];
+    let range = [
+        ("on", "torch.ones([1], dtype=4)"),
+        ("low", "torch.amin(x)"),
+        ("high", "torch.amax(x)"),
+        ("scale", "torch.ones([1])"),
+        ("zero", "torch.zeros([1], dtype=3)"),
+    ];
+    vec![
+        row(
+            "per tensor, both ways, 1x256x56x56",
+            &activation,
+            &qparams,
+            step(
+                "y, mask = torch._fake_quantize_per_tensor_affine_cachemask_tensor_qparams(x, self.scale, self.zero, \
+                 torch.ones([1], dtype=4), 0, 255)\n\
+                 return torch.fake_quantize_per_tensor_affine_cachemask_backward(y, mask)",
+            ),
+            step(
+                "y = ops.jitquant.fake_quantize(x, self.scale, self.zero, -1, 0, 255)\n\
+                 return ops.jitquant.fake_quantize_backward(y, x, self.scale, self.zero, -1, 0, 255)",
+            ),
+        ),
+        row(
+            "per channel, both ways, 512x512x3x3",
+            &[512, 512, 3, 3],
+            &channels,
+            step(
+                "y, mask = torch.fake_quantize_per_channel_affine_cachemask(x, self.scale, self.zero, 0, -128, 127)\n\
+                 return torch.fake_quantize_per_channel_affine_cachemask_backward(y, mask)",
+            ),
+            step(
+                "y = ops.jitquant.fake_quantize(x, self.scale, self.zero, 0, -128, 127)\n\
+                 return ops.jitquant.fake_quantize_backward(y, x, self.scale, self.zero, 0, -128, 127)",
+            ),
+        ),
+        row(
+            "observe and round, forward, 1x256x56x56",
+            &activation,
+            &range,
+            Side::new(
+                "x",
+                "torch.fused_moving_avg_obs_fake_quant(x, self.on, self.on, self.low, self.high, self.scale, self.zero, \
+                 0.01, 0, 255, -1, False, False)",
+            ),
+            step(
+                "ops.jitquant.observe_moving_average(x, self.low, self.high, 0.01)\n\
+                 scale, zero = ops.jitquant.qparams(self.low, self.high, 13, 0, 0, 255)\n\
+                 return ops.jitquant.fake_quantize(x, scale, zero, -1, 0, 255)",
+            ),
+        ),
+    ]
+}
+
 const STOCK_INPUT: &str = "torch.quantize_per_tensor(x, 0.008, 120, 13)";
 const OUR_INPUT: &str = "ops.jitquant.quantize(x, 0.008, 120)";
 

@@ -194,6 +194,7 @@ pub fn groups() -> Vec<Group> {
         },
         Group { name: "call overhead, linear", target: ">= 2.0", rows: vec![linear([1, 16, 16])] },
         Group { name: "calibration of 1x256x56x56", target: "each >= 10", rows: elements::calibration() },
+        Group { name: "fake quantization", target: "each >= 1.0", rows: elements::training() },
         Group { name: "element-wise and norms", target: "each >= 1.5", rows: elements::operators() },
     ]
 }

@@ -57,12 +57,12 @@ def write_lite_images(folder: Path) -> None:
     save_arrays(folder / "lite_images_evaluation.npz", x=photographs.lite_normalised(evaluation))
 
 
-def write_untrained(name: str, source: Path) -> Callable[[Path], None]:
+def write_warmed_up(name: str, source: Path) -> Callable[[Path], None]:
     def write(folder: Path) -> None:
         import vision
 
         images = load_array(source / "images_calibration.npz", "x")
-        vision.untrained(name, images).save(str(folder / f"{name}.pt"))
+        vision.warmed_up(name, images).save(str(folder / f"{name}.pt"))
 
     return write
 
@@ -100,9 +100,9 @@ def targets(out: Path) -> list[Target]:
     """Everything, in the order of writing: what another one needs stands before it."""
     return [
         Target("images", ("images_calibration.npz", "images_evaluation.npz"), write_images),
-        Target("resnet18", ("resnet18.pt",), write_untrained("resnet18", out), ("images",)),
-        Target("resnet50", ("resnet50.pt",), write_untrained("resnet50", out), ("images",)),
-        Target("mobilenet_v2", ("mobilenet_v2.pt",), write_untrained("mobilenet_v2", out), ("images",)),
+        Target("resnet18", ("resnet18.pt",), write_warmed_up("resnet18", out), ("images",)),
+        Target("resnet50", ("resnet50.pt",), write_warmed_up("resnet50", out), ("images",)),
+        Target("mobilenet_v2", ("mobilenet_v2.pt",), write_warmed_up("mobilenet_v2", out), ("images",)),
         Target("lite_images", ("lite_images_calibration.npz", "lite_images_evaluation.npz"), write_lite_images),
         Target("efficientnet_lite0", ("efficientnet_lite0.pt",), write_efficientnet_lite0(out), ("lite_images",)),
         Target("minilm_l6", ("minilm_l6.pt", "sentences_calibration.npz", "sentences_evaluation.npz"), write_minilm),

@@ -5,6 +5,7 @@ ship with their wheels. Every picture is cut in two by a vertical line: calibrat
 evaluation crops from the right part only, so that no pixel is in both.
 """
 
+from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -54,16 +55,26 @@ def package_folder(package: str) -> Path:
 
 def crops() -> tuple[np.ndarray, np.ndarray]:
     """Calibration and evaluation crops, u8, (64, 3, 224, 224) and (330, 3, 224, 224). The same on every run."""
-    pictures = []
-    for package, folder, name in PICTURES:
-        pictures.append(Image.open(package_folder(package) / folder / name).convert("RGB"))
+    pictures = _pictures()
     generator = np.random.default_rng(SEED)
     calibration = [_crop(pictures[i % len(pictures)], True, generator) for i in range(CALIBRATION_COUNT)]
     evaluation = [_crop(pictures[i % len(pictures)], False, generator) for i in range(EVALUATION_COUNT)]
     return np.stack(calibration), np.stack(evaluation)
 
 
-def _crop(picture: Image.Image, calibration: bool, generator: np.random.Generator) -> np.ndarray:
+@cache
+def _pictures() -> list[Image.Image]:
+    return [Image.open(package_folder(package) / folder / name).convert("RGB") for package, folder, name in PICTURES]
+
+
+def training_crops(count: int, size: int, generator: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+    """`count` random crops of what calibration may see, u8 (count, 3, size, size), and the number of each one's picture."""
+    pictures = _pictures()
+    numbers = generator.integers(0, len(pictures), count)
+    return np.stack([_crop(pictures[number], True, generator, size) for number in numbers]), numbers
+
+
+def _crop(picture: Image.Image, calibration: bool, generator: np.random.Generator, size: int = SIZE) -> np.ndarray:
     """One square crop of the picture's left (calibration) or right part, mirrored half of the time, as u8 CHW."""
     border = round(picture.width * CALIBRATION_SHARE)
     left, right = (0, border) if calibration else (border, picture.width)
@@ -71,7 +82,7 @@ def _crop(picture: Image.Image, calibration: bool, generator: np.random.Generato
     x = int(generator.integers(left, right - side, endpoint=True))
     y = int(generator.integers(0, picture.height - side, endpoint=True))
     # resize() with `box` reads no pixel outside of it, whatever the filter's support.
-    resized = picture.resize((SIZE, SIZE), Image.Resampling.BICUBIC, box=(x, y, x + side, y + side))
+    resized = picture.resize((size, size), Image.Resampling.BICUBIC, box=(x, y, x + side, y + side))
     pixels = np.asarray(resized).transpose(2, 0, 1)
     return np.ascontiguousarray(pixels[:, :, ::-1] if generator.random() < 0.5 else pixels)
 

@@ -8,7 +8,7 @@
 //! 5. [`weights_as_attributes`]: weights are attributes again, named by where they were.
 //!
 //! [`quantize_recurrent`] packs recurrent layers, which libtorch's fusion does not know, when the rest is converted.
-//! Products of two activations are marked between the two, where they are to be quantized ([`mark_products`]).
+//! Products of two activations are marked between the two, where they are to be quantized (`mark_products`).
 //! Before that, when ranges are known, [`settle_clamps`] takes away the clamps that saturation makes needless,
 //! and [`round_weights`] rounds so that errors cancel.
 
