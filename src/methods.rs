@@ -41,10 +41,13 @@ pub struct Methods {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Rounding {
+    /// [`Learned`](Self::Learned) in static quantization with data, on up to 128 samples of them, where the model has no
+    /// branches; else, and while a goal is searched for ([`crate::control`]), [`Sums`](Self::Sums).
+    #[default]
+    Auto,
     /// Each to the nearest.
     Nearest,
     /// So that the errors of a channel add up to nothing; needs no data.
-    #[default]
     Sums,
     /// So that each layer's results on the calibration data change least; takes some seconds to minutes.
     Learned,
@@ -55,7 +58,7 @@ impl Default for Methods {
         Self {
             equalize: false,
             bias_correction: false,
-            rounding: Rounding::Sums,
+            rounding: Rounding::Auto,
             smooth: 0.9,
             per_row: true,
             attention: false,

@@ -15,7 +15,7 @@ use crate::pass::{
     layer_of, layers, tag_layer, to_native, weight_only,
 };
 use crate::qconfig::{MakeObserver, Part, QConfigDict, QConfigSpec, qconfig_for, unknown_path};
-use crate::replay::{self, Replay};
+use crate::replay::{self, Replay, Samples};
 use crate::watch::step;
 
 /// Quantizes modules: which way, with which observers, and which parts.
@@ -323,12 +323,13 @@ impl Quantizer {
             reduce_range: self.reduce_range,
             qconfigs,
             layers,
-            inputs: Vec::new(),
+            inputs: Samples::default(),
             batches: 0,
         }
     }
 
-    /// Goes on with an observed module that [`Prepared::module`] gave and that was saved and loaded since.
+    /// Goes on with an observed module that [`Prepared::module`] gave and that was saved and loaded since. Batches that it
+    /// was calibrated with before are in its ranges; methods that run batches again have those from now on only.
     ///
     /// # Errors
     /// Where there are no observers in it.
@@ -370,7 +371,7 @@ pub struct Prepared {
     qconfigs: QConfigDict,
     layers: Vec<PlannedLayer>,
     /// The calibration batches, where they are run again.
-    inputs: Vec<Vec<IValue>>,
+    inputs: Samples,
     batches: usize,
 }
 
@@ -397,7 +398,7 @@ impl Prepared {
             reduce_range: self.reduce_range,
             qconfigs: self.qconfigs.clone(),
             layers: self.layers.clone(),
-            inputs: Vec::new(),
+            inputs: Samples::default(),
             batches: self.batches,
         }
     }
@@ -411,9 +412,8 @@ impl Prepared {
     /// Keeps calibration batches for the methods that run the model again ([`Prepared::needs_inputs`]), without observing
     /// them: for a module whose ranges are known ([`crate::control::Ranges`]).
     pub fn supply(&mut self, batches: &[Vec<IValue>]) {
-        if self.needs_inputs() {
-            self.inputs = batches.to_vec();
-        }
+        self.inputs = Samples::default();
+        batches.iter().for_each(|batch| self.keep(batch.clone()));
     }
 
     /// The layers that will be quantized.
@@ -432,9 +432,7 @@ impl Prepared {
     {
         step("running the model", 0, 0)?;
         let output = self.module.call(METHOD, inputs)?;
-        if self.needs_inputs() {
-            self.inputs.push(inputs.iter().map(IValue::from).collect());
-        }
+        self.keep(inputs.iter().map(IValue::from).collect());
         self.batches += 1;
         Ok(output)
     }
@@ -454,19 +452,19 @@ impl Prepared {
         let observed = self.module.deep_clone()?;
         if self.methods.equalize
             && !self.inputs.is_empty()
-            && replay::equalize(&observed, METHOD, &self.inputs).context(|| "equalizing channels".into())?
+            && replay::equalize(&observed, METHOD, self.inputs.batches()).context(|| "equalizing channels".into())?
         {
             forget_observations(&observed)?;
-            for batch in &self.inputs {
+            for batch in self.inputs.batches() {
                 observed.call::<IValue>(METHOD, batch)?;
             }
         }
-        let replay = Replay { rounding: self.methods.rounding, bias_correction: self.methods.bias_correction };
+        let replay = Replay { rounding: self.rounding()?, bias_correction: self.methods.bias_correction };
         // Before clamps go: the float run needs them.
         let fits = replay.bias_correction || replay.rounding == Rounding::Learned;
         if fits && !self.inputs.is_empty() {
-            replay::replay(&observed, METHOD, &self.inputs, replay).context(|| "fitting layers".into())?;
-        } else if self.methods.rounding != Rounding::Nearest {
+            replay::replay(&observed, METHOD, self.inputs.batches(), replay).context(|| "fitting layers".into())?;
+        } else if replay.rounding != Rounding::Nearest {
             round_weights(&observed, METHOD).context(|| "rounding weights".into())?;
         }
         settle_clamps(&observed, METHOD).context(|| "removing clamps".into())?;
@@ -507,14 +505,16 @@ impl Prepared {
     /// # Errors
     /// Where an observer's state cannot be set.
     pub fn forget(&mut self) -> Result<()> {
-        (self.batches, self.inputs) = (0, Vec::new());
+        (self.batches, self.inputs) = (0, Samples::default());
         forget_observations(&self.module)
     }
 
-    /// Keeps a batch that another process ran, where batches are run again.
+    /// Keeps a batch, where batches are run again.
     pub(crate) fn keep(&mut self, inputs: Vec<IValue>) {
-        if self.needs_inputs() {
+        if self.requires_inputs() {
             self.inputs.push(inputs);
+        } else if self.needs_inputs() {
+            self.inputs.push_some(inputs);
         }
     }
 
@@ -543,9 +543,25 @@ impl Prepared {
 
     /// Whether a method runs the model again on the calibration data.
     pub fn needs_inputs(&self) -> bool {
+        self.requires_inputs() || (self.quant_type == QuantType::Static && self.methods.rounding == Rounding::Auto)
+    }
+
+    /// Whether a method was asked for that runs the model again on the calibration data, and cannot do without.
+    pub fn requires_inputs(&self) -> bool {
         let methods = &self.methods;
         self.quant_type == QuantType::Static
             && (methods.equalize || methods.rounding == Rounding::Learned || methods.bias_correction)
+    }
+
+    /// How weights are rounded, [`Rounding::Auto`] being decided.
+    fn rounding(&self) -> Result<Rounding> {
+        Ok(match self.methods.rounding {
+            Rounding::Auto if self.inputs.is_empty() || !replay::is_straight(&self.module.graph(METHOD)?) => {
+                Rounding::Sums
+            }
+            Rounding::Auto => Rounding::Learned,
+            said => said,
+        })
     }
 
     fn was_calibrated(&self) -> bool {

@@ -178,6 +178,36 @@ fn equalization_evens_out_channels_and_keeps_the_function() {
 }
 
 #[test]
+fn high_biases_are_absorbed() {
+    // One channel lies around 100, all others between 0 and 3: the range between the layers is that of the one.
+    let model = Module::new("Model").unwrap();
+    let mut bias = vec![0.1f32; 8];
+    bias[2] = 100.0;
+    model.register_parameter("w1", random(&[8, 3, 3, 3], 1)).unwrap();
+    model.register_parameter("b1", Tensor::from_slice(&bias, &[8]).unwrap()).unwrap();
+    model.register_parameter("w2", random(&[4, 8, 1, 1], 2)).unwrap();
+    model
+        .define(
+            "def forward(self, x: Tensor) -> Tensor:
+    x = torch.relu(torch.conv2d(x, self.w1, self.b1, [1, 1], [1, 1]))
+    return torch.conv2d(x, self.w2)
+",
+        )
+        .unwrap();
+    let scale = |equalize: bool| {
+        let methods = Methods { equalize, ..Methods::default() };
+        let int8 = quantized(&model, Quantizer::static_ptq().methods(methods), &[pictures(1), pictures(2)]).module;
+        let graph = int8.graph("forward").unwrap();
+        let first = graph.all_nodes().into_iter().find(|node| node.kind() == "quantized::conv2d_relu").unwrap();
+        let scale = first.named_input("output_scale").and_then(|value| value.constant()?.as_number()).unwrap();
+        (scale, sqnr(&model, &int8, &pictures(9)))
+    };
+    let (off, on) = (scale(false), scale(true));
+    assert!(on.0 < 0.3 * off.0, "the step between the layers: {off:?} and {on:?}");
+    assert!(on.1 > off.1 + 2.0, "dB: {off:?} and {on:?}");
+}
+
+#[test]
 fn learned_rounding_and_bias_correction_lose_less() {
     let model = uneven();
     let with = |rounding: Rounding, bias_correction: bool| {
@@ -196,6 +226,58 @@ fn learned_rounding_and_bias_correction_lose_less() {
     let corrected = with(Rounding::Nearest, true);
     let learned = with(Rounding::Learned, false);
     assert!(corrected > nearest - 0.2 && learned > nearest, "{nearest} dB, {corrected} corrected, {learned} learned");
+}
+
+/// Weights from -8 to 7.
+fn four_bits() -> QConfigSpec {
+    let weight = ObserverConfig {
+        quant_min: Some(-8),
+        quant_max: Some(7),
+        ..ObserverConfig::weight(ObserverKind::PerChannelMinMax)
+    };
+    QConfigSpec { default: Observers { activation: None, weight: Some(weight) }, ..QConfigSpec::default() }
+}
+
+#[test]
+fn few_bits_are_rounded_within_their_range() {
+    let model = uneven();
+    let with = |rounding: Rounding| {
+        let spec = QConfigSpec { methods: Methods { rounding, ..Methods::default() }, ..four_bits() };
+        let batches: Vec<_> = (0..6).map(pictures).collect();
+        sqnr(&model, &quantized(&model, Quantizer::static_ptq().qconfig(spec), &batches).module, &pictures(9))
+    };
+    let [nearest, sums, learned] = [Rounding::Nearest, Rounding::Sums, Rounding::Learned].map(with);
+    assert!(learned > nearest + 2.0 && learned > sums + 1.0, "{nearest} dB, {sums} by sums, {learned} learned");
+}
+
+#[test]
+fn by_default_rounding_is_learned_where_data_allow() {
+    let model = uneven();
+    let bytes = |rounding: Rounding, batches: &[Tensor]| {
+        let methods = Methods { rounding, ..Methods::default() };
+        let module = quantized(&model, Quantizer::static_ptq().methods(methods), batches).module;
+        Tensor::try_from(module.forward(&[pictures(9)]).unwrap()).unwrap().to_f32_vec().unwrap()
+    };
+    let few: Vec<_> = (0..6).map(pictures).collect();
+    assert_eq!(bytes(Rounding::Auto, &few), bytes(Rounding::Learned, &few));
+    assert_ne!(bytes(Rounding::Auto, &few), bytes(Rounding::Sums, &few));
+    // Of more than 128 samples some are taken.
+    let many: Vec<_> = (0..64).map(pictures).collect();
+    assert_eq!(many.len() * 4, 256);
+    let evenly: Vec<_> = many.iter().step_by(2).cloned().collect();
+    let quantizer = Quantizer::static_ptq();
+    let mut prepared = quantizer.prepare(&model).unwrap();
+    many.iter().for_each(|batch| drop(prepared.calibrate(std::slice::from_ref(batch)).unwrap()));
+    let some = prepared.convert().unwrap().module;
+    let methods = Methods { rounding: Rounding::Learned, ..Methods::default() };
+    let mut prepared = Quantizer::static_ptq().methods(methods).prepare(&model).unwrap();
+    many.iter().for_each(|batch| drop(prepared.calibrate(std::slice::from_ref(batch)).unwrap()));
+    let evenly: Vec<Vec<IValue>> = evenly.iter().map(|batch| vec![batch.into()]).collect();
+    prepared.supply(&evenly);
+    let same = prepared.convert().unwrap().module;
+    let run =
+        |module: &Module| Tensor::try_from(module.forward(&[pictures(9)]).unwrap()).unwrap().to_f32_vec().unwrap();
+    assert_eq!(run(&some), run(&same));
 }
 
 #[test]
@@ -229,21 +311,22 @@ fn bias_correction_takes_the_mean_error_away() {
 #[test]
 fn a_model_with_branches_says_why_learned_rounding_does_not_go() {
     let model = Module::new("Model").unwrap();
-    model.register_parameter("w", random(&[4, 4], 1)).unwrap();
+    model.register_parameter("w", random(&[4, 3, 1, 1], 1)).unwrap();
     model
         .define(
             "def forward(self, x: Tensor) -> Tensor:
     if bool(x.sum() > 0):
         x = x * 2
-    return torch.relu(torch.linear(x, self.w))
+    return torch.relu(torch.conv2d(x, self.w))
 ",
         )
         .unwrap();
     let methods = Methods { rounding: Rounding::Learned, ..Methods::default() };
     let mut prepared = Quantizer::static_ptq().methods(methods).prepare(&model).unwrap();
-    prepared.calibrate(&[random(&[8, 4], 2)]).unwrap();
+    prepared.calibrate(&[pictures(2)]).unwrap();
     let refusal = prepared.convert().unwrap_err().to_string();
     assert!(refusal.contains("branches") && refusal.contains("sums"), "{refusal}");
+    quantized(&model, Quantizer::static_ptq(), &[pictures(2)]);
 }
 
 #[test]

@@ -7,7 +7,7 @@ mod support;
 use jitquant::control::{Budget, Data, Goal, Outcome, Progress, Ranges, Runs, only_faster, tune};
 use jitquant::ir::{IValue, Module, Tensor};
 use jitquant::measure::Comparison;
-use jitquant::{ModelForm, Quantizer};
+use jitquant::{Methods, ModelForm, Quantizer, Rounding};
 use support::{classifier, conv2d, images, noise};
 
 fn batches(count: u64, seed: u64) -> Vec<Vec<IValue>> {
@@ -331,6 +331,9 @@ fn ranges_from_a_file_make_the_same_models_without_data() {
         Quantizer::static_ptq().skip_layer(0, "").skip_layer(3, ""),
         Quantizer::static_ptq().qconfig(by_entropy),
     ] {
+        // Without data weights are rounded by sums.
+        let methods = Methods { rounding: Rounding::Sums, ..Methods::default() };
+        let quantizer = quantizer.methods(methods);
         let mut prepared = quantizer.prepare(&loaded).unwrap();
         assert_eq!(ranges.restore(&mut prepared).unwrap(), Vec::<String>::new(), "{quantizer:?}");
         let run =
@@ -454,7 +457,7 @@ mod command_line {
     fn ranges_are_kept_and_what_does_not_fit_is_said() {
         let desk = Desk::new(&classifier());
         let bytes = |name: &str| std::fs::read(desk.path(name)).unwrap();
-        let ranges = ["--ranges", "r.jq"];
+        let ranges = ["--rounding", "sums", "--ranges", "r.jq"];
         let (report, said) = desk.json(&[&["--calibrate", "x.npy"], &ranges[..]].concat());
         assert_eq!((report["calibration_samples"].as_u64(), said.as_str()), (Some(32), ""));
         let (kept, portable) = (bytes("r.jq"), std::fs::read(desk.path("out.pt")).unwrap());
@@ -472,8 +475,10 @@ mod command_line {
         };
         let said = failure(&[&["--observer", "min-max"], &ranges[..]].concat());
         assert!(said.contains("not in the file") && said.contains("--calibrate"), "{said}");
-        let said = failure(&[&["--rounding", "learned"], &ranges[..]].concat());
+        let said = failure(&["--rounding", "learned", "--ranges", "r.jq"]);
         assert!(said.contains("--calibrate"), "{said}");
+        let (_, said) = desk.json(&["--ranges", "r.jq"]);
+        assert!(said.contains("rounded by sums"), "{said}");
         let (_, said) = desk.json(&[&["--calibrate", "x.npy", "--observer", "min-max"], &ranges[..]].concat());
         assert!(said.contains("calibrating again"), "{said}");
         let (_, said) = desk.json(&[&["--calibrate", "more.npy"], &ranges[..]].concat());

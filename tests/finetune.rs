@@ -66,6 +66,21 @@ fn it_says_how_it_goes() {
     assert!(desk.path("out.pt").exists() && !desk.path("out.checkpoint").exists());
 }
 
+#[test]
+fn tensors_on_the_way_are_targets_too() {
+    let desk = Desk::new(64);
+    let base = ["model.pt", "-o", "out.pt", "--calibrate", "x.npy", "--finetune", "20", "--finetune-targets"];
+    let with = |targets: &str| looks(&desk.succeed(&[&base[..], &[targets]].concat()));
+    let (outputs, both) = (with("outputs"), with("conv1, conv2"));
+    assert!(both[0].held_out > outputs[0].held_out * 1.01, "their loss is added: {outputs:?} and {both:?}");
+    assert!(both[1].held_out < both[0].held_out, "and falls: {both:?}");
+    assert!(with("sums")[0].held_out > outputs[0].held_out, "the model has a residual sum");
+    let output = desk.run(&[&base[..], &["con"]].concat());
+    assert_eq!(output.status.code(), Some(1));
+    let said = String::from_utf8(output.stderr).unwrap();
+    assert!(said.contains("'con'") && said.contains("the layers are at conv1, conv2"), "{said}");
+}
+
 fn wait_for(path: &Path) {
     let start = Instant::now();
     while !path.exists() {

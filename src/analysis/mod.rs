@@ -20,6 +20,7 @@ mod outline;
 mod tap;
 mod timing;
 
+pub(crate) use self::tap::add_tap;
 pub use layer::{Channel, FloatNorm, Histogram, LayerFigures, OutputFigures, OutputRange, WeightFigures};
 pub use outline::OutlineNode;
 pub use timing::LayerTime;

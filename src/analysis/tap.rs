@@ -12,31 +12,9 @@ pub(super) struct Tapped {
 }
 
 impl Tapped {
-    /// Gives `module` a method `tap` that runs as `method` does and returns the values with these names
-    /// ([`Value::debug_name`](crate::ir::Value::debug_name)), in that order. They must not lie in a branch or a loop.
+    /// [`add_tap`] to `module`.
     pub fn new(module: Module, method: &str, tap: &str, values: &[String]) -> Result<Self> {
-        let original = module.graph(method)?;
-        // A copy numbers the values that have no name anew, in the same order.
-        let names: Vec<_> = original.nodes().flat_map(|node| node.outputs()).map(|value| value.debug_name()).collect();
-        let graph = original.deep_clone()?;
-        let found: Vec<_> = graph.nodes().flat_map(|node| node.outputs()).collect();
-        let tapped = values
-            .iter()
-            .map(|name| {
-                let value = names.iter().position(|known| known == name).and_then(|index| found.get(index)).copied();
-                value.ok_or_else(|| Error::invalid(format!("%{name} is not in the graph of '{method}'")))
-            })
-            .collect::<Result<Vec<_>>>()?;
-        let tuple = graph.create("prim::TupleConstruct", &tapped, 1)?;
-        graph.block().append(tuple)?;
-        let output = tuple.output(0).ok_or_else(|| Error::invalid("a tuple without a value"))?;
-        output.set_type(&Type::parse(&format!("Tuple[{}]", vec!["Tensor"; tapped.len()].join(", ")))?)?;
-        while !graph.outputs().is_empty() {
-            graph.block().erase_output(0)?;
-        }
-        graph.block().register_output(output)?;
-        drop(original);
-        module.create_method(tap, &graph)?;
+        add_tap(&module, method, tap, values)?;
         Ok(Self { module, tap: tap.to_owned() })
     }
 
@@ -55,4 +33,36 @@ impl Tapped {
             other => Err(Error::invalid(format!("the tapped method returns {}", other.kind()))),
         }
     }
+}
+
+/// Gives `module` a method `tap` that runs as `method` does and returns a tuple of the values with these names
+/// ([`Value::debug_name`](crate::ir::Value::debug_name)), in that order. They must not lie in a branch or a loop.
+pub(crate) fn add_tap(module: &Module, method: &str, tap: &str, values: &[String]) -> Result<()> {
+    let original = module.graph(method)?;
+    // A copy numbers the values that have no name anew, in the same order.
+    let names: Vec<_> = original.nodes().flat_map(|node| node.outputs()).map(|value| value.debug_name()).collect();
+    let graph = original.deep_clone()?;
+    let found: Vec<_> = graph.nodes().flat_map(|node| node.outputs()).collect();
+    let tapped = values
+        .iter()
+        .map(|name| {
+            let value = names.iter().position(|known| known == name).and_then(|index| found.get(index)).copied();
+            value.ok_or_else(|| Error::invalid(format!("%{name} is not in the graph of '{method}'")))
+        })
+        .collect::<Result<Vec<_>>>()?;
+    let types: Vec<String> = tapped
+        .iter()
+        .map(|value| value.type_of())
+        .map(|ty| if ty.is_tensor() { "Tensor".to_owned() } else { ty.annotation() })
+        .collect();
+    let tuple = graph.create("prim::TupleConstruct", &tapped, 1)?;
+    graph.block().append(tuple)?;
+    let output = tuple.output(0).ok_or_else(|| Error::invalid("a tuple without a value"))?;
+    output.set_type(&Type::parse(&format!("Tuple[{}]", types.join(", ")))?)?;
+    while !graph.outputs().is_empty() {
+        graph.block().erase_output(0)?;
+    }
+    graph.block().register_output(output)?;
+    drop(original);
+    module.create_method(tap, &graph)
 }

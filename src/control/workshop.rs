@@ -130,7 +130,12 @@ impl<'d> Workshop<'d> {
         let (flat, kept) = quantizer.flatten(&copy)?;
         let ranges = known.cloned().unwrap_or_default();
         let calibration = &data.calibration;
-        let quantizer = quantizer.clone();
+        // Learned rounding takes longer than all else: it is tried once, for the whole model.
+        let mut methods = quantizer.accuracy_methods().clone();
+        if methods.rounding == Rounding::Auto {
+            methods.rounding = Rounding::Sums;
+        }
+        let quantizer = quantizer.clone().methods(methods);
         let mut workshop = Self { quantizer, float, calibration, flat, kept, ranges, reasons: BTreeMap::new() };
         workshop.calibrated(workshop.quantizer.clone(), progress)?;
         Ok(workshop)

@@ -29,6 +29,8 @@ mod fake_quantize;
 mod gradients;
 mod operators;
 mod prepare;
+mod targets;
 
 pub(crate) use operators::bridge::keep_fake_quantize_operators as keep_operators;
 pub use prepare::{QatModule, prepare_qat};
+pub use targets::Targets;

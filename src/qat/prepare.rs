@@ -5,16 +5,21 @@ use std::collections::HashMap;
 use super::batch_norm::{BatchNorm, candidates, fold_trained};
 use super::fake_quantize::{fake_quantize_module, follow_weight, is_fake_quantize, learn_step};
 use super::operators::bridge as ffi;
+use super::targets::Targets;
+use crate::analysis::add_tap;
 use crate::distributed::{Calibration, Group};
 use crate::error::{Context, Error, Result};
 use crate::ir::{DType, IValue, Module, Node, Tensor, Value, join_path};
-use crate::methods::Methods;
+use crate::methods::{Methods, Rounding};
 use crate::observer::ObserverConfig;
 use crate::pass::Layer;
 use crate::pass::op_table::Operator;
-use crate::pass::prepare::{canonicalize, flatten, fold_batch_norm, fold_padding, weights_as_attributes};
+use crate::pass::prepare::{
+    canonicalize, flatten, fold_batch_norm, fold_padding, observed_weight, weights_as_attributes,
+};
 use crate::pipeline::METHOD;
 use crate::qconfig::{QConfigSpec, Role};
+use crate::replay::{self, Replay};
 use crate::{Converted, Prepared, Quantizer};
 
 /// A module that is trained for quantization.
@@ -48,6 +53,20 @@ impl QatModule {
     /// # Errors
     /// Those of [`prepare_qat`].
     pub fn prepare(module: &Module, quantizer: &Quantizer) -> Result<Self> {
+        Self::prepare_as(module, quantizer, BatchNorms::Trained)
+    }
+
+    /// As [`QatModule::prepare`], with the batch norms folded for good, and a bias in every layer: what
+    /// [`QatModule::fit_layers`] takes. For a model that is trained, where few samples are no better statistics than
+    /// those that it came with.
+    ///
+    /// # Errors
+    /// Those of [`prepare_qat`].
+    pub fn prepare_folded(module: &Module, quantizer: &Quantizer) -> Result<Self> {
+        Self::prepare_as(module, quantizer, BatchNorms::Folded)
+    }
+
+    fn prepare_as(module: &Module, quantizer: &Quantizer, batch_norms_are: BatchNorms) -> Result<Self> {
         // Training does what these methods are for, and what it trained stays as it is.
         let quantizer = &quantizer.clone().methods(Methods::none());
         let mut batch_norms = Vec::new();
@@ -57,13 +76,67 @@ impl QatModule {
             Ok((flat, kept))
         })?;
         let flat = prepared.module();
-        restore_batch_norms(flat, &batch_norms).context(|| "restoring batch norms".into())?;
+        match batch_norms_are {
+            BatchNorms::Trained => {
+                restore_batch_norms(flat, &batch_norms).context(|| "restoring batch norms".into())?;
+            }
+            BatchNorms::Folded => add_biases(flat).context(|| "adding biases".into())?,
+        }
         parameters_as_attributes(flat).context(|| "making parameters of weights and biases".into())?;
         let qat = Self { prepared };
-        for (_, parameter) in qat.parameters()? {
-            ffi::tensor_require_gradient(&parameter.0, true)?;
-        }
+        qat.require_gradients()?;
         Ok(qat)
+    }
+
+    fn require_gradients(&self) -> Result<()> {
+        self.parameters()?.iter().try_for_each(|(_, parameter)| Ok(ffi::tensor_require_gradient(&parameter.0, true)?))
+    }
+
+    /// Rounds the weights so that each layer's results on `batches` change least, and fits the biases
+    /// ([`Rounding::Learned`](crate::Rounding::Learned)): a start that training improves on. After calibration and before
+    /// an optimizer is made, as the parameters are other tensors then. A model with branches or loops stays as it is.
+    ///
+    /// # Errors
+    /// Where batch norms are trained ([`QatModule::prepare`]), or an operator fails.
+    pub fn fit_layers(&self, batches: &[Vec<IValue>]) -> Result<()> {
+        let flat = self.module();
+        if flat.modules().iter().any(|(_, module)| module.has_method("folded_weight")) {
+            return Err(Error::invalid("fit_layers needs a module of QatModule::prepare_folded"));
+        }
+        if !replay::is_straight(&flat.graph(METHOD)?) {
+            return Ok(());
+        }
+        let methods = Replay { rounding: Rounding::Learned, bias_correction: false };
+        replay::replay(flat, METHOD, batches, methods).context(|| "fitting layers".into())?;
+        self.require_gradients()
+    }
+
+    /// Gives the module a method `name` that returns what `forward` does, and behind that the tensors of `targets`; a
+    /// tuple. How many tensors they are.
+    ///
+    /// # Errors
+    /// Where a target is not in the model; the message has those that are.
+    pub fn add_targets(&self, name: &str, targets: &Targets) -> Result<usize> {
+        let graph = self.module().graph(METHOD)?;
+        let values = targets.values(&graph)?;
+        let names: Vec<String> =
+            graph.outputs().into_iter().chain(values.iter().copied()).map(|value| value.debug_name()).collect();
+        add_tap(self.module(), METHOD, name, &names)?;
+        Ok(values.len())
+    }
+
+    /// A copy that computes in float, as the model did before: to be taken before the parameters change.
+    ///
+    /// # Errors
+    /// Where the module cannot be copied.
+    pub fn float_copy(&self) -> Result<Module> {
+        let copy = self.module().deep_clone()?.copy_instance()?;
+        for (_, module) in copy.modules().into_iter().filter(|(_, module)| is_fake_quantize(module)) {
+            module.set_attribute("observer_enabled", &false.into())?;
+            module.set_attribute("fake_quant_enabled", &false.into())?;
+        }
+        copy.train(false)?;
+        Ok(copy)
     }
 
     /// Goes on with a module that [`QatModule::module`] gave and that was saved and loaded since.
@@ -171,6 +244,29 @@ impl QatModule {
     pub fn convert(&self) -> Result<Converted> {
         self.prepared.with_module(settle(self.module())?).convert()
     }
+}
+
+/// What becomes of the batch norms that fold.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum BatchNorms {
+    Trained,
+    Folded,
+}
+
+/// Gives the layers that are quantized and have no bias one of zeros.
+fn add_biases(flat: &Module) -> Result<()> {
+    let graph = flat.graph(METHOD)?;
+    for node in graph.all_nodes() {
+        let Some((_, weight)) = observed_weight(flat, node) else { continue };
+        let Some(index) = Operator::of(node).and_then(|row| row.bias) else { continue };
+        let has_none = node.input(index).and_then(Value::constant).is_some_and(|value| matches!(value, IValue::None));
+        if has_none && let IValue::Tensor(weight) = flat.attribute(&weight)? {
+            let outputs = weight.shape()[0];
+            let zeros = Tensor::from_slice(&vec![0.0f32; outputs as usize], &[outputs])?;
+            node.replace_input(index, node.insert_constant(zeros)?)?;
+        }
+    }
+    Ok(())
 }
 
 /// The fake-quantize module in an observer's place.

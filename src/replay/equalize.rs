@@ -9,20 +9,24 @@
 //! 2019, equalize the ranges of weights instead: with a scale for each channel of a weight nothing is left to gain there.)
 //! Multiplying an output channel costs the weights nothing, as each has its own scale; dividing the input channels of a
 //! dense layer makes its weights less alike, hence only a part of the way is gone there.
+//!
+//! Then high biases are absorbed ([`super::absorb`]).
 
 use std::collections::{HashMap, HashSet};
 
+use super::absorb::absorb;
 use super::layer::Layer;
 use super::solver::Solver;
 use super::{execute, walk};
 use crate::error::{Context, Result};
 use crate::ir::{Graph, IValue, Module, Node, Tensor, Value};
-use crate::pass::op_table::Operator;
 
 /// How much of the difference between channels is taken away where only depthwise layers take them.
 const DEPTHWISE_STRENGTH: f32 = 1.0;
 /// And where dense layers do.
 const DENSE_STRENGTH: f32 = 0.5;
+/// What is left between the largest value seen and a clamp, as a multiple of that value.
+const ROOM_BELOW_CLAMP: f32 = 3.0;
 /// The largest scale: what is hardly ever seen is not blown up.
 const LARGEST: f32 = 32.0;
 
@@ -48,7 +52,7 @@ pub(crate) fn equalize(module: &Module, method: &str, batches: &[Vec<IValue>]) -
         }
         changed = true;
     }
-    Ok(changed)
+    Ok(absorb(module, &graph, &solver, batches)? || changed)
 }
 
 /// Values that have their channels in common, and the layers around them.
@@ -157,8 +161,9 @@ impl Family<'_> {
             let of_value = ranges.get(value).filter(|ranges| ranges.len() == channels)?;
             if value.node().kind() == "aten::hardtanh" {
                 let bound = value.node().input(2)?.constant()?.as_number()? as f32;
-                std::iter::zip(&mut room, of_value)
-                    .for_each(|(room, range)| *room = room.min(bound / range.1.max(f32::MIN_POSITIVE)));
+                std::iter::zip(&mut room, of_value).for_each(|(room, range)| {
+                    *room = room.min(bound / (ROOM_BELOW_CLAMP * range.1.max(f32::MIN_POSITIVE)))
+                });
             }
             if value.node().kind() != "prim::CallMethod" {
                 continue;
@@ -180,7 +185,7 @@ impl Family<'_> {
 }
 
 /// The smallest and largest value of each channel of the values `watched`, in float.
-fn channel_ranges<'g>(
+pub(super) fn channel_ranges<'g>(
     module: &Module,
     graph: &'g Graph,
     solver: &Solver,
@@ -234,13 +239,12 @@ impl Layer<'_> {
         std::iter::zip(values.chunks_mut(size), scales)
             .for_each(|(row, scale)| row.iter_mut().for_each(|w| *w *= scale));
         module.set_attribute(&self.weight_name, &Tensor::from_slice(&values, &shape)?.into())?;
-        let index = Operator::of(self.node).and_then(|row| row.bias).unwrap_or(2);
-        if let Some(IValue::Tensor(bias)) = self.node.input(index).and_then(Value::constant) {
-            let bias: Vec<f32> = std::iter::zip(bias.to_f32_vec()?, scales).map(|(b, scale)| b * scale).collect();
-            let bias = self.node.insert_constant(Tensor::from_slice(&bias, &[bias.len() as i64])?)?;
-            self.node.replace_input(index, bias)?;
+        match self.bias(module)? {
+            Some(bias) => {
+                self.set_bias(module, &std::iter::zip(bias, scales).map(|(b, scale)| b * scale).collect::<Vec<_>>())
+            }
+            None => Ok(()),
         }
-        Ok(())
     }
 
     fn divide_inputs(&self, module: &Module, scales: &[f32]) -> Result<()> {

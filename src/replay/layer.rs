@@ -2,8 +2,11 @@
 
 use super::solver::Window;
 use crate::error::Result;
-use crate::ir::{IValue, Module, Node, Tensor};
+use crate::ir::{IValue, Module, Node, Tensor, Value};
 use crate::pass::prepare::{WeightGrid, observed_weight, rounded_by_sums};
+
+/// The place of the bias among the arguments of the layers of [`observed_weight`].
+const BIAS: usize = 2;
 
 /// A convolution or a linear layer whose weight is observed.
 #[derive(Clone)]
@@ -18,6 +21,68 @@ impl<'g> Layer<'g> {
     pub fn of(module: &Module, node: Node<'g>) -> Option<Self> {
         let (observer, weight_name) = observed_weight(module, node)?;
         Some(Self { node, weight_name, observer })
+    }
+
+    /// The attribute of the module that its bias is, where it is one and no constant.
+    fn bias_name(&self) -> Option<String> {
+        let read = self.node.input(BIAS)?.node();
+        let is_own = read.kind() == "prim::GetAttr" && read.input(0) == self.node.graph().inputs().first().copied();
+        read.name_attribute().filter(|_| is_own)
+    }
+
+    /// Its bias, where it has one that is known.
+    pub fn bias(&self, module: &Module) -> Result<Option<Vec<f32>>> {
+        let value = match self.bias_name() {
+            Some(name) => Some(module.attribute(&name)?),
+            None => self.node.input(BIAS).and_then(Value::constant),
+        };
+        match value {
+            Some(IValue::Tensor(bias)) => bias.to_f32_vec().map(Some),
+            _ => Ok(None),
+        }
+    }
+
+    pub fn set_bias(&self, module: &Module, bias: &[f32]) -> Result<()> {
+        let bias: IValue = Tensor::from_slice(bias, &[bias.len() as i64])?.into();
+        match self.bias_name() {
+            Some(name) => module.set_attribute(&name, &bias),
+            None => self.node.replace_input(BIAS, self.node.insert_constant(bias)?),
+        }
+    }
+
+    /// Adds to the bias of each output channel.
+    pub fn add_to_bias(&self, module: &Module, what: impl Fn(usize) -> f32) -> Result<()> {
+        let outputs = Tensor::try_from(module.attribute(&self.weight_name)?)?.shape()[0] as usize;
+        let bias = self.bias(module)?.unwrap_or_else(|| vec![0.0; outputs]);
+        let sums: Vec<f32> = bias.into_iter().enumerate().map(|(channel, bias)| bias + what(channel)).collect();
+        self.set_bias(module, &sums)
+    }
+
+    /// What its output channels get from an input that is `input[c]` all over channel `c`, without the bias.
+    pub fn response(&self, module: &Module, input: &[f32]) -> Result<Vec<f32>> {
+        let weight = Tensor::try_from(module.attribute(&self.weight_name)?)?;
+        let (values, shape) = (weight.to_f32_vec()?, weight.shape());
+        let (outputs, of_group) = (shape[0] as usize, shape[1] as usize);
+        let window = shape[2..].iter().product::<i64>() as usize;
+        let per_group = outputs * of_group / input.len().max(1);
+        let of_output = |(output, row): (usize, &[f32])| {
+            let first = output / per_group.max(1) * of_group;
+            let inputs = &input[first..first + of_group];
+            std::iter::zip(row.chunks(window), inputs).map(|(w, x)| w.iter().sum::<f32>() * x).sum()
+        };
+        Ok(values.chunks(of_group * window).enumerate().map(of_output).collect())
+    }
+
+    /// Whether it pads with nothing: a linear layer, or a convolution with paddings of 0.
+    pub fn has_no_padding(&self) -> bool {
+        match self.node.kind() {
+            "aten::linear" => true,
+            _ => self.node.named_input("padding").and_then(Value::constant).is_some_and(|padding| match padding {
+                IValue::Int(padding) => padding == 0,
+                IValue::List { items, .. } => items.iter().all(|item| matches!(item, IValue::Int(0))),
+                _ => false,
+            }),
+        }
     }
 
     /// Where its results have their channels.
@@ -40,10 +105,15 @@ impl<'g> Layer<'g> {
         let mut values = weight.to_f32_vec()?;
         let size = (values.len() / weight.shape()[0].max(1) as usize).max(1);
         for (channel, row) in values.chunks_mut(size).enumerate() {
-            let scale = grid.scale(channel);
-            row.iter_mut().for_each(|w| *w = (*w / scale).round_ties_even().clamp(-128.0, 127.0) * scale);
+            let channel = grid.channel(channel);
+            row.iter_mut().for_each(|w| *w = channel.nearest(*w));
         }
         Tensor::from_slice(&values, &weight.shape()).map(Some)
+    }
+
+    /// What a rounded weight will be: its largest value, 127.5 steps, which a range of whole tensors ends at, becomes 127.
+    pub fn saturated(&self, weight: &Tensor) -> Result<Tensor> {
+        Ok(self.rounded_to_nearest(weight)?.unwrap_or_else(|| weight.clone()))
     }
 
     /// The window of a two-dimensional convolution, `Some(None)` of a linear layer; `None` of other layers.

@@ -19,11 +19,12 @@ use super::solver::Problem;
 use super::{Pair, Runner};
 use crate::error::Result;
 use crate::ir::Tensor;
+use crate::pass::prepare::Channel;
 
 /// Windows that a layer's problem is made of, for each column: enough that noise is not learned.
 const ROWS_PER_COLUMN: i64 = 12;
-/// And at least so many.
-const LEAST_ROWS: i64 = 8192;
+/// And at least and at most so many.
+const ROWS: std::ops::RangeInclusive<i64> = 8192..=24576;
 /// Columns up to which a problem is solved; the factorization takes their third power of time.
 const MOST_COLUMNS: i64 = 5120;
 /// What is added to the diagonal, in parts of its mean.
@@ -46,7 +47,7 @@ impl Runner<'_> {
         if columns > MOST_COLUMNS || columns == 0 || outputs % groups != 0 {
             return by_sums();
         }
-        let rows = (ROWS_PER_COLUMN * columns).max(LEAST_ROWS) / inputs.len().max(1) as i64;
+        let rows = (ROWS_PER_COLUMN * columns).clamp(*ROWS.start(), *ROWS.end()) / inputs.len().max(1) as i64;
         let mut grams = None;
         for pair in inputs {
             let float = self.solver.windows(&pair.float, window.as_ref(), rows)?;
@@ -68,15 +69,21 @@ impl Runner<'_> {
         let per_group = outputs / groups;
         let with_bias = Tensor::from_slice(&with_bias, &[groups as i64, per_group as i64, columns as i64 + 1])?;
         let problem = self.solver.prepare(&grams, with_bias, DAMPING)?;
-        let steps: Vec<f32> = (0..outputs).map(|output| grid.scale(output)).collect();
-        let (rounded, bias) = round(&values, &problem, &steps, groups, columns);
+        let channels: Vec<Channel> = (0..outputs).map(|output| grid.channel(output)).collect();
+        let (rounded, bias) = round(&values, &problem, &channels, groups, columns);
         Ok(Some((Tensor::from_slice(&rounded, &weight.shape())?, Some(bias))))
     }
 }
 
 /// The rounded weights (outputs x columns) and the biases.
-fn round(values: &[f32], problem: &Problem, steps: &[f32], groups: usize, columns: usize) -> (Vec<f32>, Vec<f32>) {
-    let outputs = steps.len();
+fn round(
+    values: &[f32],
+    problem: &Problem,
+    channels: &[Channel],
+    groups: usize,
+    columns: usize,
+) -> (Vec<f32>, Vec<f32>) {
+    let outputs = channels.len();
     let (per_group, size) = (outputs / groups, columns + 1);
     let rows: Vec<(Vec<f32>, f32)> = (0..outputs)
         .into_par_iter()
@@ -85,26 +92,31 @@ fn round(values: &[f32], problem: &Problem, steps: &[f32], groups: usize, column
             let factor = &problem.factor[group * size * size..(group + 1) * size * size];
             let order = &problem.order[group * columns..(group + 1) * columns];
             let target = &problem.target[output * size..(output + 1) * size];
-            round_row(&values[output * columns..(output + 1) * columns], target, order, factor, steps[output])
+            let row = &values[output * columns..(output + 1) * columns];
+            round_row(row, target, order, factor, channels[output])
         })
         .collect();
     let bias = rows.iter().map(|(_, bias)| *bias).collect();
     (rows.into_iter().flat_map(|(row, _)| row).collect(), bias)
 }
 
-/// Rounds `target`, a row's solution and its bias, to multiples of `step`. The weights at the end of the range keep their
-/// place: an observer that sees the row again finds the same range.
-fn round_row(row: &[f32], target: &[f32], order: &[usize], factor: &[f32], step: f32) -> (Vec<f32>, f32) {
+/// Rounds `target`, a row's solution and its bias. The weights at the end of the range keep their place: an observer that
+/// sees the row again finds the same range. What they lose when they are quantized, up to half a step, is made good for by
+/// the others.
+fn round_row(row: &[f32], target: &[f32], order: &[usize], factor: &[f32], channel: Channel) -> (Vec<f32>, f32) {
     let columns = row.len();
     let size = columns + 1;
     let mut left: Vec<f32> = order.iter().map(|column| target[*column]).chain([target[columns]]).collect();
     let mut rounded = vec![0.0; columns];
     for (position, &column) in order.iter().enumerate() {
-        let is_end = (row[column] / step).abs() > 126.5;
-        let nearest = (left[position] / step).round_ties_even().clamp(-127.0, 127.0) * step;
-        rounded[column] = if is_end { row[column] } else { nearest };
+        let is_end = row[column].abs() > channel.largest() - 0.5 * channel.step;
+        let quantized = match is_end {
+            true => channel.nearest(row[column]),
+            false => channel.nearest(left[position].clamp(-channel.largest(), channel.largest())),
+        };
+        rounded[column] = if is_end { row[column] } else { quantized };
         let of_row = &factor[position * size..(position + 1) * size];
-        let error = (left[position] - rounded[column]) / of_row[position];
+        let error = (left[position] - quantized) / of_row[position];
         std::iter::zip(&mut left[position + 1..], &of_row[position + 1..]).for_each(|(w, u)| *w -= error * u);
     }
     (rounded, left[columns])

@@ -4,15 +4,18 @@
 //! Observers are taken for what they will become: activations are quantized and dequantized with the range that was
 //! found. What a layer takes in the quantized run has the errors of all layers before it.
 
+mod absorb;
 mod equalize;
 mod layer;
 mod learned_rounding;
+mod samples;
 mod solver;
 
 use std::collections::{HashMap, HashSet};
 
 pub(crate) use self::equalize::equalize;
 use self::layer::Layer;
+pub(crate) use self::samples::Samples;
 use self::solver::Solver;
 use crate::error::{Context, Error, Result};
 use crate::ir::{Graph, IValue, Module, Node, Tensor, Value};
@@ -32,7 +35,10 @@ pub(crate) struct Replay {
 /// Where the graph has branches or loops, an operator fails, or a weight cannot be read.
 pub(crate) fn replay(module: &Module, method: &str, batches: &[Vec<IValue>], methods: Replay) -> Result<()> {
     let graph = module.graph(method)?;
-    if let Some(node) = graph.nodes().find(|node| !node.blocks().is_empty()) {
+    if !graph.nodes().any(|node| Layer::of(module, node).is_some()) {
+        return Ok(());
+    }
+    if let Some(node) = branch(&graph) {
         let source = crate::pass::source_of(node);
         return Err(Error::invalid(format!(
             "learned rounding and bias correction run the model operator by operator, which does not go with its \
@@ -56,6 +62,15 @@ pub(crate) fn replay(module: &Module, method: &str, batches: &[Vec<IValue>], met
         pairs.forget_after(*node);
     }
     Ok(())
+}
+
+/// Whether the graph has no branches and no loops, so that it can be replayed.
+pub(crate) fn is_straight(graph: &Graph) -> bool {
+    branch(graph).is_none()
+}
+
+fn branch(graph: &Graph) -> Option<Node<'_>> {
+    graph.nodes().find(|node| !node.blocks().is_empty())
 }
 
 /// What a value is in one batch.
@@ -178,29 +193,27 @@ impl<'g> Runner<'g> {
     /// Rounds the layer's weight and corrects its bias, on what the layer takes in both runs.
     fn fit(&self, layer: &Layer<'g>, inputs: &mut [Vec<Pair>]) -> Result<()> {
         let weight = Tensor::try_from(self.module.attribute(&layer.weight_name)?)?;
-        let bias = match &inputs[2].first().map(|pair| &pair.float) {
-            Some(IValue::Tensor(bias)) => Some(bias.to_f32_vec()?),
-            _ => None,
-        };
+        let bias = layer.bias(self.module)?;
         let fitted = match self.methods.rounding {
             Rounding::Learned => self.learned(layer, &weight, bias.as_deref(), &inputs[0])?,
-            Rounding::Sums => layer.rounded_by_sums(&weight)?.map(|weight| (weight, bias.clone())),
             Rounding::Nearest => layer.rounded_to_nearest(&weight)?.map(|weight| (weight, bias.clone())),
+            Rounding::Sums | Rounding::Auto => layer.rounded_by_sums(&weight)?.map(|weight| (weight, bias.clone())),
         };
         let Some((weight, mut bias)) = fitted else { return Ok(()) };
+        let saturated: IValue = layer.saturated(&weight)?.into();
         for pair in &mut inputs[1] {
-            pair.quantized = (&weight).into();
+            pair.quantized = saturated.clone();
         }
         if self.methods.bias_correction && self.methods.rounding != Rounding::Learned {
             bias = Some(self.corrected_bias(layer, bias, inputs)?);
         }
         self.module.set_attribute(&layer.weight_name, &weight.into())?;
         if let Some(bias) = bias {
+            layer.set_bias(self.module, &bias)?;
             let bias: IValue = Tensor::from_slice(&bias, &[bias.len() as i64])?.into();
             for pair in &mut inputs[2] {
                 pair.quantized = bias.clone();
             }
-            layer.node.replace_input(2, layer.node.insert_constant(bias)?)?;
         }
         Ok(())
     }

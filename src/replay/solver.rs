@@ -67,16 +67,17 @@ def windows(self, x: Tensor, kernel: List[int], dilation: List[int], padding: Li
         columns = torch.slice(columns, 2, (i * 7) % step, None, step)
         found.append(columns[0].reshape([groups, columns.size(1) // groups, columns.size(2)]).transpose(1, 2))
     joined = torch.cat(found, 1)
-    return torch.cat([joined, torch.ones_like(torch.slice(joined, 2, 0, 1, 1))], 2).to(7)
+    return torch.cat([joined, torch.ones_like(torch.slice(joined, 2, 0, 1, 1))], 2)
 
 def rows_of(self, x: Tensor, rows: int) -> Tensor:
     flat = x.reshape([1, -1, x.size(-1)])
     step = max(1, flat.size(1) // rows)
     flat = torch.slice(flat, 1, 0, None, step)
-    return torch.cat([flat, torch.ones_like(torch.slice(flat, 2, 0, 1, 1))], 2).to(7)
+    return torch.cat([flat, torch.ones_like(torch.slice(flat, 2, 0, 1, 1))], 2)
 
 def grams(self, x: Tensor, q: Tensor) -> Tuple[Tensor, Tensor]:
-    return torch.matmul(q.transpose(1, 2), q), torch.matmul(q.transpose(1, 2), x)
+    # Each batch's sums in f32, those of all batches in f64.
+    return torch.matmul(q.transpose(1, 2), q).to(7), torch.matmul(q.transpose(1, 2), x).to(7)
 
 def add(self, a: Tensor, b: Tensor) -> Tensor:
     return a + b

@@ -310,9 +310,14 @@ fn calibrate(
         if missing.is_empty() {
             prepared.supply(&data.calibration);
             ensure!(
-                !prepared.needs_inputs() || !data.calibration.is_empty(),
+                !prepared.requires_inputs() || !data.calibration.is_empty(),
                 "learned rounding, bias correction and equalization run the model on the samples again: --calibrate DATA"
             );
+            if prepared.needs_inputs() && data.calibration.is_empty() {
+                eprintln!(
+                    "note: without samples weights are rounded by sums; with --calibrate DATA they are fitted to them"
+                );
+            }
             return Ok(known);
         }
         let tensors = format!("{} tensors ({}, …)", missing.len(), missing[0]);

@@ -1,6 +1,6 @@
 //! `jitquant quantize --finetune`: the model is trained for a few hundred steps while it rounds as INT8 will.
 //!
-//! Without labels it learns to give the float model's outputs. An eighth of the batches is held out: the parameters with
+//! Without labels it learns to give the float model's outputs, and tensors on the way where these are asked for. An eighth of the batches is held out: the parameters with
 //! the least loss there are taken, and training ends early where it no longer falls. On several processes a step takes one
 //! batch in each, and gradients are averaged.
 
@@ -13,7 +13,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result, ensure};
 use jitquant::distributed::Group;
 use jitquant::ir::{IValue, Module};
-use jitquant::qat::QatModule;
+use jitquant::qat::{QatModule, Targets};
 use jitquant::{Converted, Quantizer};
 use tch::{Kind, Tensor, no_grad};
 
@@ -30,14 +30,24 @@ pub struct Options {
     pub samples: Option<NonZeroUsize>,
     /// Whether images are trained on as they are, and not in random views.
     pub plain: bool,
+    /// What is to be as in the float model beside the outputs.
+    pub targets: Targets,
     /// Where a killed run goes on from.
     pub checkpoint: PathBuf,
+}
+
+impl Options {
+    fn limit(&self, feed: &Feed) -> usize {
+        self.samples.map_or(feed.len(), |limit| limit.get().min(feed.len()))
+    }
 }
 
 /// The largest step that Adam makes in a parameter's size of 1; it falls to 0 along a cosine.
 const LEARNING_RATE: f64 = 2e-5;
 /// Looks at the held-out samples after so many steps, and writes a checkpoint.
 const INTERVAL: usize = 20;
+/// Layers are fitted to at most so many samples before training: each layer's results on them are in memory at once.
+const FITTED_TO: usize = 128;
 /// Ends where so many looks in a row found no smaller loss.
 const PATIENCE: usize = 8;
 
@@ -46,8 +56,8 @@ struct Batch {
     first: usize,
     samples: usize,
     inputs: Vec<IValue>,
-    /// What the float model gives.
-    targets: Vec<Tensor>,
+    /// What the float model gives: kept for the outputs alone; with tensors on the way it is computed again at each step.
+    targets: Option<Vec<Tensor>>,
     /// Class numbers, where the loss is that of labels.
     labels: Option<Tensor>,
 }
@@ -57,9 +67,13 @@ struct Data {
     slots: Vec<Option<Batch>>,
     /// Of all processes.
     samples: usize,
-    /// The variance of each target over all samples, which the loss is measured in.
-    variances: Vec<f64>,
+    /// What the loss of each target is measured in: its variance over all samples; those on the way count together as much
+    /// as one output.
+    units: Vec<f64>,
 }
+
+/// The method of the trained and of the float module that gives outputs and targets on the way.
+const TARGETS: &str = "_jitquant_targets";
 
 fn float_tensors(output: &IValue) -> Vec<Tensor> {
     let tensors = output.tensors().into_iter().map(Tensor::from);
@@ -71,9 +85,9 @@ fn sum(group: Option<&Group>, values: &mut [f64]) -> Result<()> {
     Ok(group.map_or(Ok(()), |group| group.all_reduce(values))?)
 }
 
-fn collect(feed: &Feed, float: &Module, options: &Options, group: Option<&Group>) -> Result<Data> {
+fn collect(feed: &Feed, float: &Module, on_the_way: usize, options: &Options, group: Option<&Group>) -> Result<Data> {
     let (rank, world) = group.map_or((0, 1), |group| (group.rank(), group.world()));
-    let limit = options.samples.map_or(feed.len(), |limit| limit.get().min(feed.len()));
+    let limit = options.limit(feed);
     let count = limit.div_ceil(options.batch_size.get());
     let slots = count.div_ceil(world);
     ensure!(
@@ -82,11 +96,12 @@ fn collect(feed: &Feed, float: &Module, options: &Options, group: Option<&Group>
          batches of {} for {world} processes: give more samples or a smaller --finetune-batch",
         options.batch_size
     );
-    let mut data = Data { slots: (0..slots).map(|_| None).collect(), samples: 0, variances: Vec::new() };
+    let mut data = Data { slots: (0..slots).map(|_| None).collect(), samples: 0, units: Vec::new() };
     let mut moments: Vec<[f64; 3]> = Vec::new();
     for batch in feed.batches_where(options.batch_size, limit, |number| number % world == rank) {
         let (number, samples, inputs) = batch?;
-        let targets = float_tensors(&feed.run(float, &inputs)?);
+        let first = number * options.batch_size.get();
+        let targets = float_tensors(&float.call(TARGETS, &inputs).with_context(|| feed.refusal(first, &inputs))?);
         ensure!(!targets.is_empty(), "the model returns no float tensor to train towards");
         moments.resize(targets.len(), [0.0; 3]);
         for (moments, target) in moments.iter_mut().zip(&targets) {
@@ -95,7 +110,7 @@ fn collect(feed: &Feed, float: &Module, options: &Options, group: Option<&Group>
             moments[1] += target.sum(Kind::Double).double_value(&[]);
             moments[2] += target.square().sum(Kind::Double).double_value(&[]);
         }
-        let first = number * options.batch_size.get();
+        let targets = (on_the_way == 0).then_some(targets);
         let labels = feed.labels.as_ref().map(|labels| Tensor::from_slice(&labels[first..first + samples]));
         data.slots[number / world] = Some(Batch { first, samples, inputs, targets, labels });
         data.samples += samples;
@@ -105,19 +120,21 @@ fn collect(feed: &Feed, float: &Module, options: &Options, group: Option<&Group>
     data.samples = samples[0] as usize;
     sum(group, moments.as_flattened_mut())?;
     let variance = |[count, sum, squares]: &[f64; 3]| (squares / count - (sum / count).powi(2)).max(1e-12);
-    data.variances = moments.iter().map(variance).collect();
+    data.units = moments.iter().map(variance).collect();
+    let outputs = data.units.len() - on_the_way;
+    data.units[outputs..].iter_mut().for_each(|unit| *unit *= on_the_way as f64);
     Ok(data)
 }
 
-/// The mean squared difference over the float outputs, each in parts of its target's variance; with labels the cross
-/// entropy of the first output.
-fn loss(outputs: &[Tensor], targets: &[Tensor], labels: Option<&Tensor>, variances: &[f64]) -> Tensor {
+/// The mean squared difference over the float outputs, each in its target's unit; with labels the cross entropy of the first
+/// output.
+fn loss(outputs: &[Tensor], targets: &[Tensor], labels: Option<&Tensor>, units: &[f64]) -> Tensor {
     if let Some(labels) = labels {
         return outputs[0].cross_entropy_for_logits(labels);
     }
     let mut total = Tensor::from(0.0f32);
-    for ((output, target), variance) in outputs.iter().zip(targets).zip(variances) {
-        total = &total + (output - target).square().mean(Kind::Float) / *variance;
+    for ((output, target), unit) in outputs.iter().zip(targets).zip(units) {
+        total = &total + (output - target).square().mean(Kind::Float) / *unit;
     }
     total
 }
@@ -131,7 +148,7 @@ struct Run<'a> {
     state: State,
     training: &'a [Option<Batch>],
     held_out: &'a [Option<Batch>],
-    variances: &'a [f64],
+    units: &'a [f64],
     group: Option<&'a Group>,
     plan: Plan,
     /// The sum of the losses of this process's samples since the last look, and how many there were.
@@ -171,12 +188,10 @@ impl Run<'_> {
         if let Some(batch) = slot {
             let images = views::as_images(&batch.inputs).filter(|_| !self.plain && batch.labels.is_none());
             let views = images.map(|images| [IValue::from(&views::views(&images, batch.first, step / count))]);
-            let (inputs, targets) = match &views {
-                Some(views) => (&views[..], &float_tensors(&self.float.call("forward", views)?)),
-                None => (&batch.inputs[..], &batch.targets),
-            };
-            let outputs = float_tensors(&self.qat.module().call_with_gradients("forward", inputs)?);
-            let loss = loss(&outputs, targets, batch.labels.as_ref(), self.variances);
+            let inputs = views.as_ref().map_or(&batch.inputs[..], |views| &views[..]);
+            let targets = self.targets(batch, inputs, views.is_none())?;
+            let outputs = float_tensors(&self.qat.module().call_with_gradients(TARGETS, inputs)?);
+            let loss = loss(&outputs, &targets, batch.labels.as_ref(), self.units);
             loss.backward();
             let now = loss.double_value(&[]);
             ensure!(now.is_finite(), "training diverged at step {step}: the loss is {now}");
@@ -191,18 +206,27 @@ impl Run<'_> {
         Ok(())
     }
 
+    /// What the float model gives for `inputs`, those of the batch or a view of them.
+    fn targets(&self, batch: &Batch, inputs: &[IValue], as_it_is: bool) -> Result<Vec<Tensor>> {
+        Ok(match batch.targets.as_ref().filter(|_| as_it_is) {
+            Some(targets) => targets.iter().map(Tensor::shallow_clone).collect(),
+            None => float_tensors(&self.float.call(TARGETS, inputs)?),
+        })
+    }
+
     /// The mean loss of the held-out samples, and the share of them whose first output has its largest value where the float
     /// model's has.
     fn evaluate(&self) -> Result<(f64, Option<f64>)> {
         self.qat.module().train(false)?;
         let mut sums = [0.0; 4];
         for batch in self.held_out.iter().flatten() {
-            let outputs = float_tensors(&self.qat.module().call("forward", &batch.inputs)?);
-            sums[0] += loss(&outputs, &batch.targets, batch.labels.as_ref(), self.variances).double_value(&[])
-                * batch.samples as f64;
+            let outputs = float_tensors(&self.qat.module().call(TARGETS, &batch.inputs)?);
+            let targets = self.targets(batch, &batch.inputs, true)?;
+            sums[0] +=
+                loss(&outputs, &targets, batch.labels.as_ref(), self.units).double_value(&[]) * batch.samples as f64;
             sums[1] += batch.samples as f64;
             if outputs[0].dim() == 2 && outputs[0].size()[1] > 1 {
-                let agreed = outputs[0].argmax(1, false).eq_tensor(&batch.targets[0].argmax(1, false));
+                let agreed = outputs[0].argmax(1, false).eq_tensor(&targets[0].argmax(1, false));
                 sums[2] += agreed.sum(Kind::Float).double_value(&[]);
                 sums[3] += outputs[0].size()[0] as f64;
             }
@@ -257,6 +281,31 @@ fn order(slots: usize, pass: usize) -> Vec<usize> {
     order
 }
 
+/// Learned rounding where training begins, on some of the samples that it trains on, in process 0 for all. Where a checkpoint
+/// is, that has the parameters.
+fn start_from_fitted_layers(qat: &QatModule, feed: &Feed, options: &Options, group: Option<&Group>) -> Result<()> {
+    let is_first = group.is_none_or(|group| group.rank() == 0);
+    if is_first && !options.checkpoint.exists() {
+        let limit = options.limit(feed);
+        let batch = NonZeroUsize::new(8).unwrap_or(NonZeroUsize::MIN);
+        let trained_on = limit - limit / 8;
+        let every = trained_on.div_ceil(FITTED_TO).max(1);
+        let batches = feed.batches_where(batch, trained_on, |number| number % every == 0);
+        qat.fit_layers(&batches.map(|batch| Ok(batch?.2)).collect::<Result<Vec<_>>>()?)?;
+    }
+    if let Some(group) = group {
+        for (_, parameter) in qat.parameters()? {
+            let mut parameter = Tensor::from(&parameter);
+            let mine = if is_first { Vec::<f32>::try_from(parameter.detach().flatten(0, -1))? } else { Vec::new() };
+            let mine: Vec<u8> = mine.into_iter().flat_map(f32::to_ne_bytes).collect();
+            let bytes = group.broadcast(&mine)?;
+            let values = Tensor::from_data_size(&bytes, &parameter.size(), Kind::Float);
+            no_grad(|| parameter.copy_(&values));
+        }
+    }
+    Ok(())
+}
+
 /// Calibrates, trains and converts; and how many samples there were. `None` in all processes but the first of a group.
 pub fn run(
     float: &Module,
@@ -265,11 +314,11 @@ pub fn run(
     options: &Options,
     group: Option<&Group>,
 ) -> Result<Option<(Converted, usize)>> {
-    let reference = float.deep_clone()?;
-    reference.train(false)?;
-    let data = collect(feed, &reference, options, group)?;
     let (rank, world) = group.map_or((0, 1), |group| (group.rank(), group.world()));
-    let mut qat = QatModule::prepare(float, quantizer)?;
+    let mut qat = QatModule::prepare_folded(float, quantizer)?;
+    let on_the_way = qat.add_targets(TARGETS, &options.targets)?;
+    let reference = qat.float_copy()?;
+    let data = collect(feed, &reference, on_the_way, options, group)?;
     let mut calibration = qat.calibration(group)?;
     for (slot, batch) in data.slots.iter().enumerate() {
         if let Some(batch) = batch {
@@ -278,9 +327,8 @@ pub fn run(
     }
     calibration.merge()?;
     qat.observe(false)?;
+    start_from_fitted_layers(&qat, feed, options, group)?;
     qat.fake_quantize(true)?;
-    // A few samples are no better statistics than those that the model came with.
-    qat.freeze_batch_norms(true)?;
     qat.module().train(true)?;
     let (training, held_out) = data.slots.split_at(data.slots.len() - (data.slots.len() / 8).max(1));
     let plan = Plan {
@@ -289,11 +337,12 @@ pub fn run(
         samples: data.samples,
         with_labels: feed.labels.is_some(),
         plain: options.plain,
+        on_the_way,
     };
     let state = State::new(&qat)?;
     let (float, plain) = (&reference, options.plain);
     let mut run =
-        Run { qat, float, plain, state, training, held_out, variances: &data.variances, group, plan, losses: [0.0; 2] };
+        Run { qat, float, plain, state, training, held_out, units: &data.units, group, plan, losses: [0.0; 2] };
     if run.resume(&options.checkpoint)? {
         if run.is_first() {
             eprintln!("goes on from step {} ({})", run.state.step, options.checkpoint.display());

@@ -72,8 +72,9 @@ pub struct Arguments {
     /// The observer of activations, where --config says nothing else.
     #[arg(long, value_enum)]
     observer: Option<Observer>,
-    /// How weights are rounded. Learned rounding runs the model layer by layer on the calibration data: for a model that
-    /// loses too much, some seconds to minutes.
+    /// How weights are rounded. Learned rounding, the default in static quantization of models without branches, runs the
+    /// model layer by layer on up to 128 samples of the calibration data, on all of them where it is asked for: some
+    /// seconds to minutes. `sums` takes no time.
     #[arg(long, value_enum)]
     rounding: Option<WeightRounding>,
     /// Correct biases for the mean error of each layer on the calibration data: a little more accurate, some seconds.
@@ -123,6 +124,10 @@ pub struct Arguments {
     /// more steps.
     #[arg(long, requires = "finetune", conflicts_with = "finetune_labels")]
     finetune_views: bool,
+    /// What --finetune trains to give as before beside the outputs: the sums of two tensors (what the blocks of a residual
+    /// network give), or the results of the submodules at these paths.
+    #[arg(long, requires = "finetune", conflicts_with = "finetune_labels", value_name = "sums|PATH,…")]
+    finetune_targets: Option<String>,
     /// Samples of a step of --finetune.
     #[arg(long, default_value = "8", value_name = "N")]
     finetune_batch: NonZeroUsize,
@@ -197,9 +202,11 @@ impl Observer {
 
 #[derive(Clone, Copy, ValueEnum)]
 enum WeightRounding {
+    /// Learned where it goes, else sums (the default).
+    Auto,
     /// Each to the nearest.
     Nearest,
-    /// So that the errors of a channel cancel (the default).
+    /// So that the errors of a channel cancel.
     Sums,
     /// So that each layer's results change least.
     Learned,
@@ -282,6 +289,7 @@ impl Arguments {
         let methods = &mut spec.methods;
         if let Some(rounding) = self.rounding {
             methods.rounding = match rounding {
+                WeightRounding::Auto => Rounding::Auto,
                 WeightRounding::Nearest => Rounding::Nearest,
                 WeightRounding::Sums => Rounding::Sums,
                 WeightRounding::Learned => Rounding::Learned,
@@ -379,6 +387,7 @@ impl Arguments {
             batch_size: self.finetune_batch,
             samples: self.samples,
             plain: !self.finetune_views,
+            targets: self.finetune_targets.as_deref().map_or(Ok(Default::default()), str::parse)?,
             checkpoint: self.checkpoint(),
         };
         crate::finetune::run(module, quantizer, &feed, &options, group)

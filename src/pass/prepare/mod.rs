@@ -38,7 +38,7 @@ pub(crate) use quantize_lone_linear::quantize_lone_linear;
 pub use recurrent::quantize_recurrent;
 pub use round_weights::round_weights;
 pub(crate) use round_weights::{observed_weight, rounded as rounded_by_sums};
-pub(crate) use weight_grid::WeightGrid;
+pub(crate) use weight_grid::{Channel, WeightGrid};
 pub(crate) use weights::path_of_weight;
 pub use weights::weights_as_attributes;
 

@@ -14,6 +14,8 @@ pub(crate) struct WeightGrid {
     pub qparams: [Tensor; 2],
     /// The channel axis.
     pub axis: i64,
+    /// The smallest and the largest integer.
+    pub bounds: (f32, f32),
     /// Whether weights are int8 with zero points 0, per tensor or with the output channels first.
     pub is_symmetric: bool,
 }
@@ -37,11 +39,37 @@ impl WeightGrid {
             && axis == 0
             && (scales.len() == 1 || scales.len() == channels)
             && zero_point.to_f32_vec()?.iter().all(|zero_point| *zero_point == 0.0);
-        Ok(Self { scales, qparams: [scale.clone(), zero_point.clone()], axis, is_symmetric })
+        let int = |name: &str| observer.attribute(name).ok().and_then(|value| value.as_int()).unwrap_or(0);
+        let bounds = match (int("quant_min"), int("quant_max")) {
+            (0, 0) if matches!(observer.attribute("reduce_range"), Ok(IValue::Bool(true))) => (-64.0, 63.0),
+            (0, 0) => (-128.0, 127.0),
+            (low, high) => (low as f32, high as f32),
+        };
+        Ok(Self { scales, qparams: [scale.clone(), zero_point.clone()], axis, bounds, is_symmetric })
     }
 
-    /// One step of output channel `channel`.
-    pub fn scale(&self, channel: usize) -> f32 {
-        self.scales[channel % self.scales.len()]
+    pub fn channel(&self, number: usize) -> Channel {
+        Channel { step: self.scales[number % self.scales.len()], bounds: self.bounds }
+    }
+}
+
+/// What the weights of an output channel are rounded to: multiples of a step.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Channel {
+    /// The step.
+    pub step: f32,
+    /// How many steps at least and at most.
+    pub bounds: (f32, f32),
+}
+
+impl Channel {
+    /// The multiple that `w` is quantized to.
+    pub fn nearest(self, w: f32) -> f32 {
+        (w / self.step).round_ties_even().clamp(self.bounds.0, self.bounds.1) * self.step
+    }
+
+    /// The largest multiple.
+    pub fn largest(self) -> f32 {
+        self.bounds.1 * self.step
     }
 }

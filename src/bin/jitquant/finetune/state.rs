@@ -18,13 +18,15 @@ pub struct Plan {
     pub samples: usize,
     pub with_labels: bool,
     pub plain: bool,
+    /// How many tensors on the way are targets.
+    pub on_the_way: usize,
 }
 
 impl Plan {
-    fn numbers(self) -> [f64; 5] {
+    fn numbers(self) -> [f64; 6] {
         let number = |truth: bool| f64::from(u8::from(truth));
         let (steps, size, samples) = (self.steps as f64, self.samples_of_a_step as f64, self.samples as f64);
-        [steps, size, samples, number(self.with_labels), number(self.plain)]
+        [steps, size, samples, number(self.with_labels), number(self.plain), self.on_the_way as f64]
     }
 }
 
@@ -133,7 +135,7 @@ impl State {
         ensure!(
             theirs == plan.numbers(),
             "{} is the checkpoint of a run with other options or data (steps, samples of a step, samples, with labels, \
-             plain: {theirs:?}, now {:?}): give the same, or delete it",
+             plain, targets on the way: {theirs:?}, now {:?}): give the same, or delete it",
             path.display(),
             plan.numbers()
         );
