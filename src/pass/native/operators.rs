@@ -24,6 +24,10 @@ pub(super) enum Rule {
     Layer { kind: &'static str, from_packed: &'static str, relu: bool, flat: bool },
     /// A layer that quantizes its f32 input itself: a native one, its bound 0 with relu.
     Dynamic { kind: &'static str, from_packed: &'static str, relu: bool },
+    /// A row of a packed table for each index.
+    Embedding { bits: i64, from_packed: &'static str },
+    /// Sums of rows of a table, which is plain bytes where it is not packed.
+    EmbeddingBag { bits: i64, from_packed: Option<&'static str> },
     /// `(a, b, scale, zero_point)`.
     Binary { kind: &'static str, relu: bool },
     /// `quantized::cat`.
@@ -76,6 +80,8 @@ use Argument::{At, QParams as Of, Relu, Result as To, Zero};
 
 const CONV2D: &str = "jitquant::conv_from_packed";
 const LINEAR: &str = "jitquant::linear_from_packed";
+const TABLE8: &str = "jitquant::embedding_byte_from_packed";
+const TABLE4: &str = "jitquant::embedding_4bit_from_packed";
 
 const fn conv(relu: bool) -> Rule {
     Rule::Layer { kind: "jitquant::conv", from_packed: CONV2D, relu, flat: false }
@@ -153,6 +159,13 @@ static RULES: &[(&str, Rule)] = &[
     ("quantized::linear_relu", linear(true)),
     ("quantized::linear_dynamic", Rule::Dynamic { kind: "jitquant::linear_dynamic", from_packed: LINEAR, relu: false }),
     ("quantized::linear_relu_dynamic", Rule::Dynamic { kind: "jitquant::linear_dynamic", from_packed: LINEAR, relu: true }),
+
+    ("quantized::embedding_byte", Rule::Embedding { bits: 8, from_packed: TABLE8 }),
+    ("quantized::embedding_4bit", Rule::Embedding { bits: 4, from_packed: TABLE4 }),
+    ("quantized::embedding_bag_byte", Rule::EmbeddingBag { bits: 8, from_packed: Some(TABLE8) }),
+    ("quantized::embedding_bag_4bit", Rule::EmbeddingBag { bits: 4, from_packed: Some(TABLE4) }),
+    ("quantized::embedding_bag_byte_rowwise_offsets", Rule::EmbeddingBag { bits: 8, from_packed: None }),
+    ("quantized::embedding_bag_4bit_rowwise_offsets", Rule::EmbeddingBag { bits: 4, from_packed: None }),
 
     ("quantized::add", binary("jitquant::add", false)),
     ("quantized::add_relu", binary("jitquant::add", true)),
@@ -292,8 +305,7 @@ impl Rule {
             }
             Self::Dynamic { kind, from_packed, relu } => {
                 let [x, packed, _] = inputs[..] else { return Ok(Outcome::Kept) };
-                // Weights of recurrent layers and of modules stay with them where they cannot be moved.
-                if packed.constant().is_none() && attribute_of(packed).is_none() {
+                if !can_move(packed) {
                     return Ok(Outcome::Kept);
                 }
                 let weight = converter.weights.native(node, from_packed, packed)?;
@@ -304,6 +316,36 @@ impl Rule {
                 }
                 converter.layers += 1;
                 Ok(Outcome::Plain(operator(node, kind, &arguments)?))
+            }
+            Self::Embedding { bits, from_packed } => {
+                let [packed, indices, pruned] = inputs[..] else { return Ok(Outcome::Kept) };
+                if !can_move(packed) || flag(pruned) != Some(false) {
+                    return Ok(Outcome::Kept);
+                }
+                let table = converter.weights.native(node, from_packed, packed)?;
+                converter.layers += 1;
+                let arguments = [table, indices, constant(node, bits)?];
+                Ok(Outcome::Plain(operator(node, "jitquant::embedding", &arguments)?))
+            }
+            Self::EmbeddingBag { bits, from_packed } => {
+                // libtorch looks at neither the scaling of gradients nor the mode: it gives sums.
+                let [table, indices, offsets, _, _, pruned, weights, map, last] = inputs[..] else {
+                    return Ok(Outcome::Kept);
+                };
+                let map = match flag(pruned) {
+                    Some(true) => map,
+                    Some(false) => constant(node, IValue::None)?,
+                    None => return Ok(Outcome::Kept),
+                };
+                let table = match from_packed {
+                    None => table,
+                    Some(from_packed) if can_move(table) => converter.weights.native(node, from_packed, table)?,
+                    Some(_) => return Ok(Outcome::Kept),
+                };
+                converter.layers += 1;
+                let (bits, mean) = (constant(node, bits)?, constant(node, false)?);
+                let arguments = [table, indices, offsets, bits, mean, weights, map, last];
+                Ok(Outcome::Plain(operator(node, "jitquant::embedding_bag", &arguments)?))
             }
             Self::Binary { kind, relu } => {
                 let [a, b, scale, zero_point] = inputs[..] else { return Ok(Outcome::Kept) };
@@ -405,6 +447,19 @@ impl Rule {
             Self::MovesAll => stack(converter, node),
             _ => Ok(Outcome::Kept),
         }
+    }
+}
+
+/// Whether a packed weight is a constant or an attribute. Those of recurrent layers and of other modules stay with them.
+fn can_move(packed: Value<'_>) -> bool {
+    packed.constant().is_some() || attribute_of(packed).is_some()
+}
+
+/// A constant of type bool.
+fn flag(value: Value<'_>) -> Option<bool> {
+    match value.constant()? {
+        IValue::Bool(flag) => Some(flag),
+        _ => None,
     }
 }
 
