@@ -14,6 +14,7 @@ use super::matmul::matmul_u8;
 use super::norm::{batch_norm_u8, group_norm_u8, layer_norm_u8, softmax_u8};
 use super::pool::{adaptive_avg_pool_u8, avg_pool_u8, max_pool_u8, pool_sizes};
 use super::threads::{Tasks, run_task};
+use super::upsample::upsample_u8;
 
 #[cxx::bridge(namespace = "jitquant")]
 #[allow(clippy::needless_lifetimes)]
@@ -291,6 +292,20 @@ pub(crate) mod ffi {
             max: i64,
             out: &mut [u8],
         ) -> Result<()>;
+    }
+
+    /// How an image gets another size: see `kernel::Upsampling`.
+    #[derive(Clone, Copy, Debug)]
+    struct Resizing<'a> {
+        /// Bilinear instead of nearest.
+        bilinear: bool,
+        align_corners: bool,
+        /// The factors that the caller gave instead of sizes, one for each of the last dimensions; empty for none.
+        factors: &'a [f64],
+    }
+
+    extern "Rust" {
+        fn upsample_u8(x: &[u8], sizes: &[i64], form: Resizing, out_sizes: &[i64], out: &mut [u8]) -> Result<()>;
     }
 
     /// An embedding table as plain bytes: see `kernel::EmbeddingTable`.

@@ -19,6 +19,7 @@ mod norm;
 mod pool;
 mod stock;
 mod threads;
+mod upsample;
 mod weight_only;
 
 pub use accelerate::{Accelerated, LeftOut, accelerate};

@@ -40,6 +40,8 @@ pub(super) enum Rule {
     Arguments { kind: &'static str, order: &'static [Argument] },
     /// A pooling window: kernel, stride, …, where an empty stride is the kernel's size.
     Pool { kind: &'static str, with_zero_point: bool },
+    /// Upsampling; scale factors, in one list or one by one, are the inputs from `first_factor` on.
+    Upsample { kind: &'static str, first_factor: usize },
     /// It moves elements: the same operator takes bytes.
     Moves,
     /// As `Moves`, from the list of tensors at input 0, which have one scale.
@@ -210,6 +212,11 @@ static RULES: &[(&str, Rule)] = &[
     ("aten::adaptive_avg_pool2d", arguments("jitquant::adaptive_avg_pool", &[Zero, At(1)])),
     ("aten::adaptive_avg_pool3d", arguments("jitquant::adaptive_avg_pool", &[Zero, At(1)])),
 
+    ("aten::upsample_nearest1d", Rule::Upsample { kind: "jitquant::upsample_nearest", first_factor: 2 }),
+    ("aten::upsample_nearest2d", Rule::Upsample { kind: "jitquant::upsample_nearest", first_factor: 2 }),
+    ("aten::upsample_nearest3d", Rule::Upsample { kind: "jitquant::upsample_nearest", first_factor: 2 }),
+    ("aten::upsample_bilinear2d", Rule::Upsample { kind: "jitquant::upsample_bilinear", first_factor: 3 }),
+
     ("aten::flatten", Rule::Moves),
     ("aten::reshape", Rule::Moves),
     ("aten::view", Rule::Moves),
@@ -234,10 +241,6 @@ static RULES: &[(&str, Rule)] = &[
     ("aten::pixel_shuffle", Rule::Moves),
     ("aten::pixel_unshuffle", Rule::Moves),
     ("aten::channel_shuffle", Rule::Moves),
-    ("aten::upsample_nearest1d", Rule::Moves),
-    ("aten::upsample_nearest2d", Rule::Moves),
-    ("aten::upsample_nearest3d", Rule::Moves),
-    ("aten::upsample_bilinear2d", Rule::Moves),
     ("aten::chunk", Rule::Moves),
     ("aten::split", Rule::Moves),
     ("aten::unbind", Rule::Moves),
@@ -262,7 +265,7 @@ pub(super) fn makes_quantized(kind: &str) -> bool {
 
 /// Whether an operator moves elements, so that it takes bytes as it takes floats.
 pub(super) fn moves(kind: &str) -> bool {
-    matches!(Rule::named(kind), Some(Rule::Moves)) && !kind.starts_with("aten::upsample")
+    matches!(Rule::named(kind), Some(Rule::Moves))
 }
 
 /// The bounds of a clamp by constants, of real numbers, where `node` is one.
@@ -433,6 +436,19 @@ impl Rule {
                 arguments.extend(with_zero_point.then_some(x.zero_point));
                 arguments.extend([kernel, if given.is_empty() { kernel } else { stride }]);
                 arguments.extend(&inputs[3..]);
+                Ok(Outcome::Bytes(x.with(operator(node, kind, &arguments)?)))
+            }
+            Self::Upsample { kind, first_factor } => {
+                let Some((given, factors)) = inputs.split_at_checked(first_factor) else { return Ok(Outcome::Kept) };
+                let is_a = |value: &Value<'_>, kind: &str| value.type_of().kind() == kind;
+                let factors = match factors {
+                    all if all.iter().all(|factor| is_none(*factor)) => constant(node, IValue::None)?,
+                    [all] if is_a(all, "ListType") => *all,
+                    all if all.iter().all(|factor| is_a(factor, "FloatType")) => list(node, all, "List[float]")?,
+                    // libtorch's operator takes bytes as well.
+                    _ => return Self::Moves.apply_to_bytes(converter, node, x),
+                };
+                let arguments = [&[x.bytes][..], &given[1..], &[factors]].concat();
                 Ok(Outcome::Bytes(x.with(operator(node, kind, &arguments)?)))
             }
             Self::Moves => {
