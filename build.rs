@@ -23,6 +23,7 @@ mod torch {
         ]);
         build.file("cpp/fake_quantize.cpp").file("cpp/store.cpp");
         for file in [
+            "embedding",
             "graph",
             "host",
             "module",

@@ -274,6 +274,64 @@ Tensor adaptive_avg_pool(const Tensor &x, int64_t zero_point, c10::IntArrayRef o
   return image.shaped(output, x);
 }
 
+// --- upsampling ---
+
+using MaybeSizes = at::OptionalIntArrayRef;
+using MaybeFactors = std::optional<c10::ArrayRef<double>>;
+
+// The spatial sizes of a resized image: those given, or the input's times the factors.
+std::vector<int64_t> resized(const Tensor &x, MaybeSizes sizes, MaybeFactors factors, const char *op) {
+  size_t dimensions = sizes ? sizes->size() : factors ? factors->size() : 0;
+  bool fits = dimensions >= 1 && dimensions <= 3 && (!factors || factors->size() == dimensions);
+  TORCH_CHECK(fits, op, ": ", sizes ? sizes->size() : 0, " output sizes and ", factors ? factors->size() : 0,
+              " scale factors; one of them or both, for 1 to 3 spatial dimensions, are accepted");
+  TORCH_CHECK(x.dim() == static_cast<int64_t>(dimensions) + 1 || x.dim() == static_cast<int64_t>(dimensions) + 2, op,
+              ": an input of sizes ", x.sizes(), " for ", dimensions,
+              " spatial dimensions; [batch, channels, …] or [channels, …] is accepted");
+  if (sizes)
+    return sizes->vec();
+  std::vector<int64_t> spatial(x.sizes().end() - dimensions, x.sizes().end());
+  for (size_t i = 0; i < dimensions; ++i)
+    spatial[i] = static_cast<int64_t>(static_cast<double>(spatial[i]) * (*factors)[i]);
+  return spatial;
+}
+
+Tensor upsample(const Tensor &x, MaybeSizes sizes, MaybeFactors factors, bool bilinear, bool align_corners,
+                const char *op) {
+  auto given = resized(x, sizes, factors, op);
+  Image image(x, static_cast<int64_t>(given.size()), op);
+  Resizing form{bilinear, align_corners, {}};
+  if (factors)
+    form.factors = {factors->data(), factors->size()};
+  rust::Vec<int64_t> spatial;
+  for (size_t i = given.size(); i < 3; ++i)
+    spatial.push_back(1);
+  for (int64_t size : given)
+    spatial.push_back(size);
+  Tensor output = image.output(spatial);
+  in_rust([&] {
+    upsample_u8(values<uint8_t>(image.values), sizes_of(image.values), form, sizes_of(output),
+                writable<uint8_t>(output));
+  });
+  return image.shaped(output, x);
+}
+
+Tensor upsample_nearest(const Tensor &x, MaybeSizes sizes, MaybeFactors factors) {
+  return upsample(x, sizes, factors, false, false, "jitquant::upsample_nearest");
+}
+
+constexpr auto kBilinear = "jitquant::upsample_bilinear";
+
+void check_flat(MaybeSizes sizes, MaybeFactors factors) {
+  size_t dimensions = sizes ? sizes->size() : factors ? factors->size() : 0;
+  TORCH_CHECK(dimensions == 2, kBilinear, ": ", dimensions, " spatial dimensions; 2 are accepted");
+}
+
+Tensor upsample_bilinear(const Tensor &x, MaybeSizes sizes, bool align_corners, MaybeFactors factors) {
+  check_flat(sizes, factors);
+  return upsample(x, sizes, factors, true, align_corners, kBilinear);
+}
+
 // --- norms ---
 
 // A parameter of f32 values, kept alive; no values for none.
@@ -410,6 +468,15 @@ Tensor avg_pool_shape(const Tensor &x, int64_t, c10::IntArrayRef kernel, c10::In
 
 Tensor adaptive_shape(const Tensor &x, int64_t, c10::IntArrayRef output_size) { return pooled(x, output_size); }
 
+Tensor upsample_nearest_shape(const Tensor &x, MaybeSizes sizes, MaybeFactors factors) {
+  return pooled(x, resized(x, sizes, factors, "jitquant::upsample_nearest"));
+}
+
+Tensor upsample_bilinear_shape(const Tensor &x, MaybeSizes sizes, bool, MaybeFactors factors) {
+  check_flat(sizes, factors);
+  return pooled(x, resized(x, sizes, factors, kBilinear));
+}
+
 Tensor layer_norm_shape(const Tensor &x, double, int64_t, c10::IntArrayRef, const std::optional<Tensor> &,
                         const std::optional<Tensor> &, double, double, int64_t) {
   return at::empty_like(x);
@@ -462,6 +529,8 @@ JITQUANT_DEFINITIONS(native_element_definitions, m) {
   m.def("avg_pool(Tensor x, int x_zero_point, int[] kernel, int[] stride, int[] padding, bool ceil_mode=False, "
         "bool count_include_pad=True, int? divisor_override=None) -> Tensor");
   m.def("adaptive_avg_pool(Tensor x, int x_zero_point, int[] output_size) -> Tensor");
+  m.def("upsample_nearest(Tensor x, int[]? output_size, float[]? scale_factors=None) -> Tensor");
+  m.def("upsample_bilinear(Tensor x, int[]? output_size, bool align_corners, float[]? scale_factors=None) -> Tensor");
   m.def("softmax(Tensor x, " FROM ", int dim, " TO ") -> Tensor");
   m.def("layer_norm(Tensor x, " FROM ", int[] normalized_shape, " AFFINE ", float eps, " TO ") -> Tensor");
   m.def("group_norm(Tensor x, " FROM ", int groups, " AFFINE ", float eps, " TO ") -> Tensor");
@@ -485,6 +554,8 @@ JITQUANT_KERNELS(native_element_kernels, CPU, m) {
   m.impl("max_pool", max_pool);
   m.impl("avg_pool", avg_pool);
   m.impl("adaptive_avg_pool", adaptive_avg_pool);
+  m.impl("upsample_nearest", upsample_nearest);
+  m.impl("upsample_bilinear", upsample_bilinear);
   m.impl("softmax", softmax);
   m.impl("layer_norm", layer_norm);
   m.impl("group_norm", group_norm);
@@ -507,6 +578,8 @@ JITQUANT_KERNELS(native_element_shapes, Meta, m) {
   m.impl("max_pool", max_pool_shape);
   m.impl("avg_pool", avg_pool_shape);
   m.impl("adaptive_avg_pool", adaptive_shape);
+  m.impl("upsample_nearest", upsample_nearest_shape);
+  m.impl("upsample_bilinear", upsample_bilinear_shape);
   m.impl("softmax", like<c10::kByte, double, int64_t, int64_t, double, int64_t>);
   m.impl("layer_norm", layer_norm_shape);
   m.impl("group_norm", group_norm_shape);

@@ -10,9 +10,9 @@
 
 #include <algorithm>
 #include <limits>
-#include <mutex>
-#include <unordered_map>
 
+#include "embedding.h"
+#include "shared.h"
 #include "weights.h"
 
 namespace jitquant {
@@ -429,7 +429,7 @@ bool object_is_ours(const Objects &objects, size_t index) {
              return is_our_linear(packed.toCustomClass<LinearPackedParamsBase>());
            });
   }
-  return false;
+  return is_our_embedding(*held<EmbeddingPackedParamsBase>(object));
 }
 
 void object_replace(const Objects &objects, size_t index) {
@@ -448,29 +448,8 @@ void object_replace(const Objects &objects, size_t index) {
   else if (name == kCell)
     replace_in_cell(object);
   else
-    TORCH_CHECK(false, "libtorch's kernels look up embeddings");
+    fill(our_embedding(*held<EmbeddingPackedParamsBase>(object)));
 }
-
-// The native layer of each packed parameter that was asked for, as long as that lives: repacked once, shared by all.
-template <class Packed, class Made> class Shared {
-public:
-  template <class Make> c10::intrusive_ptr<Made> of(const c10::intrusive_ptr<Packed> &packed, const Make &make) {
-    std::lock_guard<std::mutex> turn(mutex_);
-    auto found = known_.find(packed.get());
-    // An address may come again after its object is gone.
-    if (found != known_.end() && !found->second.first.expired())
-      return found->second.second;
-    for (auto i = known_.begin(); i != known_.end();)
-      i = i->second.first.expired() ? known_.erase(i) : std::next(i);
-    c10::intrusive_ptr<Made> layer = make();
-    known_.insert_or_assign(packed.get(), std::pair(c10::weak_intrusive_ptr<Packed>(packed), layer));
-    return layer;
-  }
-
-private:
-  std::mutex mutex_;
-  std::unordered_map<Packed *, std::pair<c10::weak_intrusive_ptr<Packed>, c10::intrusive_ptr<Made>>> known_;
-};
 
 c10::intrusive_ptr<LinearLayer> linear_layer_of(const c10::intrusive_ptr<LinearPackedParamsBase> &packed) {
   if (auto *ours = dynamic_cast<Linear *>(packed.get()))

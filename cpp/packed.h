@@ -25,5 +25,6 @@ void object_replace(const Objects &objects, size_t index);
 
 void keep_native_layers();
 void keep_native_elements();
+void keep_native_embeddings();
 
 } // namespace jitquant

@@ -199,7 +199,8 @@ proptest! {
 
     #[test]
     fn upsampling_interpolates(
-        (mut x_shape, gap) in images(),
+        (x_shape, gap) in images(),
+        depth in 1..6usize,
         height in 1..20usize,
         width in 1..20usize,
         mode in prop::sample::select(vec![
@@ -210,28 +211,29 @@ proptest! {
         ]),
         seed in any::<u32>(),
     ) {
-        x_shape.size[0] = 1;
+        let blends = matches!(mode, Upsampling::Bilinear | Upsampling::BilinearAlignCorners);
+        let depth = if blends { x_shape.size[0] } else { depth };
         let x = bytes(seed, x_shape.bytes(x_shape.rows()));
-        let out = Pixels { size: [1, height, width], stride: x_shape.channels + gap, ..x_shape };
-        let step = [1, 2].map(|k| mode.step(x_shape.size[k], out.size[k], None));
+        let out = Pixels { size: [depth, height, width], stride: x_shape.channels + gap, ..x_shape };
+        let step = [0, 1, 2].map(|k| mode.step(x_shape.size[k], out.size[k], None));
         let found = run(&x, x_shape, out, |isa, x, rows, part| upsample(isa, x, x_shape, mode, step, out, rows, part));
         // The exact value in f64, at the position that f32 arithmetic gives.
         let place = |o: usize, k: usize| {
-            let (step, size) = (step[k - 1], x_shape.size[k]);
+            let (step, size) = (step[k], x_shape.size[k]);
             let position = match mode {
                 Upsampling::Nearest | Upsampling::BilinearAlignCorners => o as f32 * step,
                 Upsampling::NearestExact => (o as f32 + 0.5) * step,
                 Upsampling::Bilinear => ((o as f32 + 0.5) * step - 0.5).max(0.0),
             };
             let first = (position as usize).min(size - 1);
-            let blends = matches!(mode, Upsampling::Bilinear | Upsampling::BilinearAlignCorners);
             let fraction = if blends { f64::from((position - first as f32).min(1.0)) } else { 0.0 };
             ([first, (first + 1).min(size - 1)], fraction)
         };
         let mut exact = Vec::new();
         let _ = each(out, |image, o, c| {
             let ((ys, v), (xs, w)) = (place(o[1], 1), place(o[2], 2));
-            let at = |y, column| f64::from(pixels_in(&x, x_shape, image, [vec![0], vec![y], vec![column]], c)[0]);
+            let z = if blends { o[0] } else { place(o[0], 0).0[0] };
+            let at = |y, column| f64::from(pixels_in(&x, x_shape, image, [vec![z], vec![y], vec![column]], c)[0]);
             let line = |y| (1.0 - w) * at(y, xs[0]) + w * at(y, xs[1]);
             exact.push((1.0 - v) * line(ys[0]) + v * line(ys[1]));
             0

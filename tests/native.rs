@@ -95,6 +95,22 @@ fn zeros_around_an_image_become_padding_of_the_layer() {
 }
 
 #[test]
+fn images_are_upsampled_as_bytes() {
+    for (call, operator) in [
+        ("torch.upsample_nearest2d(y, [17, 20])", "jitquant::upsample_nearest"),
+        ("torch.upsample_nearest2d(y, [24, 24], 2.0, 2.0)", "jitquant::upsample_nearest"),
+        ("torch.upsample_nearest2d(y, None, [1.5, 2.0])", "jitquant::upsample_nearest"),
+        ("torch.upsample_bilinear2d(y, [17, 20], True)", "jitquant::upsample_bilinear"),
+        ("torch.upsample_bilinear2d(y, None, False, [1.5, 2.0])", "jitquant::upsample_bilinear"),
+        // Factors that are partly given: libtorch's own operator.
+        ("torch.upsample_nearest2d(y, [24, 24], 2.0, None)", "aten::upsample_nearest2d"),
+    ] {
+        let code = format!("y = torch.relu(self.a.forward(x))\n    return self.b.forward({call})");
+        becomes(&code, &[("jitquant::conv", 1), ("jitquant::conv_float", 1), (operator, 1), QUANTIZE]);
+    }
+}
+
+#[test]
 fn what_has_no_native_form_goes_on_with_libtorchs_tensors() {
     let code = "y = self.a.forward(x)\n    return self.b.forward(torch.relu(y) + 0.25)";
     let model = two(code);

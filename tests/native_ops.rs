@@ -28,8 +28,8 @@ fn distance(a: &IValue, b: &IValue) -> (u8, usize, usize) {
 }
 
 /// Runs `theirs` and `ours`, expressions of a quantized tensor `q` (scale 0.02, zero point 117) and of its bytes `b`; both give
-/// bytes. `layout` makes the input what it should be in memory.
-fn compare(name: &str, shape: &[i64], layout: &str, theirs: &str, ours: &str) {
+/// bytes. `layout` makes the input what it should be in memory. Gives how many bytes differ.
+fn compare(name: &str, shape: &[i64], layout: &str, theirs: &str, ours: &str) -> usize {
     let ops = module(&format!(
         "def stock(self, x: Tensor):\n    q = torch.quantize_per_tensor({layout}, 0.02, 117, 13)\n    return torch.int_repr({theirs})\n\
          def native(self, x: Tensor):\n    b = ops.jitquant.quantize({layout}, 0.02, 117)\n    return {ours}\n\
@@ -43,6 +43,7 @@ fn compare(name: &str, shape: &[i64], layout: &str, theirs: &str, ours: &str) {
     assert!(largest <= 1, "{name} {shape:?}: {largest} steps");
     let meta: IValue = ops.call("sizes", &[x]).unwrap();
     assert_eq!(meta.as_tensor().unwrap().shape(), native.as_tensor().unwrap().shape(), "{name}: shape on meta tensors");
+    differing
 }
 
 #[test]
@@ -307,11 +308,143 @@ fn what_does_not_fit_is_refused_in_words() {
         "ops.jitquant.max_pool(b, [2, 2], [2, 2], [0, 0], [1, 1])",
         "[batch, channels, …] or [channels, …] is accepted",
     );
+    let b = "b.view([1, 2, 2, 2])";
+    refuses(
+        &format!("ops.jitquant.upsample_nearest({b}, None)"),
+        "0 output sizes and 0 scale factors; one of them or both, for 1 to 3 spatial dimensions, are accepted",
+    );
+    refuses(
+        &format!("ops.jitquant.upsample_nearest({b}, [4, 4], [2.0])"),
+        "2 output sizes and 1 scale factors; one of them or both",
+    );
+    refuses(
+        &format!("ops.jitquant.upsample_nearest({b}, [4, 0])"),
+        "an image of sizes [1, 2, 2] cannot become one of [1, 4, 0]; sizes from 1 on are accepted",
+    );
+    refuses(&format!("ops.jitquant.upsample_bilinear({b}, [4], False)"), "1 spatial dimensions; 2 are accepted");
+    refuses("ops.jitquant.upsample_nearest(b, [4, 4])", "an input of sizes [2, 4] for 2 spatial dimensions");
+    refuses("ops.jitquant.upsample_nearest(x, [4])", "a tensor of Byte on the CPU is accepted");
     refuses("ops.jitquant.linear_prepack(x, torch.ones([2]), torch.zeros([2]))", "int8 is accepted");
     refuses(
         "ops.jitquant.linear(b, ops.jitquant.linear_prepack(torch.zeros([3, 5], dtype=1), torch.ones([3]), torch.zeros([3])), 0.1, 0, 0.1, 0)",
         "an input of sizes [2, 4] for a layer of 5 inputs",
     );
+}
+
+/// As `compare`, and the same bytes.
+fn same(name: &str, shape: &[i64], layout: &str, theirs: &str, ours: &str) {
+    assert_eq!(compare(name, shape, layout, theirs, ours), 0, "{name} {shape:?}: bytes that differ");
+}
+
+#[test]
+fn images_are_upsampled_as_by_libtorch() {
+    for layout in ["x", "x.contiguous(memory_format=2)", "x.transpose(2, 3)"] {
+        for shape in [&[2, 5, 9, 7], &[1, 33, 4, 6], &[3, 64, 1, 4]] {
+            for (height, width) in [(12, 12), (18, 14), (5, 3), (1, 1)] {
+                same(
+                    "nearest",
+                    shape,
+                    layout,
+                    &format!("torch.upsample_nearest2d(q, [{height}, {width}])"),
+                    &format!("ops.jitquant.upsample_nearest(b, [{height}, {width}])"),
+                );
+                for align in ["False", "True"] {
+                    compare(
+                        "bilinear",
+                        shape,
+                        layout,
+                        &format!("torch.upsample_bilinear2d(q, [{height}, {width}], {align})"),
+                        &format!("ops.jitquant.upsample_bilinear(b, [{height}, {width}], {align})"),
+                    );
+                }
+            }
+            for factors in ["[2.0, 2.0]", "[1.7, 2.3]", "[3.0, 1.1]"] {
+                same(
+                    "nearest, factors",
+                    shape,
+                    layout,
+                    &format!("torch.upsample_nearest2d(q, None, {factors})"),
+                    &format!("ops.jitquant.upsample_nearest(b, None, {factors})"),
+                );
+            }
+            same(
+                "nearest, sizes and factors",
+                shape,
+                layout,
+                "torch.upsample_nearest2d(q, [20, 13], 2.5, 1.9)",
+                "ops.jitquant.upsample_nearest(b, [20, 13], [2.5, 1.9])",
+            );
+            compare(
+                "bilinear, factors",
+                shape,
+                layout,
+                "torch.upsample_bilinear2d(q, None, False, [1.7, 2.3])",
+                "ops.jitquant.upsample_bilinear(b, None, False, [1.7, 2.3])",
+            );
+            // The sizes that the factors give: with others libtorch reads past the image.
+            compare(
+                "bilinear, sizes and factors",
+                shape,
+                layout,
+                "torch.upsample_bilinear2d(q, [int(q.size(2) * 2.6), int(q.size(3) * 1.9)], False, 2.6, 1.9)",
+                "ops.jitquant.upsample_bilinear(b, [int(b.size(2) * 2.6), int(b.size(3) * 1.9)], False, [2.6, 1.9])",
+            );
+        }
+    }
+    // Large enough for several threads.
+    let large = &[1, 40, 64, 64];
+    compare(
+        "bilinear",
+        large,
+        "x",
+        "torch.upsample_bilinear2d(q, [128, 128], False)",
+        "ops.jitquant.upsample_bilinear(b, [128, 128], False)",
+    );
+    let theirs = "torch.upsample_nearest2d(q, [100, 150])";
+    same("nearest", large, "x", theirs, "ops.jitquant.upsample_nearest(b, [100, 150])");
+    for layout in ["x", "x.contiguous(memory_format=3)"] {
+        same(
+            "nearest, 3d",
+            &[2, 6, 3, 4, 5],
+            layout,
+            "torch.upsample_nearest3d(q, [7, 4, 8])",
+            "ops.jitquant.upsample_nearest(b, [7, 4, 8])",
+        );
+        same(
+            "nearest, 3d, factors",
+            &[2, 6, 3, 4, 5],
+            layout,
+            "torch.upsample_nearest3d(q, None, [2.0, 1.0, 1.5])",
+            "ops.jitquant.upsample_nearest(b, None, [2.0, 1.0, 1.5])",
+        );
+    }
+    // libtorch has no quantized one of one dimension.
+    same(
+        "nearest, 1d",
+        &[2, 6, 9],
+        "x",
+        "torch.upsample_nearest2d(q.unsqueeze(2), [1, 20]).squeeze(2)",
+        "ops.jitquant.upsample_nearest(b, [20])",
+    );
+    same(
+        "without a batch",
+        &[5, 4, 6],
+        "x",
+        "torch.upsample_nearest2d(q.unsqueeze(0), [9, 5]).squeeze(0)",
+        "ops.jitquant.upsample_nearest(b, [9, 5])",
+    );
+}
+
+#[test]
+fn an_image_goes_on_where_sizes_exceed_what_factors_give() {
+    // libtorch's quantized operator reads past it: docs/differences.md.
+    let ops = module(
+        "def run(self, b: Tensor) -> Tensor:\n    return ops.jitquant.upsample_bilinear(b, [2, 8], False, [2.0, 2.0])\n",
+    );
+    let image = Tensor::from_slice(&[10u8, 30], &[1, 1, 1, 2]).unwrap();
+    let row = [10, 15, 25, 30, 30, 30, 30, 30];
+    let large = ops.call("run", &[image]).unwrap();
+    assert_eq!(large.as_tensor().unwrap().to_vec::<u8>().unwrap(), [row, row].concat());
 }
 
 #[test]

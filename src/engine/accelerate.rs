@@ -34,14 +34,13 @@ impl std::fmt::Display for LeftOut {
 }
 
 /// Operators of libtorch that look into its own packed parameters instead of calling them, and would crash on ours.
-const LOOK_INSIDE: [&str; 8] = [
+const LOOK_INSIDE: [&str; 7] = [
     "quantized::linear_leaky_relu",
     "quantized::linear_tanh",
     "quantized::conv2d_add",
     "quantized::conv2d_add_relu",
     "quantized::linear_dynamic_fp16",
     "quantized::linear_relu_dynamic_fp16",
-    "quantized::embedding_bag_2bit",
     "quantized::conv2d_cudnn",
 ];
 

@@ -5,11 +5,16 @@ use super::elementwise::{
     add_u8, clamp_u8, dequantize_channels, dequantize_u8, lookup_u8, mul_u8, quantize_channels, quantize_u8,
     requantize_u8, tabulate,
 };
+use super::embedding::{
+    embedding_bag_i32, embedding_bag_i64, embedding_columns, embedding_i32, embedding_i64, embedding_row_bytes,
+    quantize_rows,
+};
 use super::linear::{LinearWeight, linear_weight};
 use super::matmul::matmul_u8;
 use super::norm::{batch_norm_u8, group_norm_u8, layer_norm_u8, softmax_u8};
 use super::pool::{adaptive_avg_pool_u8, avg_pool_u8, max_pool_u8, pool_sizes};
 use super::threads::{Tasks, run_task};
+use super::upsample::upsample_u8;
 
 #[cxx::bridge(namespace = "jitquant")]
 #[allow(clippy::needless_lifetimes)]
@@ -289,12 +294,70 @@ pub(crate) mod ffi {
         ) -> Result<()>;
     }
 
+    /// How an image gets another size: see `kernel::Upsampling`.
+    #[derive(Clone, Copy, Debug)]
+    struct Resizing<'a> {
+        /// Bilinear instead of nearest.
+        bilinear: bool,
+        align_corners: bool,
+        /// The factors that the caller gave instead of sizes, one for each of the last dimensions; empty for none.
+        factors: &'a [f64],
+    }
+
+    extern "Rust" {
+        fn upsample_u8(x: &[u8], sizes: &[i64], form: Resizing, out_sizes: &[i64], out: &mut [u8]) -> Result<()>;
+    }
+
+    /// An embedding table as plain bytes: see `kernel::EmbeddingTable`.
+    #[derive(Clone, Copy, Debug)]
+    struct EmbeddingRows<'a> {
+        bytes: &'a [u8],
+        row_bytes: usize,
+        bits: i64,
+    }
+
+    /// How bags are summed up: see `kernel::Bags`.
+    #[derive(Clone, Copy, Debug)]
+    struct BagForm<'a> {
+        include_last_offset: bool,
+        mean: bool,
+        /// A factor for each index; empty for none.
+        weights: &'a [f32],
+        /// A row for each index; empty for a table that was not pruned.
+        pruned_rows: &'a [i32],
+    }
+
+    extern "Rust" {
+        /// Bytes of a row of `columns` values.
+        fn embedding_row_bytes(columns: usize, bits: i64) -> Result<usize>;
+        /// Values in a row of `row_bytes`.
+        fn embedding_columns(row_bytes: usize, bits: i64) -> Result<usize>;
+        fn quantize_rows(x: &[f32], columns: usize, bits: i64, out: &mut [u8]) -> Result<()>;
+        fn embedding_i32(table: EmbeddingRows, indices: &[i32], out: &mut [f32]) -> Result<()>;
+        fn embedding_i64(table: EmbeddingRows, indices: &[i64], out: &mut [f32]) -> Result<()>;
+        fn embedding_bag_i32(
+            table: EmbeddingRows,
+            indices: &[i32],
+            offsets: &[i32],
+            form: BagForm,
+            out: &mut [f32],
+        ) -> Result<()>;
+        fn embedding_bag_i64(
+            table: EmbeddingRows,
+            indices: &[i64],
+            offsets: &[i64],
+            form: BagForm,
+            out: &mut [f32],
+        ) -> Result<()>;
+    }
+
     unsafe extern "C++" {
         include!("packed.h");
 
         /// Refers to the files that register the native operators, so that they are linked.
         fn keep_native_layers();
         fn keep_native_elements();
+        fn keep_native_embeddings();
 
         type IValue = crate::ir::ffi::bridge::IValue;
         type Objects;

@@ -1,7 +1,7 @@
 //! Ties the kernels to libtorch: its own `quantized::` operators run on them.
 //!
 //! libtorch's quantized layers hold their weights in objects with virtual functions (`LinearPackedParamsBase`,
-//! `ConvPackedParamsBase<2>`, `<3>`), and the operators call those. [`accelerate`] puts objects of our own classes in
+//! `ConvPackedParamsBase<2>`, `<3>`, `EmbeddingPackedParamsBase`), and the operators call those. [`accelerate`] puts objects of our own classes in
 //! their place; a module that holds them is saved as before, into a file that any libtorch reads.
 //!
 //! Beside them there are operators of our own in namespace `jitquant`, on plain `uint8` tensors, with scales and zero points as
@@ -12,12 +12,14 @@ mod bridge;
 mod channels;
 mod conv;
 mod elementwise;
+mod embedding;
 mod linear;
 mod matmul;
 mod norm;
 mod pool;
 mod stock;
 mod threads;
+mod upsample;
 mod weight_only;
 
 pub use accelerate::{Accelerated, LeftOut, accelerate};
@@ -28,5 +30,6 @@ pub(crate) use threads::HostThreads;
 pub(crate) fn keep_native_operators() {
     bridge::ffi::keep_native_layers();
     bridge::ffi::keep_native_elements();
+    bridge::ffi::keep_native_embeddings();
     weight_only::bridge::keep_weight_only_operators();
 }

@@ -7,7 +7,7 @@ use crate::error::{Error, Result, no_panic};
 use crate::kernel::{self, AveragePool, Isa, Pixels, Window};
 
 /// An image of sizes `[batch, channels, ...]`.
-fn pixels(sizes: &[i64]) -> Result<Pixels> {
+pub(super) fn pixels(sizes: &[i64]) -> Result<Pixels> {
     let [batch, channels, spatial @ ..] = sizes else {
         return Err(Error::invalid(format!("sizes {sizes:?} are no image's: [batch, channels, ...] is accepted")));
     };
@@ -74,8 +74,13 @@ pub(super) fn pool_sizes(sizes: &[i64], given: PoolWindow<'_>) -> Result<Vec<i64
     })
 }
 
-/// Has the threads fill rows of `output`, each of which costs `taps` looks at a pixel.
-fn rows(output: Pixels, taps: usize, out: &mut [u8], work: impl Fn(std::ops::Range<usize>, &mut [u8]) + Sync) {
+/// Has the threads fill rows of `output`, each pixel of which costs `taps` looks at one.
+pub(super) fn rows(
+    output: Pixels,
+    taps: usize,
+    out: &mut [u8],
+    work: impl Fn(std::ops::Range<usize>, &mut [u8]) + Sync,
+) {
     let row = output.size[2] * output.channels;
     in_parts(out, row.max(1), row * taps, &|first, part| work(first..first + part.len() / row.max(1), part));
 }

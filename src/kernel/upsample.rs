@@ -1,4 +1,4 @@
-//! Upsampling of u8 images in NHWC order: nearest and bilinear. The output keeps the qparams of the input.
+//! Upsampling of u8 images in NDHWC order: nearest and bilinear. The output keeps the qparams of the input.
 
 use std::ops::Range;
 
@@ -31,6 +31,10 @@ impl Upsampling {
         }
     }
 
+    fn is_nearest(self) -> bool {
+        matches!(self, Upsampling::Nearest | Upsampling::NearestExact)
+    }
+
     /// The first pixel of output `o`, and the weight of the one after it.
     fn source(self, o: usize, step: f32, input: usize) -> (usize, f32) {
         let position = match self {
@@ -40,28 +44,26 @@ impl Upsampling {
             Upsampling::BilinearAlignCorners => o as f32 * step,
         };
         let first = (position as usize).min(input - 1);
-        match self {
-            Upsampling::Nearest | Upsampling::NearestExact => (first, 0.0),
-            _ => (first, (position - first as f32).min(1.0)),
-        }
+        (first, if self.is_nearest() { 0.0 } else { (position - first as f32).min(1.0) })
     }
 }
 
 /// Resizes images: `rows` of the output, of which `out` begins with the first.
 ///
-/// `step` is [`Upsampling::step`] for height and width. Bilinear: with the fractions `v` of height and `w` of width,
+/// `step` is [`Upsampling::step`] for depth, height and width; bilinear modes leave the depth as it is. Bilinear: with the
+/// fractions `v` of height and `w` of width,
 /// `round_half_even((1 - v) * ((1 - w) * a + w * b) + v * ((1 - w) * c + w * d))` in f32, each `+` rounded together
 /// with the product before it. The weights add up to 1, so that zero points need no care.
 ///
 /// # Panics
-/// If depth, batch or channels differ, an image is empty, or a slice is too short.
+/// If batch or channels differ, or the depth where that stays; if an image is empty, or a slice is too short.
 #[allow(clippy::too_many_arguments)]
 pub fn upsample(
     isa: Isa,
     x: &[u8],
     x_shape: Pixels,
     mode: Upsampling,
-    step: [f32; 2],
+    step: [f32; 3],
     out_shape: Pixels,
     rows: Range<usize>,
     out: &mut [u8],
@@ -69,7 +71,7 @@ pub fn upsample(
     x_shape.check(&(0..x_shape.rows()), x.len(), "input");
     out_shape.check(&rows, out.len(), "output");
     assert_eq!((x_shape.batch, x_shape.channels), (out_shape.batch, out_shape.channels), "batch and channels");
-    assert_eq!(x_shape.size[0], out_shape.size[0], "depth of input and output");
+    assert!(mode.is_nearest() || x_shape.size[0] == out_shape.size[0], "depth of input and output");
     assert!(rows.is_empty() || x_shape.size.iter().all(|n| *n > 0), "the input is empty");
     dispatch(isa, Upsample { x, x_shape, mode, step, out_shape, rows, out });
 }
@@ -78,7 +80,7 @@ struct Upsample<'a> {
     x: &'a [u8],
     x_shape: Pixels,
     mode: Upsampling,
-    step: [f32; 2],
+    step: [f32; 3],
     out_shape: Pixels,
     rows: Range<usize>,
     out: &'a mut [u8],
@@ -90,15 +92,16 @@ impl Kernel for Upsample<'_> {
     #[inline(always)]
     fn run<S: Simd>(self, s: S) {
         let Self { x, x_shape, mode, step, out_shape, .. } = self;
-        let ([_, height, width], channels, stride) = (x_shape.size, x_shape.channels, x_shape.stride);
+        let ([depth, height, width], channels, stride) = (x_shape.size, x_shape.channels, x_shape.stride);
         let mut out_start = 0;
         for row in self.rows {
-            let (plane, oy) = (row / out_shape.size[1], row % out_shape.size[1]);
-            let (y, v) = mode.source(oy, step[0], height);
-            let line = |y: usize| &x[(plane * height + y) * width * stride..];
+            let (image, oz, oy) = out_shape.place(row);
+            let z = if mode.is_nearest() { mode.source(oz, step[0], depth).0 } else { oz };
+            let (y, v) = mode.source(oy, step[1], height);
+            let line = |y: usize| &x[x_shape.line(image, z, y)..];
             let (upper, lower) = (line(y), line((y + 1).min(height - 1)));
             for ox in 0..out_shape.size[2] {
-                let (column, w) = mode.source(ox, step[1], width);
+                let (column, w) = mode.source(ox, step[2], width);
                 let out = &mut self.out[out_start..out_start + channels];
                 out_start += out_shape.stride;
                 let (left, right) = (column * stride, (column + 1).min(width - 1) * stride);

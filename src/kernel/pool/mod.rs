@@ -137,12 +137,12 @@ impl Pixels {
     }
 
     /// Where pixel (`z`, `y`, 0) of an image begins.
-    fn line(&self, image: usize, z: usize, y: usize) -> usize {
+    pub(super) fn line(&self, image: usize, z: usize, y: usize) -> usize {
         ((image * self.size[0] + z) * self.size[1] + y) * self.size[2] * self.stride
     }
 
     /// The image, depth and height that row `row` belongs to.
-    fn place(&self, row: usize) -> (usize, usize, usize) {
+    pub(super) fn place(&self, row: usize) -> (usize, usize, usize) {
         let [depth, height, _] = self.size;
         (row / (depth * height), row / height % depth, row % height)
     }

@@ -24,6 +24,10 @@ pub(super) enum Rule {
     Layer { kind: &'static str, from_packed: &'static str, relu: bool, flat: bool },
     /// A layer that quantizes its f32 input itself: a native one, its bound 0 with relu.
     Dynamic { kind: &'static str, from_packed: &'static str, relu: bool },
+    /// A row of a packed table for each index.
+    Embedding { bits: i64, from_packed: &'static str },
+    /// Sums of rows of a table, which is plain bytes where it is not packed.
+    EmbeddingBag { bits: i64, from_packed: Option<&'static str> },
     /// `(a, b, scale, zero_point)`.
     Binary { kind: &'static str, relu: bool },
     /// `quantized::cat`.
@@ -36,6 +40,8 @@ pub(super) enum Rule {
     Arguments { kind: &'static str, order: &'static [Argument] },
     /// A pooling window: kernel, stride, …, where an empty stride is the kernel's size.
     Pool { kind: &'static str, with_zero_point: bool },
+    /// Upsampling; scale factors, in one list or one by one, are the inputs from `first_factor` on.
+    Upsample { kind: &'static str, first_factor: usize },
     /// It moves elements: the same operator takes bytes.
     Moves,
     /// As `Moves`, from the list of tensors at input 0, which have one scale.
@@ -76,6 +82,8 @@ use Argument::{At, QParams as Of, Relu, Result as To, Zero};
 
 const CONV2D: &str = "jitquant::conv_from_packed";
 const LINEAR: &str = "jitquant::linear_from_packed";
+const TABLE8: &str = "jitquant::embedding_byte_from_packed";
+const TABLE4: &str = "jitquant::embedding_4bit_from_packed";
 
 const fn conv(relu: bool) -> Rule {
     Rule::Layer { kind: "jitquant::conv", from_packed: CONV2D, relu, flat: false }
@@ -154,6 +162,13 @@ static RULES: &[(&str, Rule)] = &[
     ("quantized::linear_dynamic", Rule::Dynamic { kind: "jitquant::linear_dynamic", from_packed: LINEAR, relu: false }),
     ("quantized::linear_relu_dynamic", Rule::Dynamic { kind: "jitquant::linear_dynamic", from_packed: LINEAR, relu: true }),
 
+    ("quantized::embedding_byte", Rule::Embedding { bits: 8, from_packed: TABLE8 }),
+    ("quantized::embedding_4bit", Rule::Embedding { bits: 4, from_packed: TABLE4 }),
+    ("quantized::embedding_bag_byte", Rule::EmbeddingBag { bits: 8, from_packed: Some(TABLE8) }),
+    ("quantized::embedding_bag_4bit", Rule::EmbeddingBag { bits: 4, from_packed: Some(TABLE4) }),
+    ("quantized::embedding_bag_byte_rowwise_offsets", Rule::EmbeddingBag { bits: 8, from_packed: None }),
+    ("quantized::embedding_bag_4bit_rowwise_offsets", Rule::EmbeddingBag { bits: 4, from_packed: None }),
+
     ("quantized::add", binary("jitquant::add", false)),
     ("quantized::add_relu", binary("jitquant::add", true)),
     ("quantized::mul", binary("jitquant::mul", false)),
@@ -197,6 +212,11 @@ static RULES: &[(&str, Rule)] = &[
     ("aten::adaptive_avg_pool2d", arguments("jitquant::adaptive_avg_pool", &[Zero, At(1)])),
     ("aten::adaptive_avg_pool3d", arguments("jitquant::adaptive_avg_pool", &[Zero, At(1)])),
 
+    ("aten::upsample_nearest1d", Rule::Upsample { kind: "jitquant::upsample_nearest", first_factor: 2 }),
+    ("aten::upsample_nearest2d", Rule::Upsample { kind: "jitquant::upsample_nearest", first_factor: 2 }),
+    ("aten::upsample_nearest3d", Rule::Upsample { kind: "jitquant::upsample_nearest", first_factor: 2 }),
+    ("aten::upsample_bilinear2d", Rule::Upsample { kind: "jitquant::upsample_bilinear", first_factor: 3 }),
+
     ("aten::flatten", Rule::Moves),
     ("aten::reshape", Rule::Moves),
     ("aten::view", Rule::Moves),
@@ -221,10 +241,6 @@ static RULES: &[(&str, Rule)] = &[
     ("aten::pixel_shuffle", Rule::Moves),
     ("aten::pixel_unshuffle", Rule::Moves),
     ("aten::channel_shuffle", Rule::Moves),
-    ("aten::upsample_nearest1d", Rule::Moves),
-    ("aten::upsample_nearest2d", Rule::Moves),
-    ("aten::upsample_nearest3d", Rule::Moves),
-    ("aten::upsample_bilinear2d", Rule::Moves),
     ("aten::chunk", Rule::Moves),
     ("aten::split", Rule::Moves),
     ("aten::unbind", Rule::Moves),
@@ -249,7 +265,7 @@ pub(super) fn makes_quantized(kind: &str) -> bool {
 
 /// Whether an operator moves elements, so that it takes bytes as it takes floats.
 pub(super) fn moves(kind: &str) -> bool {
-    matches!(Rule::named(kind), Some(Rule::Moves)) && !kind.starts_with("aten::upsample")
+    matches!(Rule::named(kind), Some(Rule::Moves))
 }
 
 /// The bounds of a clamp by constants, of real numbers, where `node` is one.
@@ -292,8 +308,7 @@ impl Rule {
             }
             Self::Dynamic { kind, from_packed, relu } => {
                 let [x, packed, _] = inputs[..] else { return Ok(Outcome::Kept) };
-                // Weights of recurrent layers and of modules stay with them where they cannot be moved.
-                if packed.constant().is_none() && attribute_of(packed).is_none() {
+                if !can_move(packed) {
                     return Ok(Outcome::Kept);
                 }
                 let weight = converter.weights.native(node, from_packed, packed)?;
@@ -304,6 +319,36 @@ impl Rule {
                 }
                 converter.layers += 1;
                 Ok(Outcome::Plain(operator(node, kind, &arguments)?))
+            }
+            Self::Embedding { bits, from_packed } => {
+                let [packed, indices, pruned] = inputs[..] else { return Ok(Outcome::Kept) };
+                if !can_move(packed) || flag(pruned) != Some(false) {
+                    return Ok(Outcome::Kept);
+                }
+                let table = converter.weights.native(node, from_packed, packed)?;
+                converter.layers += 1;
+                let arguments = [table, indices, constant(node, bits)?];
+                Ok(Outcome::Plain(operator(node, "jitquant::embedding", &arguments)?))
+            }
+            Self::EmbeddingBag { bits, from_packed } => {
+                // libtorch looks at neither the scaling of gradients nor the mode: it gives sums.
+                let [table, indices, offsets, _, _, pruned, weights, map, last] = inputs[..] else {
+                    return Ok(Outcome::Kept);
+                };
+                let map = match flag(pruned) {
+                    Some(true) => map,
+                    Some(false) => constant(node, IValue::None)?,
+                    None => return Ok(Outcome::Kept),
+                };
+                let table = match from_packed {
+                    None => table,
+                    Some(from_packed) if can_move(table) => converter.weights.native(node, from_packed, table)?,
+                    Some(_) => return Ok(Outcome::Kept),
+                };
+                converter.layers += 1;
+                let (bits, mean) = (constant(node, bits)?, constant(node, false)?);
+                let arguments = [table, indices, offsets, bits, mean, weights, map, last];
+                Ok(Outcome::Plain(operator(node, "jitquant::embedding_bag", &arguments)?))
             }
             Self::Binary { kind, relu } => {
                 let [a, b, scale, zero_point] = inputs[..] else { return Ok(Outcome::Kept) };
@@ -393,6 +438,19 @@ impl Rule {
                 arguments.extend(&inputs[3..]);
                 Ok(Outcome::Bytes(x.with(operator(node, kind, &arguments)?)))
             }
+            Self::Upsample { kind, first_factor } => {
+                let Some((given, factors)) = inputs.split_at_checked(first_factor) else { return Ok(Outcome::Kept) };
+                let is_a = |value: &Value<'_>, kind: &str| value.type_of().kind() == kind;
+                let factors = match factors {
+                    all if all.iter().all(|factor| is_none(*factor)) => constant(node, IValue::None)?,
+                    [all] if is_a(all, "ListType") => *all,
+                    all if all.iter().all(|factor| is_a(factor, "FloatType")) => list(node, all, "List[float]")?,
+                    // libtorch's operator takes bytes as well.
+                    _ => return Self::Moves.apply_to_bytes(converter, node, x),
+                };
+                let arguments = [&[x.bytes][..], &given[1..], &[factors]].concat();
+                Ok(Outcome::Bytes(x.with(operator(node, kind, &arguments)?)))
+            }
             Self::Moves => {
                 let moved = again(node, x.bytes)?;
                 Ok(Outcome::Bytes(x.with(output(moved)?)))
@@ -405,6 +463,19 @@ impl Rule {
             Self::MovesAll => stack(converter, node),
             _ => Ok(Outcome::Kept),
         }
+    }
+}
+
+/// Whether a packed weight is a constant or an attribute. Those of recurrent layers and of other modules stay with them.
+fn can_move(packed: Value<'_>) -> bool {
+    packed.constant().is_some() || attribute_of(packed).is_some()
+}
+
+/// A constant of type bool.
+fn flag(value: Value<'_>) -> Option<bool> {
+    match value.constant()? {
+        IValue::Bool(flag) => Some(flag),
+        _ => None,
     }
 }
 
