@@ -6,7 +6,7 @@ quiet := $(shell test -t 2 || echo --quiet)
 
 PREFIX ?= /usr/local
 
-.PHONY: help setup demo install test test-python models bench accuracy matrix conformity generated clean distclean
+.PHONY: help setup demo install test test-python models bench accuracy matrix conformity generated sanitize clean distclean
 .NOTPARALLEL:
 
 help: ## Lists what can be made (the default).
@@ -42,6 +42,9 @@ conformity: ## Runs PyTorch's own test suites on jitquant's passes (PYTORCH_SOUR
 
 generated: setup ## Compares our passes with libtorch's on 10,000 generated models (half an hour; `make test` has 300).
 	@scripts/generated.sh
+
+sanitize: ## Runs the kernel tests under Rust's thread and address sanitizers (needs a nightly Rust with rust-src; not part of the tests).
+	@scripts/sanitize.sh
 
 matrix: setup ## Builds and tests the library against libtorch 2.9, 2.11, 2.13 and 2.15 (downloads 2 GB; long).
 	@scripts/matrix.sh

@@ -21,7 +21,7 @@ def outputs(model: Path, data: list[Tensor], batch: int) -> Tensor:
     parts = []
     with torch.inference_mode():
         for start in range(0, len(data[0]), batch):
-            parts.append(module(*(array[start : start + batch] for array in data)))
+            parts.append(module(*(array[start : start + batch] if array.ndim else array.item() for array in data)))
     return torch.cat(parts)
 
 
@@ -39,7 +39,15 @@ def nearest(embeddings: Tensor) -> Tensor:
     return (embeddings @ embeddings.T).fill_diagonal_(-2).argmax(1)
 
 
-def compare(float_: Tensor, int8: Tensor, kind: str) -> dict[str, float]:
+def accuracy(scores: Tensor, labels: Tensor) -> float:
+    return float((scores.argmax(1) == labels).double().mean())
+
+
+def compare(float_: Tensor, int8: Tensor, kind: str, labels: Tensor | None = None) -> dict[str, float]:
+    if kind == "digits":
+        return {"accuracy": accuracy(int8, labels) - accuracy(float_, labels)}
+    if kind == "stream":
+        return {"probability": -float((float_ - int8).abs().max())}
     if kind == "sentences":
         cosine = torch.nn.functional.cosine_similarity(float_, int8).mean()
         same = (nearest(float_) == nearest(int8)).double().mean()

@@ -100,22 +100,6 @@ impl<'g> Layer<'g> {
         rounded_by_sums(weight, &self.observer)
     }
 
-    pub fn rounded_to_nearest(&self, weight: &Tensor) -> Result<Option<Tensor>> {
-        let Some(grid) = self.grid(weight)? else { return Ok(None) };
-        let mut values = weight.to_f32_vec()?;
-        let size = (values.len() / weight.shape()[0].max(1) as usize).max(1);
-        for (channel, row) in values.chunks_mut(size).enumerate() {
-            let channel = grid.channel(channel);
-            row.iter_mut().for_each(|w| *w = channel.nearest(*w));
-        }
-        Tensor::from_slice(&values, &weight.shape()).map(Some)
-    }
-
-    /// What a rounded weight will be: its largest value, 127.5 steps, which a range of whole tensors ends at, becomes 127.
-    pub fn saturated(&self, weight: &Tensor) -> Result<Tensor> {
-        Ok(self.rounded_to_nearest(weight)?.unwrap_or_else(|| weight.clone()))
-    }
-
     /// The window of a two-dimensional convolution, `Some(None)` of a linear layer; `None` of other layers.
     pub fn window(&self, weight: &Tensor) -> Option<Option<Window>> {
         let pair = |index: usize| match self.node.input(index)?.constant()? {

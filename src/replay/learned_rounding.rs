@@ -70,14 +70,15 @@ impl Runner<'_> {
         let with_bias = Tensor::from_slice(&with_bias, &[groups as i64, per_group as i64, columns as i64 + 1])?;
         let problem = self.solver.prepare(&grams, with_bias, DAMPING)?;
         let channels: Vec<Channel> = (0..outputs).map(|output| grid.channel(output)).collect();
-        let (rounded, bias) = round(&values, &problem, &channels, groups, columns);
+        let quantized = self.solver.quantize_weight(weight, &grid)?.to_f32_vec()?;
+        let (rounded, bias) = round([&values, &quantized], &problem, &channels, groups, columns);
         Ok(Some((Tensor::from_slice(&rounded, &weight.shape())?, Some(bias))))
     }
 }
 
-/// The rounded weights (outputs x columns) and the biases.
+/// The rounded weights (outputs x columns) and the biases, of weights as they are and as they would be quantized.
 fn round(
-    values: &[f32],
+    values: [&[f32]; 2],
     problem: &Problem,
     channels: &[Channel],
     groups: usize,
@@ -92,7 +93,7 @@ fn round(
             let factor = &problem.factor[group * size * size..(group + 1) * size * size];
             let order = &problem.order[group * columns..(group + 1) * columns];
             let target = &problem.target[output * size..(output + 1) * size];
-            let row = &values[output * columns..(output + 1) * columns];
+            let row = values.map(|values| &values[output * columns..(output + 1) * columns]);
             round_row(row, target, order, factor, channels[output])
         })
         .collect();
@@ -103,20 +104,24 @@ fn round(
 /// Rounds `target`, a row's solution and its bias. The weights at the end of the range keep their place: an observer that
 /// sees the row again finds the same range. What they lose when they are quantized, up to half a step, is made good for by
 /// the others.
-fn round_row(row: &[f32], target: &[f32], order: &[usize], factor: &[f32], channel: Channel) -> (Vec<f32>, f32) {
+fn round_row(
+    [row, quantized]: [&[f32]; 2],
+    target: &[f32],
+    order: &[usize],
+    factor: &[f32],
+    channel: Channel,
+) -> (Vec<f32>, f32) {
     let columns = row.len();
     let size = columns + 1;
     let mut left: Vec<f32> = order.iter().map(|column| target[*column]).chain([target[columns]]).collect();
     let mut rounded = vec![0.0; columns];
     for (position, &column) in order.iter().enumerate() {
         let is_end = row[column].abs() > channel.largest() - 0.5 * channel.step;
-        let quantized = match is_end {
-            true => channel.nearest(row[column]),
-            false => channel.nearest(left[position].clamp(-channel.largest(), channel.largest())),
-        };
-        rounded[column] = if is_end { row[column] } else { quantized };
+        let nearest = channel.nearest(left[position].clamp(-channel.largest(), channel.largest()));
+        let becomes;
+        (rounded[column], becomes) = if is_end { (row[column], quantized[column]) } else { (nearest, nearest) };
         let of_row = &factor[position * size..(position + 1) * size];
-        let error = (left[position] - quantized) / of_row[position];
+        let error = (left[position] - becomes) / of_row[position];
         std::iter::zip(&mut left[position + 1..], &of_row[position + 1..]).for_each(|(w, u)| *w -= error * u);
     }
     (rounded, left[columns])

@@ -196,13 +196,16 @@ impl<'g> Runner<'g> {
         let bias = layer.bias(self.module)?;
         let fitted = match self.methods.rounding {
             Rounding::Learned => self.learned(layer, &weight, bias.as_deref(), &inputs[0])?,
-            Rounding::Nearest => layer.rounded_to_nearest(&weight)?.map(|weight| (weight, bias.clone())),
+            Rounding::Nearest => Some((weight.clone(), bias.clone())),
             Rounding::Sums | Rounding::Auto => layer.rounded_by_sums(&weight)?.map(|weight| (weight, bias.clone())),
         };
         let Some((weight, mut bias)) = fitted else { return Ok(()) };
-        let saturated: IValue = layer.saturated(&weight)?.into();
+        let quantized: IValue = match layer.grid(&weight)? {
+            Some(grid) => self.solver.quantize_weight(&weight, &grid)?.into(),
+            None => (&weight).into(),
+        };
         for pair in &mut inputs[1] {
-            pair.quantized = saturated.clone();
+            pair.quantized = quantized.clone();
         }
         if self.methods.bias_correction && self.methods.rounding != Rounding::Learned {
             bias = Some(self.corrected_bias(layer, bias, inputs)?);

@@ -2,6 +2,7 @@
 
 use crate::error::{Error, Result};
 use crate::ir::{IValue, Module, Tensor};
+use crate::pass::prepare::WeightGrid;
 
 /// TorchScript functions on tensors.
 pub(super) struct Solver {
@@ -49,6 +50,11 @@ impl Solver {
         code.define(
             "def quantize(self, x: Tensor, scale: Tensor, zero_point: Tensor, lowest: int, highest: int) -> Tensor:
     return torch.fake_quantize_per_tensor_affine(x, float(scale), int(zero_point), lowest, highest)
+
+def quantize_weight(self, w: Tensor, scale: Tensor, zero_point: Tensor, axis: int) -> Tensor:
+    if scale.numel() == 1:
+        return torch.quantize_per_tensor(w, float(scale), int(zero_point), 12).dequantize()
+    return torch.quantize_per_channel(w, scale, zero_point, axis, 12).dequantize()
 
 def mean_error(self, x: Tensor, q: Tensor, axis: int) -> Tensor:
     error = (q - x).transpose(axis, -1)
@@ -125,6 +131,14 @@ def prepare(self, gram: Tensor, cross: Tensor, weight: Tensor, damping: float) -
             IValue::Int(range.highest),
         ];
         self.code.call("quantize", &inputs)
+    }
+
+    /// What a weight becomes. By libtorch's own operator: where the largest weight lies half a step beyond the largest integer,
+    /// a different last bit would be a different integer.
+    pub fn quantize_weight(&self, weight: &Tensor, grid: &WeightGrid) -> Result<Tensor> {
+        let [scale, zero_point] = &grid.qparams;
+        let inputs = [weight.into(), scale.into(), zero_point.into(), IValue::Int(grid.axis)];
+        Tensor::try_from(self.code.call::<IValue>("quantize_weight", &inputs)?)
     }
 
     /// The mean of `quantized - float` for each channel.
