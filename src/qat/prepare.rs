@@ -190,6 +190,24 @@ impl QatModule {
         Ok(all_parameters(self.module())?.into_iter().filter(|(path, _)| !is_fixed(path)).collect())
     }
 
+    /// How far apart the values are that each quantized weight is rounded to, by the weight's path: one step, or one for each
+    /// output channel (dimension 0). Layers whose output channels are not the weight's dimension 0 are left out.
+    ///
+    /// # Errors
+    /// Where a range cannot be quantized.
+    pub fn weight_steps(&self) -> Result<HashMap<String, Tensor>> {
+        let flat = self.module();
+        let graph = flat.graph(METHOD)?;
+        let mut steps = HashMap::new();
+        for (observer, weight) in graph.all_nodes().into_iter().filter_map(|node| observed_weight(flat, node)) {
+            let qparams = observer.call::<IValue>("calculate_qparams", &[])?;
+            if let Some(scale) = qparams.tensors().first() {
+                steps.insert(weight, scale.deep_clone()?);
+            }
+        }
+        Ok(steps)
+    }
+
     /// The fake-quantize modules and their paths.
     fn fake_quantizers(&self) -> Vec<(String, Module)> {
         self.prepared.observers().into_iter().filter(|(_, module)| is_fake_quantize(module)).collect()

@@ -285,7 +285,8 @@ static void quantizer() {
   size_t stages = 0;
   auto count = [&](const std::string &, size_t, size_t total) { return total == 0 || ++stages; };
   auto converted = jitquant::Quantizer::static_ptq().on_progress(count).quantize(net, batches);
-  EXPECT(stages == 7 && converted.report.quantized_layers == 1 && converted.report.layers.empty());
+  // More than the seven stages of all quantizations: layers are fitted to the data.
+  EXPECT(stages > 7 && converted.report.quantized_layers == 1 && converted.report.layers.empty());
   EXPECT(converted.report.operators.size() == 1 && converted.report.operators[0].second == 1);
   auto want = net.forward({batches[0]}).toTensor(), have = converted.module.forward({batches[0]}).toTensor();
   EXPECT((want - have).abs().max().item<float>() < 0.1);

@@ -42,8 +42,8 @@ impl Options {
     }
 }
 
-/// The largest step that Adam makes in a parameter's size of 1; it falls to 0 along a cosine.
-const LEARNING_RATE: f64 = 2e-5;
+/// The largest move of a step, in parts of a weight's quantization step; it falls to 0 along a cosine.
+const LEARNING_RATE: f64 = 0.02;
 /// Looks at the held-out samples after so many steps, and writes a checkpoint.
 const INTERVAL: usize = 20;
 /// Layers are fitted to at most so many samples before training: each layer's results on them are in memory at once.

@@ -4,7 +4,7 @@ use std::path::Path;
 
 use anyhow::{Context, Result, bail, ensure};
 use jitquant::qat::QatModule;
-use tch::{Tensor, no_grad};
+use tch::{Kind, Tensor, no_grad};
 
 /// The decay of Adam's averages of the gradient and of its square.
 const BETAS: (f64, f64) = (0.9, 0.999);
@@ -30,6 +30,9 @@ impl Plan {
     }
 }
 
+/// What a parameter that is not quantized moves by, in parts of its mean size, where a weight moves by its step.
+const PART: f64 = 1.0 / 127.0;
+
 /// What is trained, Adam's averages, and the best parameters so far.
 pub struct State {
     names: Vec<String>,
@@ -37,6 +40,8 @@ pub struct State {
     first: Vec<Tensor>,
     second: Vec<Tensor>,
     best: Vec<Tensor>,
+    /// What each parameter's moves are measured in: a weight's quantization steps, since what turns is the rounding.
+    units: Vec<Tensor>,
     pub step: usize,
     pub best_loss: f64,
     pub looks_since_best: usize,
@@ -46,9 +51,20 @@ impl State {
     pub fn new(qat: &QatModule) -> Result<Self> {
         let parameters = qat.parameters()?;
         let tensors: Vec<Tensor> = parameters.iter().map(|(_, tensor)| Tensor::from(tensor)).collect();
+        let steps = qat.weight_steps()?;
+        let unit = |(name, parameter): (&String, &Tensor)| match steps.get(name) {
+            Some(step) => {
+                let mut shape = vec![1; parameter.dim()];
+                shape[0] = -1;
+                Tensor::from(step).reshape(shape)
+            }
+            None => parameter.detach().abs().mean(Kind::Float) * PART,
+        };
+        let names: Vec<String> = parameters.into_iter().map(|(name, _)| name).collect();
         let zeros = || tensors.iter().map(|tensor| tensor.detach().zeros_like()).collect();
         Ok(Self {
-            names: parameters.into_iter().map(|(name, _)| name).collect(),
+            units: names.iter().zip(&tensors).map(unit).collect(),
+            names,
             first: zeros(),
             second: zeros(),
             best: tensors.iter().map(|tensor| tensor.detach().copy()).collect(),
@@ -59,7 +75,7 @@ impl State {
         })
     }
 
-    /// One step of Adam down the gradients.
+    /// One step of Adam down the gradients, by at most `rate` units or little more.
     pub fn descend(&mut self, rate: f64) {
         self.step += 1;
         let (b1, b2) = BETAS;
@@ -72,7 +88,8 @@ impl State {
                 }
                 self.first[index] = &self.first[index] * b1 + &gradient * (1.0 - b1);
                 self.second[index] = &self.second[index] * b2 + gradient.square() * (1.0 - b2);
-                let change = (&self.first[index] / c1) / ((&self.second[index] / c2).sqrt() + 1e-8) * rate;
+                let change =
+                    (&self.first[index] / c1) / ((&self.second[index] / c2).sqrt() + 1e-12) * rate * &self.units[index];
                 let _ = parameter.g_sub_(&change);
                 parameter.zero_grad();
             }
