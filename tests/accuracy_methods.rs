@@ -330,6 +330,25 @@ fn a_model_with_branches_says_why_learned_rounding_does_not_go() {
 }
 
 #[test]
+fn a_check_that_raises_is_no_branch() {
+    let model = Module::new("Model").unwrap();
+    model.register_parameter("w", random(&[4, 3, 1, 1], 1)).unwrap();
+    model
+        .define(
+            "def forward(self, x: Tensor) -> Tensor:
+    assert x.dim() == 4, 'four dimensions are expected'
+    return torch.relu(torch.conv2d(x, self.w))
+",
+        )
+        .unwrap();
+    let methods = Methods { rounding: Rounding::Learned, ..Methods::default() };
+    let int8 = quantized(&model, Quantizer::static_ptq().methods(methods), &[pictures(1), pictures(2)]).module;
+    assert!(sqnr(&model, &int8, &pictures(9)) > 35.0);
+    // It is still made.
+    assert!(int8.forward(&[random(&[3, 12, 12], 3)]).unwrap_err().to_string().contains("four dimensions"));
+}
+
+#[test]
 fn options_out_of_range_and_unknown_ones_are_errors() {
     let model = transformer_block();
     let refusal = Quantizer::static_ptq().methods(Methods { smooth: 1.5, ..Methods::default() }).prepare(&model);

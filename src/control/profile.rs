@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use crate::error::{Error, Result};
 use crate::ir::{Graph, IValue, Module, Node, Tensor, Value};
 use crate::measure::quantile;
-use crate::replay::{execute, walk};
+use crate::replay::{branch, execute, walk};
 
 /// The least number of passes that are timed.
 const LEAST_PASSES: usize = 9;
@@ -34,7 +34,7 @@ impl NodeTimes {
 /// Where a graph has branches or loops, or an operator fails.
 pub(super) fn passes(graphs: [(&Module, &Graph); 2], inputs: &[IValue], time: Duration) -> Result<[Vec<NodeTimes>; 2]> {
     for (_, graph) in &graphs {
-        if let Some(node) = graph.nodes().find(|node| !node.blocks().is_empty()) {
+        if let Some(node) = branch(graph) {
             let source = crate::pass::source_of(node);
             return Err(Error::invalid(format!(
                 "layers are timed operator by operator, which does not go with the model's branches and loops ({} at \

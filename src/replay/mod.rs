@@ -69,8 +69,18 @@ pub(crate) fn is_straight(graph: &Graph) -> bool {
     branch(graph).is_none()
 }
 
-fn branch(graph: &Graph) -> Option<Node<'_>> {
-    graph.nodes().find(|node| !node.blocks().is_empty())
+pub(crate) fn branch(graph: &Graph) -> Option<Node<'_>> {
+    graph.nodes().find(|node| !node.blocks().is_empty() && !is_guard(*node))
+}
+
+/// Whether a node only raises an exception where something is wrong with the inputs: `if …: raise …`. It is passed over,
+/// since the model has run on the data before.
+fn is_guard(node: Node<'_>) -> bool {
+    let only_raises =
+        |node: Node<'_>| matches!(node.kind(), "prim::Constant" | "prim::RaiseException" | "aten::format");
+    node.kind() == "prim::If"
+        && node.outputs().is_empty()
+        && node.blocks().into_iter().flat_map(|block| block.all_nodes()).all(only_raises)
 }
 
 /// What a value is in one batch.
@@ -145,7 +155,7 @@ struct Runner<'g> {
 
 impl<'g> Runner<'g> {
     fn run(&mut self, node: Node<'g>, pairs: &mut Pairs<'g>) -> Result<()> {
-        if node.kind() == "prim::Constant" {
+        if node.kind() == "prim::Constant" || is_guard(node) {
             return Ok(());
         }
         if node.kind() == "prim::CallMethod" {
@@ -252,7 +262,9 @@ pub(crate) fn walk<'g>(
     let mut uses_left: HashMap<Value<'g>, usize> = HashMap::new();
     let arguments = std::iter::once(IValue::Module(module.clone())).chain(arguments.iter().cloned());
     values.extend(std::iter::zip(graph.inputs(), arguments));
-    for (place, node) in graph.nodes().enumerate().filter(|(_, node)| node.kind() != "prim::Constant") {
+    for (place, node) in
+        graph.nodes().enumerate().filter(|(_, node)| node.kind() != "prim::Constant" && !is_guard(*node))
+    {
         let read = |value: &Value<'g>| values.get(value).cloned().or_else(|| value.constant());
         let inputs: Option<Vec<IValue>> = node.inputs().iter().map(read).collect();
         let inputs = inputs.ok_or_else(|| Error::invalid(format!("an input of {} is not known", node.kind())))?;
