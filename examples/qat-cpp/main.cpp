@@ -18,11 +18,12 @@
 #include <sstream>
 
 // Weights of `bits` bits, activations of eight.
-static std::string qconfig(int bits) {
+static std::string qconfig(int bits, const std::string &rounding = "auto") {
   int half = 1 << (bits - 1);
   return "[default.activation]\nobserver = \"moving-average-min-max\"\n"
          "[default.weight]\nobserver = \"per-channel-min-max\"\ndtype = \"i8\"\nquant-min = " +
-         std::to_string(-half) + "\nquant-max = " + std::to_string(half - 1) + "\n";
+         std::to_string(-half) + "\nquant-max = " + std::to_string(half - 1) + "\n[methods]\nrounding = \"" + rounding +
+         "\"\n";
 }
 
 static at::Tensor read_npy(const std::string &path, const std::string &descr, at::ScalarType type) {
@@ -90,6 +91,8 @@ static void run(const std::string &model_path, const Digits &calibration, const 
   torch::jit::Module model = torch::jit::load(model_path, at::kCPU);
   auto quantizer = jitquant::Quantizer::static_ptq().qconfig(qconfig(bits));
   auto [post_training, report] = quantizer.quantize(model, std::vector<at::Tensor>{calibration.x});
+  auto to_nearest = jitquant::Quantizer::static_ptq().qconfig(qconfig(bits, "nearest"));
+  auto [nearest, nearest_report] = to_nearest.quantize(model, std::vector<at::Tensor>{calibration.x});
 
   auto qat = quantizer.prepare_qat(model);
   qat.calibrate(calibration.x);
@@ -102,6 +105,7 @@ static void run(const std::string &model_path, const Digits &calibration, const 
   std::cout << "accuracy on " << heldout.x.size(0) << " held-out digits, " << bits
             << "-bit weights and 8-bit activations\n"
             << "float                       " << accuracy(model, heldout) << " %\n"
+            << "each weight to the nearest  " << accuracy(nearest, heldout) << " %\n"
             << "post-training quantization  " << accuracy(post_training, heldout) << " %\n"
             << "after " << epochs << " epochs             " << accuracy(torch::jit::load(out_path, at::kCPU), heldout)
             << " %\n";
