@@ -31,6 +31,9 @@ pub(super) fn absorb(module: &Module, graph: &Graph, solver: &Solver, batches: &
         .filter_map(|node| Place::at(module, node))
         .filter(|place| place.layers().all(|layer| uses[&layer.weight_name] == 1))
         .collect();
+    if places.is_empty() {
+        return Ok(false);
+    }
     let watched: HashSet<Value<'_>> = places.iter().map(|place| place.value).collect();
     let ranges = channel_ranges(module, graph, solver, batches, &watched)?;
     let mut changed = false;

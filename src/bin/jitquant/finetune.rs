@@ -1,7 +1,7 @@
 //! `jitquant quantize --finetune`: the model is trained for a few hundred steps while it rounds as INT8 will.
 //!
-//! Without labels it learns to give the float model's outputs, and tensors on the way where these are asked for. An eighth of the batches is held out: the parameters with
-//! the least loss there are taken, and training ends early where it no longer falls. On several processes a step takes one
+//! Without labels it learns to give the float model's outputs, and tensors on the way where these are asked for. An eighth
+//! of the batches is held out: the parameters with the least loss there are taken, and training ends early where it no longer falls. On several processes a step takes one
 //! batch in each, and gradients are averaged.
 
 mod state;
@@ -281,11 +281,11 @@ fn order(slots: usize, pass: usize) -> Vec<usize> {
     order
 }
 
-/// Learned rounding where training begins, on some of the samples that it trains on, in process 0 for all. Where a checkpoint
-/// is, that has the parameters.
+/// Learned rounding where training begins, on some of the samples that it trains on, in process 0 for all. Before going on
+/// from a checkpoint too: the units of the moves come from what training began with.
 fn start_from_fitted_layers(qat: &QatModule, feed: &Feed, options: &Options, group: Option<&Group>) -> Result<()> {
     let is_first = group.is_none_or(|group| group.rank() == 0);
-    if is_first && !options.checkpoint.exists() {
+    if is_first {
         let limit = options.limit(feed);
         let batch = NonZeroUsize::new(8).unwrap_or(NonZeroUsize::MIN);
         let trained_on = limit - limit / 8;
