@@ -10,19 +10,7 @@ use jitquant::engine::{Accelerated, accelerate};
 use jitquant::ir::{IValue, Module, Tensor, Type};
 use jitquant::pass::{stock_operators, to_native};
 use proptest::prelude::*;
-use support::noise;
-
-/// Compiles `source`, TorchScript functions of a module without attributes.
-fn module(source: &str) -> Module {
-    jitquant::init().unwrap();
-    let module = Module::new("Ops").unwrap();
-    module.define(source).unwrap();
-    module
-}
-
-fn tensor(shape: &[i64], seed: u64) -> Tensor {
-    Tensor::from_slice(&noise(shape.iter().product::<i64>() as usize, seed), shape).unwrap()
-}
+use support::{module, noise, tensor};
 
 fn floats(x: &IValue) -> Vec<f32> {
     x.as_tensor().unwrap().to_vec().unwrap()

@@ -3,20 +3,8 @@
 
 mod support;
 
-use jitquant::ir::{IValue, Module, Tensor};
-use support::noise;
-
-/// Compiles `source`, TorchScript functions of a module without attributes.
-fn module(source: &str) -> Module {
-    jitquant::init().unwrap();
-    let module = Module::new("Ops").unwrap();
-    module.define(source).unwrap();
-    module
-}
-
-fn tensor(shape: &[i64], seed: u64) -> Tensor {
-    Tensor::from_slice(&noise(shape.iter().product::<i64>() as usize, seed), shape).unwrap()
-}
+use jitquant::ir::{IValue, Tensor};
+use support::{module, noise, tensor};
 
 /// The largest distance of two u8 tensors, and how many elements differ.
 fn distance(a: &IValue, b: &IValue) -> (u8, usize, usize) {

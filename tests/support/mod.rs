@@ -92,3 +92,16 @@ pub fn write_npy(path: &std::path::Path, tensor: &Tensor) {
     tensor.to_vec::<f32>().unwrap().iter().for_each(|value| bytes.extend(value.to_le_bytes()));
     std::fs::write(path, bytes).unwrap();
 }
+
+/// Compiles `source`, TorchScript functions of a module without attributes.
+pub fn module(source: &str) -> Module {
+    jitquant::init().unwrap();
+    let module = Module::new("Ops").unwrap();
+    module.define(source).unwrap();
+    module
+}
+
+/// Noise of that shape.
+pub fn tensor(shape: &[i64], seed: u64) -> Tensor {
+    Tensor::from_slice(&noise(shape.iter().product::<i64>() as usize, seed), shape).unwrap()
+}
