@@ -14,7 +14,6 @@ pub(super) struct Products {
     path: Path,
     shape: ConvShape,
     phases: Vec<Phase>,
-    weight_zero_points: bool,
 }
 
 /// Where the sample's padded copy has its first element, and how large it is.
@@ -33,8 +32,7 @@ impl Products {
     /// Packs `weight`, whose lengths have been checked.
     pub fn new(isa: Isa, weight: &[i8], shape: ConvShape, zero_points: &[i32]) -> Result<Self> {
         let phases = Phase::all(&shape, weight, zero_points)?;
-        let weight_zero_points = zero_points.iter().any(|zero| *zero != 0);
-        Ok(Self { path: Path::new(isa), shape, phases, weight_zero_points })
+        Ok(Self { path: Path::new(isa), shape, phases })
     }
 
     pub fn unpack_into(&self, weight: &mut [i8]) {
@@ -138,7 +136,7 @@ impl Products {
             return Err(Error::Invalid(message));
         }
         let sink = Sink::new(output, batch * result, shape.output_channels)?;
-        let finish = Finish { sink, activation_scale: None, weight_zero_points: self.weight_zero_points };
+        let finish = Finish { sink, activation_scale: None };
         let job = Job { conv: self, spatial, output: output_spatial, zero_point, finish };
         if self.is_product() && shape.groups == 1 {
             // SAFETY: lengths are checked; `batch` samples are one matrix.

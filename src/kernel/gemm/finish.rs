@@ -19,8 +19,6 @@ pub(crate) enum ActivationScale<'a> {
 pub(crate) struct Finish<'a> {
     pub sink: Sink<'a>,
     pub activation_scale: Option<ActivationScale<'a>>,
-    /// Whether the weight has zero points.
-    pub weight_zero_points: bool,
 }
 
 /// A requantization with nothing but scale, bias, zero point and clamp.
@@ -42,13 +40,11 @@ impl<'a> Finish<'a> {
         Self { sink, ..*self }
     }
 
-    /// The epilogue of most layers, which has a path from registers of its own.
+    /// The epilogue of most layers, which has a path from registers of its own. For weights without zero points only.
     #[inline(always)]
     pub fn plain(&self) -> Option<Plain<'a>> {
         match self.sink {
-            Sink::U8(to, form) if form.residual.is_none() && form.table.is_none() && !self.weight_zero_points => {
-                Some(Plain { to, form })
-            }
+            Sink::U8(to, form) if form.residual.is_none() && form.table.is_none() => Some(Plain { to, form }),
             _ => None,
         }
     }
@@ -191,7 +187,7 @@ pub(crate) unsafe fn finish_tile<V: Vector>(
     let panels = operands.panels;
     for row in 0..rows.count {
         // SAFETY: the row's segments are readable.
-        let row_sum = if finish.weight_zero_points { unsafe { sum_of::<V>(operands, rows, row) } } else { 0 };
+        let row_sum = if panels.has_zero_points() { unsafe { sum_of::<V>(operands, rows, row) } } else { 0 };
         for s in 0..strips {
             let channel = (strip + s) * STRIP;
             if channel >= panels.channels() {
@@ -202,7 +198,7 @@ pub(crate) unsafe fn finish_tile<V: Vector>(
             // SAFETY: `valid` channels exist at `channel`, and `at` is theirs in the output.
             unsafe {
                 let mut sum = v.load(sums.add((row * strips + s) * STRIP), STRIP);
-                if finish.weight_zero_points {
+                if panels.has_zero_points() {
                     let zeros = v.load(panels.zero_points().as_ptr().add(channel), STRIP);
                     sum = v.add(sum, v.mul(zeros, v.splat(-row_sum)));
                 }

@@ -115,7 +115,7 @@ impl PackedGemm {
         }
         let sink = Sink::new(output, elements(n, ldc), n)?;
         let operands = Operands { panels: &self.panels, segments: &[0], slack: false, zero_point };
-        let finish = Finish { sink, activation_scale, weight_zero_points: !self.panels.zero_points().is_empty() };
+        let finish = Finish { sink, activation_scale };
         let lines = Lines::matrix(a.as_ptr(), m, lda, ldc);
         // SAFETY: the lengths are checked above, rows of the output are disjoint because `ldc >= n`.
         unsafe { product(self.path, &operands, &finish, &lines, threads) };

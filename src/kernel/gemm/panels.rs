@@ -150,6 +150,11 @@ impl Panels {
         &self.sums
     }
 
+    /// Whether a channel's zero point is not 0. A convolution's groups differ in this.
+    pub fn has_zero_points(&self) -> bool {
+        !self.zero_points.is_empty()
+    }
+
     /// See the field.
     pub fn zero_points(&self) -> &[i32] {
         &self.zero_points

@@ -101,7 +101,9 @@ unsafe fn sized<V: Vector, const ROWS: usize, const STRIPS: usize>(
         let sums = accumulate::<V, ROWS, STRIPS>(v, operands, rows, strip);
         let whole = (strip + STRIPS) * STRIP <= operands.panels.channels();
         match finish.plain() {
-            Some(plain) if whole => finish_plain::<V, ROWS, STRIPS>(v, plain, &sums, rows, strip),
+            Some(plain) if whole && !operands.panels.has_zero_points() => {
+                finish_plain::<V, ROWS, STRIPS>(v, plain, &sums, rows, strip)
+            }
             _ => finish_spilled::<V, ROWS, STRIPS>(v, operands, finish, &sums, rows, strip),
         }
     }
