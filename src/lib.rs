@@ -80,6 +80,8 @@ pub mod qat;
 #[cfg(feature = "torch")]
 pub mod qconfig;
 #[cfg(feature = "torch")]
+mod range_choice;
+#[cfg(feature = "torch")]
 mod replay;
 
 #[cfg(feature = "torch")]

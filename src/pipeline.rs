@@ -5,16 +5,17 @@ use std::collections::BTreeMap;
 use crate::error::{Context, Error, Result};
 use crate::ir::{DType, GeneralPass, IValue, Module, Node, Tensor};
 use crate::methods::{Methods, Rounding};
-use crate::observer::UNSET;
+use crate::observer::{ObserverKind, UNSET};
 use crate::pass::prepare::{
     LoneLinear, PRODUCT, find_lone_linear, mark_lone_linear, mark_products, prepare, quantize_lone_linear,
     quantize_recurrent, restore_products, round_weights, settle_clamps,
 };
 use crate::pass::{
-    Coverage, Layer, QuantType, WeightOnly, computes_weight, finalize, insert_observers_by_scope, insert_quant_dequant,
-    layer_of, layers, tag_layer, to_native, weight_only,
+    Coverage, Layer, QuantType, WeightOnly, computes_weight, finalize, float_results, insert_observers_by_scope,
+    insert_quant_dequant, layer_of, layers, tag_layer, to_native, weight_only,
 };
 use crate::qconfig::{MakeObserver, Part, QConfigDict, QConfigSpec, qconfig_for, unknown_path};
+use crate::range_choice;
 use crate::replay::{self, Replay, Samples};
 use crate::watch::step;
 
@@ -459,6 +460,9 @@ impl Prepared {
                 observed.call::<IValue>(METHOD, batch)?;
             }
         }
+        if let Some(choice) = self.choose_range(&observed)? {
+            range_choice::decide(&observed, choice)?;
+        }
         let replay = Replay { rounding: self.rounding()?, bias_correction: self.methods.bias_correction };
         // Before clamps go: the float run needs them.
         let fits = replay.bias_correction || replay.rounding == Rounding::Learned;
@@ -467,25 +471,8 @@ impl Prepared {
         } else if replay.rounding != Rounding::Nearest {
             round_weights(&observed, METHOD).context(|| "rounding weights".into())?;
         }
-        settle_clamps(&observed, METHOD).context(|| "removing clamps".into())?;
-        let qconfig = |node: Node<'_>| qconfig_for(&self.qconfigs, &node.scope().ok()?);
-        quantize_lone_linear(&observed, METHOD, self.quant_type, self.methods.smooth, qconfig)?;
-        if self.quant_type == QuantType::Dynamic {
-            separate_from_branches(&observed)?;
-        }
         step("inserting quantize and dequantize", 1, 3)?;
-        let quantized = insert_quant_dequant(&observed, METHOD, false, false, self.quant_type)
-            .context(|| "inserting quantize and dequantize".into())?;
-        if !self.reduce_range {
-            use_full_range(&quantized)?;
-        }
-        step("fusing and prepacking quantized operators", 2, 3)?;
-        let module = finalize(&quantized, self.quant_type, &self.preserve)
-            .context(|| "fusing and prepacking quantized operators".into())?;
-        if self.quant_type == QuantType::Dynamic {
-            quantize_recurrent(&module, METHOD, qconfig)?;
-        }
-        restore_products(&module.graph(METHOD)?)?;
+        let module = self.int8(&observed)?;
         let report = self.report(&module)?;
         if report.quantized_layers == 0 {
             return Err(Error::invalid(format!(
@@ -498,6 +485,44 @@ impl Prepared {
             ModelForm::Native => to_native(&module)?,
         };
         Ok(Converted { module, report })
+    }
+
+    /// Which range the observers take that leave the choice; `None` where none does, or there is no data to choose by.
+    pub(crate) fn choose_range(&self, observed: &Module) -> Result<Option<ObserverKind>> {
+        // A copy of its own: its observers watch this run.
+        let float = observed.deep_clone()?;
+        range_choice::choose(&float, observed, self.inputs.batches(), |copy| {
+            if self.methods.rounding != Rounding::Nearest {
+                round_weights(copy, METHOD)?;
+            }
+            self.int8(copy)
+        })
+        .context(|| "choosing ranges".into())
+    }
+
+    /// The portable INT8 module of the flat module `observed`, whose ranges and weights are settled; changes it.
+    pub(crate) fn int8(&self, observed: &Module) -> Result<Module> {
+        settle_clamps(observed, METHOD).context(|| "removing clamps".into())?;
+        let qconfig = |node: Node<'_>| qconfig_for(&self.qconfigs, &node.scope().ok()?);
+        quantize_lone_linear(observed, METHOD, self.quant_type, self.methods.smooth, qconfig)?;
+        if self.quant_type == QuantType::Dynamic {
+            separate_from_branches(observed)?;
+        }
+        let quantized = insert_quant_dequant(observed, METHOD, false, false, self.quant_type)
+            .context(|| "inserting quantize and dequantize".into())?;
+        if !self.reduce_range {
+            use_full_range(&quantized)?;
+        }
+        let module = finalize(&quantized, self.quant_type, &self.preserve)
+            .context(|| "fusing and prepacking quantized operators".into())?;
+        if self.quant_type == QuantType::Dynamic {
+            quantize_recurrent(&module, METHOD, qconfig)?;
+        }
+        restore_products(&module.graph(METHOD)?)?;
+        if self.quant_type == QuantType::Static {
+            float_results(&module.graph(METHOD)?).context(|| "giving results in float".into())?;
+        }
+        Ok(module)
     }
 
     /// Has the observers forget what they have seen.
@@ -543,6 +568,11 @@ impl Prepared {
 
     /// Whether a method runs the model again on the calibration data.
     pub fn needs_inputs(&self) -> bool {
+        self.fits_weights() || (self.quant_type == QuantType::Static && range_choice::is_open(&self.module))
+    }
+
+    /// Whether weights are rounded by the calibration data, where there is some.
+    pub fn fits_weights(&self) -> bool {
         self.requires_inputs() || (self.quant_type == QuantType::Static && self.methods.rounding == Rounding::Auto)
     }
 

@@ -7,6 +7,7 @@ mod support;
 use jitquant::control::{Budget, Data, Goal, Outcome, Progress, Ranges, Runs, only_faster, tune};
 use jitquant::ir::{IValue, Module, Tensor};
 use jitquant::measure::Comparison;
+use jitquant::qconfig::QConfigSpec;
 use jitquant::{Methods, ModelForm, Quantizer, Rounding};
 use support::{classifier, conv2d, images, noise};
 
@@ -107,7 +108,7 @@ fn remedies_that_cost_no_speed_come_before_layers_in_float() {
     let float = classifier();
     let all = search(&float, &Quantizer::static_ptq(), Goal { min_sqnr_db: Some(20.0), ..Goal::default() });
     // A little more than plain INT8 gives: the methods that fit layers to data reach it.
-    let goal = Goal { min_sqnr_db: Some(all.figures.sqnr_db + 0.5), ..Goal::default() };
+    let goal = Goal { min_sqnr_db: Some(all.figures.sqnr_db + 0.2), ..Goal::default() };
     let outcome = search(&float, &Quantizer::static_ptq(), goal);
     assert!(outcome.reached, "{:?} after {:?}", outcome.figures, all.figures);
     assert!(!outcome.remedies.is_empty(), "{:?}", outcome.float_layers);
@@ -323,13 +324,16 @@ fn ranges_from_a_file_make_the_same_models_without_data() {
     let loaded = Module::load_bytes(&float.save_bytes().unwrap()).unwrap();
     let ranges = Ranges::load(&path, &loaded).unwrap().unwrap();
     assert_eq!(ranges.source(), "pictures");
-    let by_entropy = "[default]\nactivation = { observer = \"entropy\" }".parse().unwrap();
+    let by = |observer: &str| -> QConfigSpec {
+        format!("[default]\nactivation = {{ observer = \"{observer}\" }}").parse().unwrap()
+    };
     for quantizer in [
         Quantizer::static_ptq(),
         Quantizer::static_ptq().form(ModelForm::Native),
-        Quantizer::static_ptq().skip("conv2"),
-        Quantizer::static_ptq().skip_layer(0, "").skip_layer(3, ""),
-        Quantizer::static_ptq().qconfig(by_entropy),
+        // What the outputs of the whole model chose, those of a part may not.
+        Quantizer::static_ptq().qconfig(by("histogram")).skip("conv2"),
+        Quantizer::static_ptq().qconfig(by("squared-error")).skip_layer(0, "").skip_layer(3, ""),
+        Quantizer::static_ptq().qconfig(by("entropy")),
     ] {
         // Without data weights are rounded by sums.
         let methods = Methods { rounding: Rounding::Sums, ..Methods::default() };
@@ -342,8 +346,7 @@ fn ranges_from_a_file_make_the_same_models_without_data() {
         assert_eq!(restored, run(&calibrated(&quantizer).convert().unwrap().module), "{quantizer:?}");
     }
     // Other observers keep something else.
-    let by_bounds = "[default]\nactivation = { observer = \"min-max\" }".parse().unwrap();
-    let mut prepared = Quantizer::static_ptq().qconfig(by_bounds).prepare(&loaded).unwrap();
+    let mut prepared = Quantizer::static_ptq().qconfig(by("min-max")).prepare(&loaded).unwrap();
     let missing = ranges.restore(&mut prepared).unwrap();
     assert!(missing.iter().any(|tensor| tensor.contains("argument 'x")), "{missing:?}");
     assert_eq!(Ranges::load(&path, &with_outliers()).unwrap(), None, "another model");

@@ -69,7 +69,12 @@ fn it_says_how_it_goes() {
 #[test]
 fn tensors_on_the_way_are_targets_too() {
     let desk = Desk::new(64);
-    let base = ["model.pt", "-o", "out.pt", "--calibrate", "x.npy", "--finetune", "20", "--finetune-targets"];
+    // Weights of three bits: eight leave nothing to train.
+    let weight =
+        "[default]\nweight = { observer = \"per-channel-min-max\", dtype = \"i8\", quant-min = -4, quant-max = 3 }";
+    std::fs::write(desk.path("q.toml"), weight).unwrap();
+    let base = ["model.pt", "-o", "out.pt", "--config", "q.toml", "--calibrate", "x.npy"];
+    let base = [&base[..], &["--finetune", "20", "--finetune-targets"]].concat();
     let with = |targets: &str| looks(&desk.succeed(&[&base[..], &[targets]].concat()));
     let (outputs, both) = (with("outputs"), with("conv1, conv2"));
     assert!(both[0].held_out > outputs[0].held_out * 1.01, "their loss is added: {outputs:?} and {both:?}");

@@ -83,9 +83,10 @@ fn what_is_skipped_stays_in_float_and_is_reported() {
 #[test]
 fn calibration_goes_on_after_saving_and_loading() {
     let float = classifier();
-    // Rounding that needs no data: what was run before the module was saved is not there to be run again.
+    // Rounding and ranges that need no data: what was run before the module was saved is not there to be run again.
     let methods = Methods { rounding: Rounding::Sums, ..Methods::default() };
-    let quantizer = Quantizer::static_ptq().methods(methods);
+    let histogram = "[default]\nactivation = { observer = \"histogram\" }".parse().unwrap();
+    let quantizer = Quantizer::static_ptq().qconfig(histogram).methods(methods);
     let mut whole = quantizer.prepare(&float).unwrap();
     let mut half = quantizer.prepare(&float).unwrap();
     for seed in 0..2 {

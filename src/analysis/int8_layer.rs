@@ -33,6 +33,8 @@ pub(super) struct Int8Layer<'g> {
     /// Its result is plain bytes, which stand for `range`.
     pub is_bytes: bool,
     pub taken_in: TakenIn,
+    /// Its weight may be one that smoothing changed.
+    pub may_be_smoothed: bool,
     pub result: Value<'g>,
     /// What it takes that is not constant.
     pub inputs: Vec<Value<'g>>,
@@ -44,6 +46,11 @@ const FAMILIES: [&str; 7] =
 
 fn variable_inputs(node: Node<'_>) -> Vec<Value<'_>> {
     node.inputs().into_iter().filter(|input| !input.is_constant()).collect()
+}
+
+/// Whether the operator `quantized::` with this name has a float input that it quantizes itself, and a float result.
+fn gives_float(name: &str) -> bool {
+    name.ends_with("output_fp32")
 }
 
 /// The layer that `node` of `module` is, where it is one.
@@ -61,6 +68,7 @@ pub(super) fn read<'g>(module: &Module, node: Node<'g>) -> Result<Option<Int8Lay
         range: None,
         is_bytes: false,
         taken_in: TakenIn::Nothing,
+        may_be_smoothed: false,
         result,
         inputs: variable_inputs(node),
     };
@@ -69,8 +77,9 @@ pub(super) fn read<'g>(module: &Module, node: Node<'g>) -> Result<Option<Int8Lay
         let Some(family) = family else { return Ok(None) };
         return Ok(Some(Int8Layer {
             operator: family.to_owned(),
-            weight: packed_weight(node, family)?,
-            range: range_at(node, 2).filter(|_| !name.contains("dynamic") && !name.contains("fp32")),
+            weight: packed_weight(node, if gives_float(name) { 3 } else { 1 }, family)?,
+            range: range_at(node, 2).filter(|_| !name.contains("dynamic") && !gives_float(name)),
+            may_be_smoothed: gives_float(name),
             ..layer
         }));
     }
@@ -167,9 +176,9 @@ fn unpacked(packed: &IValue, operator: &str, pick: &str) -> Result<IValue> {
     reader.call::<IValue>("parts", &[])
 }
 
-/// The weight that a stock INT8 layer was packed from, dequantized; `None` where libtorch does not unpack it.
-fn packed_weight(layer: Node<'_>, operator: &str) -> Result<Option<Weight>> {
-    let Some(packed) = layer.input(1).and_then(|value| value.constant()) else { return Ok(None) };
+/// The weight that a stock INT8 layer was packed from, its input `index`, dequantized; `None` where libtorch does not unpack it.
+fn packed_weight(layer: Node<'_>, index: usize, operator: &str) -> Result<Option<Weight>> {
+    let Some(packed) = layer.input(index).and_then(|value| value.constant()) else { return Ok(None) };
     match unpacked(&packed, &format!("quantized.{operator}_unpack"), "[0]")? {
         IValue::Tensor(weight) => Ok(Some((weight.shape(), weight.to_f32_vec()?))),
         _ => Ok(None),

@@ -142,8 +142,10 @@ fn partner(
         return Err("no layer of the float model has its kind and shape");
     }
     let same = |weight: &Option<WeightFigures>| weight.as_ref().is_none_or(|weight| weight.sqnr_db > SAME_WEIGHT_DB);
+    let first = fitting.peek().copied();
     let found = fitting.map(|index| (index, figures(&candidates[index]))).find(|(_, weight)| same(weight));
-    found.ok_or("no layer of the float model has its weight; equalizing and smoothing change weights")
+    let by_order = first.filter(|_| layer.may_be_smoothed).map(|index| (index, None));
+    found.or(by_order).ok_or("no layer of the float model has its weight; equalizing and smoothing change weights")
 }
 
 /// The float value that is the result of the INT8 layer: behind what that has taken in.

@@ -3,15 +3,17 @@
 //! The file is the one that `JITQUANT=observe:FILE` records (docs/zero-touch.md), TOML: for each model, by its hash, and
 //! each observed tensor, what its observer saw. A tensor is named by its place in the flat float graph, which is the same
 //! whatever is quantized, and by what is kept of it: `31:0 histogram-2048` is result 0 of node 31, in a histogram of 2048
-//! bins. Where ranges are chosen from the same histogram (`histogram`, `percentile`, `squared-error`, `entropy`), they
-//! share it.
+//! bins. Where ranges are chosen from the same histogram (`auto`, `histogram`, `percentile`, `squared-error`,
+//! `entropy`), they share it.
 
 use std::collections::HashMap;
 use std::path::Path;
 
 use crate::error::Result;
 use crate::ir::{Graph, IValue, Module, Node, Tensor, Value};
+use crate::observer::ObserverKind;
 use crate::pipeline::{METHOD, Prepared};
+use crate::range_choice;
 use crate::zero_touch::fingerprint::fingerprint;
 use crate::zero_touch::recorded::{Model, Recorded, State};
 
@@ -36,12 +38,14 @@ pub struct Ranges {
 }
 
 impl Ranges {
-    /// What the observers of `prepared` have seen so far.
+    /// What the observers of `prepared` have seen so far, and what those take that leave the choice of their range
+    /// ([`ObserverKind::Auto`]), where there is data to choose by.
     ///
     /// # Errors
-    /// Where an observer cannot be read.
+    /// Where an observer cannot be read, or the model does not convert.
     pub fn of(prepared: &Prepared) -> Result<Self> {
         let mut ranges = Self::default();
+        ranges.model.range = prepared.choose_range(prepared.module())?;
         for (tensor, observer) in watched(prepared.module())? {
             // Those that saw nothing too: no data would reach them.
             ranges.model.observers.insert(tensor, State::of(&observer)?);
@@ -94,6 +98,12 @@ impl Ranges {
     /// Takes over what `other` knows, tensor by tensor.
     pub fn extend(&mut self, other: Self) {
         self.model.observers.extend(other.model.observers);
+        self.model.range = self.model.range.or(other.model.range);
+    }
+
+    /// What observers take that leave the choice of their range.
+    pub(super) fn choice(&self) -> Option<ObserverKind> {
+        self.model.range
     }
 }
 
@@ -197,6 +207,7 @@ pub(crate) fn restore(prepared: &Module, recorded: &Model) -> Result<Vec<String>
             set("histogram", counts)?;
         }
     }
+    recorded.range.map_or(Ok(()), |choice| range_choice::decide(prepared, choice))?;
     Ok(missing)
 }
 

@@ -11,6 +11,7 @@ use crate::observer::ObserverKind;
 use crate::pass::op_table::{Operator, PassThrough, ReluFusion};
 use crate::pass::{Layer, QuantType, layer_of};
 use crate::pipeline::{Converted, METHOD, Prepared, Quantizer};
+use crate::range_choice;
 use crate::watch::watched;
 
 /// What distinguishes one try from the quantizer that the user gave.
@@ -109,6 +110,8 @@ pub(super) struct Workshop<'d> {
     flat: Module,
     kept: Vec<(Layer, String)>,
     ranges: Ranges,
+    /// What observers take that leave the choice.
+    range: Option<ObserverKind>,
     /// Why layers are in float, for the report.
     pub reasons: BTreeMap<usize, String>,
 }
@@ -136,8 +139,12 @@ impl<'d> Workshop<'d> {
             methods.rounding = Rounding::Sums;
         }
         let quantizer = quantizer.clone().methods(methods);
-        let mut workshop = Self { quantizer, float, calibration, flat, kept, ranges, reasons: BTreeMap::new() };
-        workshop.calibrated(workshop.quantizer.clone(), progress)?;
+        let mut workshop =
+            Self { quantizer, float, calibration, flat, kept, ranges, range: None, reasons: BTreeMap::new() };
+        let prepared = workshop.calibrated(workshop.quantizer.clone(), progress)?;
+        // Once, for all plans.
+        let known = workshop.ranges.choice();
+        workshop.range = known.map_or_else(|| prepared.choose_range(prepared.module()), |known| Ok(Some(known)))?;
         Ok(workshop)
     }
 
@@ -193,17 +200,15 @@ impl<'d> Workshop<'d> {
     /// The observed module of a plan.
     pub fn prepared(&mut self, plan: &Plan) -> Result<Prepared> {
         let prepared = self.calibrated(self.quantizer(plan), &mut |_| {})?;
+        if let Some(choice) = self.range {
+            range_choice::decide(prepared.module(), choice)?;
+        }
         if !plan.searches.is_empty() {
             let graph = prepared.module().graph(METHOD)?;
             for tensor in watched_in(prepared.module(), &graph) {
                 let Some(kind) = plan.searches.get(&tensor.key) else { continue };
-                let (search, percentile) = match kind {
-                    // All values: what a min-max observer takes.
-                    ObserverKind::MinMax => (ObserverKind::Percentile, 100.0),
-                    kind => (*kind, 99.99),
-                };
-                tensor.observer.set_attribute("search", &search.name().into())?;
-                tensor.observer.set_attribute("percentile", &IValue::Double(percentile))?;
+                tensor.observer.set_attribute("search", &kind.name().into())?;
+                tensor.observer.set_attribute("percentile", &IValue::Double(99.99))?;
             }
         }
         Ok(prepared)
@@ -242,6 +247,7 @@ impl<'d> Workshop<'d> {
             };
             let search = match (search, percentile) {
                 (Some(ObserverKind::Percentile), Some(100.0)) => Some(ObserverKind::MinMax),
+                (Some(ObserverKind::Auto), _) => self.range.or(Some(ObserverKind::MinMax)),
                 _ => search,
             };
             producers.retain(|number| quantized.contains(number));

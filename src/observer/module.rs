@@ -28,13 +28,17 @@ pub enum ObserverKind {
     SquaredError,
     /// A histogram, of which the range is taken whose quantized distribution is most like that of the values.
     Entropy,
+    /// A histogram, of which the range is taken that loses least at the model's outputs: all of it, as `Histogram` or as
+    /// `SquaredError`. One choice for the whole model ([`Prepared::convert`](crate::Prepared::convert)); without data to
+    /// make it on, all of it.
+    Auto,
     /// Nothing: the tensor is quantized with the range it has when the model runs (dynamic quantization).
     Placeholder,
 }
 
 impl ObserverKind {
     /// Every kind.
-    pub const ALL: [Self; 9] = [
+    pub const ALL: [Self; 10] = [
         Self::MinMax,
         Self::MovingAverageMinMax,
         Self::PerChannelMinMax,
@@ -43,6 +47,7 @@ impl ObserverKind {
         Self::Percentile,
         Self::SquaredError,
         Self::Entropy,
+        Self::Auto,
         Self::Placeholder,
     ];
 
@@ -57,6 +62,7 @@ impl ObserverKind {
             Self::Percentile => "percentile",
             Self::SquaredError => "squared-error",
             Self::Entropy => "entropy",
+            Self::Auto => "auto",
             Self::Placeholder => "placeholder",
         }
     }
@@ -71,13 +77,14 @@ impl ObserverKind {
             Self::Percentile => "PercentileObserver",
             Self::SquaredError => "SquaredErrorObserver",
             Self::Entropy => "EntropyObserver",
+            Self::Auto => "AutoObserver",
             Self::Placeholder => "PlaceholderObserver",
         }
     }
 
     /// Whether its state is a histogram.
     fn counts(self) -> bool {
-        matches!(self, Self::Histogram | Self::Percentile | Self::SquaredError | Self::Entropy)
+        matches!(self, Self::Histogram | Self::Percentile | Self::SquaredError | Self::Entropy | Self::Auto)
     }
 
     fn is_per_channel(self) -> bool {
@@ -97,10 +104,10 @@ impl ObserverKind {
             Self::MovingAveragePerChannelMinMax => {
                 "ops.jitquant.observe_moving_average_per_channel(x, self.min_val, self.max_val, self.ch_axis, self.averaging_constant, self.observed)"
             }
-            Self::Histogram | Self::Percentile | Self::SquaredError | Self::Entropy => {
+            kind if kind.counts() => {
                 "ops.jitquant.observe_histogram(x, self.histogram, self.min_val, self.max_val, self.observed)"
             }
-            Self::Placeholder => "pass",
+            _ => "pass",
         }
     }
 

@@ -136,6 +136,8 @@ fn best_range(counts: &mut [f32], min: &mut f32, max: &mut f32, search: &str, pe
         let histogram = Histogram::new(counts, min, max);
         let range = match search {
             "histogram" => histogram.best_range(),
+            // All of it.
+            "min-max" | "auto" => None,
             "percentile" => histogram.percentile_range(percentile),
             "squared-error" => histogram.squared_error_range(),
             "entropy" => histogram.entropy_range(),

@@ -3,6 +3,7 @@
 mod block_order;
 mod dedup_module_uses;
 mod finalize;
+mod float_results;
 mod fold_conv_batch_norm;
 mod fuse_linear;
 mod fuse_quantized_add_relu;
@@ -21,6 +22,7 @@ pub use dedup_module_uses::dedup_module_uses;
 pub use finalize::{
     finalize, fold_constant_prepacks, fold_quantized_prepacking_ops, insert_prepack_unpack, quant_fusion,
 };
+pub use float_results::float_results;
 pub use fold_conv_batch_norm::fold_conv_batch_norm;
 pub use fuse_linear::{fuse_linear, swap_functional_linear};
 pub use fuse_quantized_add_relu::fuse_quantized_add_relu;

@@ -2,7 +2,8 @@
 //!
 //! To the passes it is an observer (`forward(x)`, `calculate_qparams()`, `dtype`, `qscheme`, `ch_axis`), so what finds
 //! and converts observers finds and converts it. Two switches say what `forward` does: `observer_enabled` and
-//! `fake_quant_enabled`, as in `torch.ao.quantization.FakeQuantize`.
+//! `fake_quant_enabled`, as in `torch.ao.quantization.FakeQuantize`. A third, `rounds`, is off for good where the INT8 model
+//! does not round ([`never_round`]).
 
 use super::operators::bridge as ffi;
 use crate::error::Result;
@@ -27,6 +28,7 @@ pub(super) fn fake_quantize_module(config: &ObserverConfig) -> Result<Module> {
     module.register_buffer("zero_point", Tensor::from_slice(&[0i32], &[1])?)?;
     module.register_attribute("observer_enabled", &boolean, &true.into())?;
     module.register_attribute(MARK, &boolean, &false.into())?;
+    module.register_attribute("rounds", &boolean, &true.into())?;
     module.register_attribute("learned", &boolean, &false.into())?;
     module.register_attribute("low", &int, &IValue::Int(low.into()))?;
     module.register_attribute("high", &int, &IValue::Int(high.into()))?;
@@ -68,7 +70,7 @@ pub(super) fn fake_quantize_module(config: &ObserverConfig) -> Result<Module> {
         "def enable_fake_quant(self, enabled: bool=True) -> None:\n    \
          if enabled and not self.fake_quant_enabled and not self.learned:\n        \
          self.update()\n    \
-         self.fake_quant_enabled = enabled\n",
+         self.fake_quant_enabled = enabled and self.rounds\n",
     )?;
     Ok(module)
 }
@@ -76,6 +78,16 @@ pub(super) fn fake_quantize_module(config: &ObserverConfig) -> Result<Module> {
 /// Whether a module is one of these.
 pub(super) fn is_fake_quantize(module: &Module) -> bool {
     module.has_attribute(MARK) && module.has_method("calculate_qparams")
+}
+
+/// Has the module observe only, whatever is switched on later.
+pub(super) fn never_round(module: &Module) -> Result<()> {
+    module.set_attribute("rounds", &false.into())
+}
+
+/// Whether it rounds when that is switched on.
+pub(super) fn rounds(module: &Module) -> bool {
+    matches!(module.attribute("rounds"), Ok(IValue::Bool(true)))
 }
 
 /// For a weight: its range is that which it has at the moment, since it changes from step to step.

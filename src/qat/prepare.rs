@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 
 use super::batch_norm::{BatchNorm, candidates, fold_trained};
-use super::fake_quantize::{fake_quantize_module, follow_weight, is_fake_quantize, learn_step};
+use super::fake_quantize::{fake_quantize_module, follow_weight, is_fake_quantize, learn_step, never_round, rounds};
 use super::operators::bridge as ffi;
 use super::targets::Targets;
 use crate::analysis::add_tap;
@@ -11,7 +11,7 @@ use crate::distributed::{Calibration, Group};
 use crate::error::{Context, Error, Result};
 use crate::ir::{DType, IValue, Module, Node, Tensor, Value, join_path};
 use crate::methods::{Methods, Rounding};
-use crate::observer::ObserverConfig;
+use crate::observer::{ObserverConfig, ObserverKind};
 use crate::pass::Layer;
 use crate::pass::op_table::Operator;
 use crate::pass::prepare::{
@@ -19,6 +19,7 @@ use crate::pass::prepare::{
 };
 use crate::pipeline::METHOD;
 use crate::qconfig::{QConfigSpec, Role};
+use crate::range_choice;
 use crate::replay::{self, Replay};
 use crate::{Converted, Prepared, Quantizer};
 
@@ -82,6 +83,7 @@ impl QatModule {
             }
             BatchNorms::Folded => add_biases(flat).context(|| "adding biases".into())?,
         }
+        leave_results_in_float(flat)?;
         parameters_as_attributes(flat).context(|| "making parameters of weights and biases".into())?;
         let qat = Self { prepared };
         qat.require_gradients()?;
@@ -109,6 +111,29 @@ impl QatModule {
         let methods = Replay { rounding: Rounding::Learned, bias_correction: false };
         replay::replay(flat, METHOD, batches, methods).context(|| "fitting layers".into())?;
         self.require_gradients()
+    }
+
+    /// Where observers leave the choice of their range to the model ([`ObserverKind::Auto`]), has them take what loses less at
+    /// the outputs on `batches`; what that is. Where nothing was chosen they take all that they have seen.
+    ///
+    /// # Errors
+    /// Where an operator fails.
+    pub fn choose_ranges(&self, batches: &[Vec<IValue>]) -> Result<Option<ObserverKind>> {
+        let int8 = |copy: &Module| {
+            let settled = self.prepared.with_module(settle(copy)?);
+            settled.int8(settled.module())
+        };
+        let choice = range_choice::choose(&self.float_copy()?, self.module(), batches, int8)?;
+        choice.map_or(Ok(()), |choice| self.take_ranges(choice))?;
+        Ok(choice)
+    }
+
+    /// Has observers that leave the choice of their range take this one, as another process chose.
+    ///
+    /// # Errors
+    /// Where libtorch refuses.
+    pub fn take_ranges(&self, choice: ObserverKind) -> Result<()> {
+        range_choice::decide(self.module(), choice)
     }
 
     /// Gives the module a method `name` that returns what `forward` does, and behind that the tensors of `targets`; a
@@ -252,7 +277,7 @@ impl QatModule {
     pub fn learn_steps(&self) -> Result<()> {
         let weights = weight_observers(self.module())?;
         let activations = self.fake_quantizers().into_iter().filter(|(path, _)| !weights.contains(path));
-        activations.into_iter().try_for_each(|(_, module)| learn_step(&module))
+        activations.filter(|(_, module)| rounds(module)).try_for_each(|(_, module)| learn_step(&module))
     }
 
     /// Makes the INT8 module of what was trained; this one stays as it is.
@@ -282,6 +307,30 @@ fn add_biases(flat: &Module) -> Result<()> {
             let outputs = weight.shape()[0];
             let zeros = Tensor::from_slice(&vec![0.0f32; outputs as usize], &[outputs])?;
             node.replace_input(index, node.insert_constant(zeros)?)?;
+        }
+    }
+    Ok(())
+}
+
+/// The results of linear layers that stay in float in the INT8 model too ([`float_results`](crate::pass::float_results)) are not
+/// rounded in training: those that the model returns, or that no quantized operator takes.
+fn leave_results_in_float(flat: &Module) -> Result<()> {
+    let graph = flat.graph(METHOD)?;
+    for call in graph.all_nodes().into_iter().filter(|node| node.kind() == "prim::CallMethod") {
+        let (Some(path), Some(value)) = (call.input(0).and_then(Value::attribute_path), call.input(1)) else {
+            continue;
+        };
+        let layer = match value.node() {
+            relu if relu.kind().starts_with("aten::relu") => relu.inputs()[0].node(),
+            layer => layer,
+        };
+        let takes_float = |user: Node<'_>| {
+            user.kind() == "prim::Return" || (user.kind().starts_with("aten::") && Operator::of(user).is_none())
+        };
+        let is_float = call.outputs()[0].uses().into_iter().all(|place| takes_float(place.user));
+        if layer.kind() == "aten::linear" && is_float {
+            let module = flat.submodule(&path.join("."))?;
+            is_fake_quantize(&module).then(|| never_round(&module)).transpose()?;
         }
     }
     Ok(())

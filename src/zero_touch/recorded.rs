@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, Result};
 use crate::ir::{IValue, Module};
-use crate::observer::{Histogram, UNSET};
+use crate::observer::{Histogram, ObserverKind, UNSET};
 
 /// The version of the file's form.
 const VERSION: u32 = 2;
@@ -29,6 +29,9 @@ pub(crate) struct Model {
     /// What data it was, where somebody said.
     #[serde(default, skip_serializing_if = "String::is_empty")]
     pub data: String,
+    /// What observers take that leave the choice, where it was made.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub range: Option<ObserverKind>,
     /// By the observed tensor ([`crate::control::Ranges`]).
     pub observers: BTreeMap<String, State>,
 }

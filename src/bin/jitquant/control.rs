@@ -313,7 +313,7 @@ fn calibrate(
                 !prepared.requires_inputs() || !data.calibration.is_empty(),
                 "learned rounding, bias correction and equalization run the model on the samples again: --calibrate DATA"
             );
-            if prepared.needs_inputs() && data.calibration.is_empty() {
+            if prepared.fits_weights() && data.calibration.is_empty() {
                 eprintln!(
                     "note: without samples weights are rounded by sums; with --calibrate DATA they are fitted to them"
                 );

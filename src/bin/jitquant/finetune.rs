@@ -13,6 +13,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result, ensure};
 use jitquant::distributed::Group;
 use jitquant::ir::{IValue, Module};
+use jitquant::observer::ObserverKind;
 use jitquant::qat::{QatModule, Targets};
 use jitquant::{Converted, Quantizer};
 use tch::{Kind, Tensor, no_grad};
@@ -281,19 +282,25 @@ fn order(slots: usize, pass: usize) -> Vec<usize> {
     order
 }
 
-/// Learned rounding where training begins, on some of the samples that it trains on, in process 0 for all. Before going on
+/// Chosen ranges and learned rounding where training begins, on some of the samples that it trains on, in process 0 for all. Before going on
 /// from a checkpoint too: the units of the moves come from what training began with.
 fn start_from_fitted_layers(qat: &QatModule, feed: &Feed, options: &Options, group: Option<&Group>) -> Result<()> {
     let is_first = group.is_none_or(|group| group.rank() == 0);
+    let mut choice = None;
     if is_first {
         let limit = options.limit(feed);
         let batch = NonZeroUsize::new(8).unwrap_or(NonZeroUsize::MIN);
         let trained_on = limit - limit / 8;
         let every = trained_on.div_ceil(FITTED_TO).max(1);
         let batches = feed.batches_where(batch, trained_on, |number| number % every == 0);
-        qat.fit_layers(&batches.map(|batch| Ok(batch?.2)).collect::<Result<Vec<_>>>()?)?;
+        let batches = batches.map(|batch| Ok(batch?.2)).collect::<Result<Vec<_>>>()?;
+        choice = qat.choose_ranges(&batches)?;
+        qat.fit_layers(&batches)?;
     }
     if let Some(group) = group {
+        let name = group.broadcast(choice.map_or("", ObserverKind::name).as_bytes())?;
+        let chosen = ObserverKind::ALL.into_iter().find(|kind| kind.name().as_bytes() == name);
+        chosen.map_or(Ok(()), |choice| qat.take_ranges(choice))?;
         for (_, parameter) in qat.parameters()? {
             let mut parameter = Tensor::from(&parameter);
             let mine = if is_first { Vec::<f32>::try_from(parameter.detach().flatten(0, -1))? } else { Vec::new() };

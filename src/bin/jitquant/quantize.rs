@@ -173,6 +173,8 @@ enum Form {
 
 #[derive(Clone, Copy, ValueEnum)]
 enum Observer {
+    /// min-max, histogram or squared-error, whichever loses least at the model's outputs on the calibration data (the default).
+    Auto,
     /// A histogram: the range with the least quantization error.
     Histogram,
     /// Smallest and largest value.
@@ -190,6 +192,7 @@ enum Observer {
 impl Observer {
     fn kind(self) -> ObserverKind {
         match self {
+            Self::Auto => ObserverKind::Auto,
             Self::Histogram => ObserverKind::Histogram,
             Self::MinMax => ObserverKind::MinMax,
             Self::MovingAverageMinMax => ObserverKind::MovingAverageMinMax,
@@ -309,7 +312,7 @@ impl Arguments {
             bail!("--observer is for static quantization: dynamic ranges are found at run time");
         }
         if !is_dynamic && (self.observer.is_some() || self.reduce_range) {
-            let kind = self.observer.map_or(ObserverKind::Histogram, Observer::kind);
+            let kind = self.observer.map_or(ObserverKind::Auto, Observer::kind);
             let chosen = ObserverConfig { reduce_range: self.reduce_range, ..ObserverConfig::new(kind) };
             spec.default.activation.get_or_insert(chosen);
         }

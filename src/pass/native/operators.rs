@@ -24,6 +24,8 @@ pub(super) enum Rule {
     Layer { kind: &'static str, from_packed: &'static str, relu: bool, flat: bool },
     /// A layer that quantizes its f32 input itself: a native one, its bound 0 with relu.
     Dynamic { kind: &'static str, from_packed: &'static str, relu: bool },
+    /// A linear layer that quantizes its f32 input to the scale and zero point given, and has an f32 result.
+    QuantizesInside { relu: bool },
     /// A row of a packed table for each index.
     Embedding { bits: i64, from_packed: &'static str },
     /// Sums of rows of a table, which is plain bytes where it is not packed.
@@ -161,6 +163,9 @@ static RULES: &[(&str, Rule)] = &[
     ("quantized::linear_relu", linear(true)),
     ("quantized::linear_dynamic", Rule::Dynamic { kind: "jitquant::linear_dynamic", from_packed: LINEAR, relu: false }),
     ("quantized::linear_relu_dynamic", Rule::Dynamic { kind: "jitquant::linear_dynamic", from_packed: LINEAR, relu: true }),
+
+    ("quantized::linear_with_input_q_dq_qweight_dq_output_fp32", Rule::QuantizesInside { relu: false }),
+    ("quantized::linear_with_input_q_dq_qweight_dq_relu_output_fp32", Rule::QuantizesInside { relu: true }),
 
     ("quantized::embedding_byte", Rule::Embedding { bits: 8, from_packed: TABLE8 }),
     ("quantized::embedding_4bit", Rule::Embedding { bits: 4, from_packed: TABLE4 }),
@@ -319,6 +324,18 @@ impl Rule {
                 }
                 converter.layers += 1;
                 Ok(Outcome::Plain(operator(node, kind, &arguments)?))
+            }
+            Self::QuantizesInside { relu } => {
+                let [x, scale, zero_point, packed] = inputs[..] else { return Ok(Outcome::Kept) };
+                if !can_move(packed) {
+                    return Ok(Outcome::Kept);
+                }
+                let weight = converter.weights.native(node, LINEAR, packed)?;
+                let bytes = operator(node, "jitquant::quantize", &[x, scale, zero_point])?;
+                let min = constant(node, if relu { IValue::Double(0.0) } else { IValue::None })?;
+                let arguments = [bytes, weight, scale, zero_point, min, constant(node, IValue::None)?];
+                converter.layers += 1;
+                Ok(Outcome::Plain(operator(node, "jitquant::linear_float", &arguments)?))
             }
             Self::Embedding { bits, from_packed } => {
                 let [packed, indices, pruned] = inputs[..] else { return Ok(Outcome::Kept) };
