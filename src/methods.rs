@@ -35,6 +35,10 @@ pub struct Methods {
     /// which stay in float otherwise (static quantization). For speed in the native form; libtorch's `quantized::matmul`
     /// computes in float and only rounds its operands and result.
     pub attention: bool,
+    /// Quantized linear layers whose result is wanted in float do not round it to 8 bits first (static quantization): a
+    /// classifier's scores above all. libtorch has the operator where it runs INT8 by FBGEMM, its default on x86; turn this off
+    /// for stock libtorch on its engines `qnnpack` (ARM) and `onednn`; no layer is smoothed in static quantization then.
+    pub float_results: bool,
 }
 
 /// How weights are rounded to INT8.
@@ -62,6 +66,7 @@ impl Default for Methods {
             smooth: 0.9,
             per_row: true,
             attention: false,
+            float_results: true,
         }
     }
 }
@@ -76,6 +81,7 @@ impl Methods {
             smooth: 0.0,
             per_row: false,
             attention: false,
+            float_results: false,
         }
     }
 

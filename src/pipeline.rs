@@ -299,7 +299,8 @@ impl Quantizer {
         let lone = LoneLinear {
             quant_type: self.quant_type,
             per_row: methods.per_row && !self.reduce_range,
-            smooth: methods.smooth > 0.0,
+            // A smoothed layer has a float result.
+            smooth: methods.smooth > 0.0 && (self.quant_type == QuantType::Dynamic || methods.float_results),
         };
         let graph = flat.graph(METHOD)?;
         let is_quantized = |node: Node<'_>| {
@@ -519,7 +520,7 @@ impl Prepared {
             quantize_recurrent(&module, METHOD, qconfig)?;
         }
         restore_products(&module.graph(METHOD)?)?;
-        if self.quant_type == QuantType::Static {
+        if self.quant_type == QuantType::Static && self.methods.float_results {
             float_results(&module.graph(METHOD)?).context(|| "giving results in float".into())?;
         }
         Ok(module)

@@ -80,6 +80,11 @@ fn linear_layers_between_float_operators_keep_a_float_result() {
     for absent in ["aten::quantize_per_tensor", "quantized::layer_norm", "quantized::add"] {
         assert_eq!(count(&int8.module, absent), 0, "{absent}");
     }
+    // Not every engine of libtorch has that operator.
+    let methods = Methods { float_results: false, ..Methods::default() };
+    let everywhere = quantized(&model, Quantizer::static_ptq().methods(methods), &[tokens(10), tokens(11)]);
+    let counted = [fused, "quantized::linear_dynamic"].map(|kind| count(&everywhere.module, kind));
+    assert_eq!((everywhere.report.quantized_layers, counted), (2, [0, 2]));
     // It is libtorch's operators alone, and survives being saved.
     let loaded = Module::load_bytes(&int8.module.save_bytes().unwrap()).unwrap();
     assert!(sqnr(&int8.module, &loaded, &tokens(12)).is_infinite());
@@ -384,7 +389,7 @@ fn searching_observers_weigh_an_outlier() {
 fn observed_by(kind: ObserverKind) -> Quantizer {
     let activation = Some(ObserverConfig::new(kind));
     let spec = QConfigSpec { default: Observers { activation, weight: None }, ..QConfigSpec::default() };
-    Quantizer::static_ptq().qconfig(spec).methods(Methods::none())
+    Quantizer::static_ptq().qconfig(spec).methods(Methods { float_results: true, ..Methods::none() })
 }
 
 #[test]

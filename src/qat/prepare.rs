@@ -69,7 +69,7 @@ impl QatModule {
 
     fn prepare_as(module: &Module, quantizer: &Quantizer, batch_norms_are: BatchNorms) -> Result<Self> {
         // Training does what these methods are for, and what it trained stays as it is.
-        let quantizer = &quantizer.clone().methods(Methods::none());
+        let quantizer = &quantizer.clone().methods(none_but_results(quantizer));
         let mut batch_norms = Vec::new();
         let prepared = quantizer.prepare_with(module, &make, |copy| {
             let (flat, kept, folded) = flatten_for_training(copy, quantizer.preserved())?;
@@ -83,7 +83,9 @@ impl QatModule {
             }
             BatchNorms::Folded => add_biases(flat).context(|| "adding biases".into())?,
         }
-        leave_results_in_float(flat)?;
+        if quantizer.accuracy_methods().float_results {
+            leave_results_in_float(flat)?;
+        }
         parameters_as_attributes(flat).context(|| "making parameters of weights and biases".into())?;
         let qat = Self { prepared };
         qat.require_gradients()?;
@@ -169,7 +171,7 @@ impl QatModule {
     /// # Errors
     /// Where there is no fake quantization in it.
     pub fn resume(module: &Module, quantizer: &Quantizer) -> Result<Self> {
-        let quantizer = quantizer.clone().methods(Methods::none());
+        let quantizer = quantizer.clone().methods(none_but_results(quantizer));
         let qat = Self { prepared: quantizer.resume(module)? };
         match qat.fake_quantizers().is_empty() {
             true => Err(Error::invalid("the module has no fake quantization: it was not made by prepare_qat")),
@@ -287,6 +289,11 @@ impl QatModule {
     pub fn convert(&self) -> Result<Converted> {
         self.prepared.with_module(settle(self.module())?).convert()
     }
+}
+
+/// The methods that training leaves alone: where results are float.
+fn none_but_results(quantizer: &Quantizer) -> Methods {
+    Methods { float_results: quantizer.accuracy_methods().float_results, ..Methods::none() }
 }
 
 /// What becomes of the batch norms that fold.

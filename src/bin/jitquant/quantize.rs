@@ -91,6 +91,10 @@ pub struct Arguments {
     /// libtorch, less accurate where few tokens have outliers.
     #[arg(long)]
     per_tensor: bool,
+    /// Round the last linear layers' results to 8 bits too, and smooth none in static quantization: for stock libtorch on
+    /// its engines qnnpack (ARM) and onednn, which have no INT8 linear layer with a float result. Costs accuracy.
+    #[arg(long)]
+    int8_results: bool,
     /// Quantize attention too: the products of two activations (matmul, bmm, scaled_dot_product_attention). Faster with
     /// --form native; libtorch's own operator computes in float.
     #[arg(long)]
@@ -302,6 +306,7 @@ impl Arguments {
         methods.equalize |= self.equalize;
         methods.smooth = self.smooth.unwrap_or(methods.smooth);
         methods.per_row &= !self.per_tensor;
+        methods.float_results &= !self.int8_results;
         methods.attention |= self.attention;
         let is_dynamic = quant_type == QuantType::Dynamic;
         if matches!(self.mode, Mode::WeightOnly) {
