@@ -461,7 +461,8 @@ impl Prepared {
                 observed.call::<IValue>(METHOD, batch)?;
             }
         }
-        if let Some(choice) = self.choose_range(&observed)? {
+        let chosen_range = self.choose_range(&observed)?;
+        if let Some(choice) = chosen_range {
             range_choice::decide(&observed, choice)?;
         }
         let replay = Replay { rounding: self.rounding()?, bias_correction: self.methods.bias_correction };
@@ -474,7 +475,7 @@ impl Prepared {
         }
         step("inserting quantize and dequantize", 1, 3)?;
         let module = self.int8(&observed)?;
-        let report = self.report(&module)?;
+        let report = Report { chosen_range, ..self.report(&module)? };
         if report.quantized_layers == 0 {
             return Err(Error::invalid(format!(
                 "no layer could be quantized: {}",
@@ -564,7 +565,10 @@ impl Prepared {
             ModelForm::Portable => module,
             ModelForm::Native => to_native(&module)?,
         };
-        Ok(Converted { module, report: Report { quantized_layers, quantized_operators: outcome.kept, float } })
+        Ok(Converted {
+            module,
+            report: Report { quantized_layers, quantized_operators: outcome.kept, float, chosen_range: None },
+        })
     }
 
     /// Whether a method runs the model again on the calibration data.
@@ -623,7 +627,8 @@ impl Prepared {
             }
         }
         float.extend(unmeant);
-        Ok(Report { quantized_layers: coverage.quantized_layers(), quantized_operators: coverage.quantized, float })
+        let quantized_layers = coverage.quantized_layers();
+        Ok(Report { quantized_layers, quantized_operators: coverage.quantized, float, chosen_range: None })
     }
 }
 
@@ -665,6 +670,9 @@ pub struct Report {
     pub quantized_operators: BTreeMap<String, usize>,
     /// The layers that stay in float.
     pub float: Vec<FloatLayer>,
+    /// Which range observers took that leave the choice ([`ObserverKind::Auto`]), where it was made in this conversion.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub chosen_range: Option<ObserverKind>,
 }
 
 /// A layer that stays in float.

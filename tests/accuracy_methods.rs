@@ -415,10 +415,12 @@ fn the_outputs_choose_between_all_of_a_histogram_and_its_best_part() {
         (only_the_large_one_counts, ObserverKind::MinMax, ObserverKind::Histogram),
         (it_counts_no_more_than_others, ObserverKind::Histogram, ObserverKind::MinMax),
     ] {
+        let chosen = quantized(&model, observed_by(ObserverKind::Auto), &data).report.chosen_range;
+        assert!(chosen.is_some_and(|kind| kind != worse), "{chosen:?}");
         let [auto, better, worse] = [ObserverKind::Auto, better, worse]
             .map(|kind| sqnr(&model, &quantized(&model, observed_by(kind), &data).module, &data[0]));
         assert!(better > worse + 3.0, "{better} and {worse} dB");
-        assert!((auto - better).abs() < 0.5, "{auto} dB, and not {better}");
+        assert!(auto > better - 0.5, "{auto} dB, and not {better}");
     }
 }
 

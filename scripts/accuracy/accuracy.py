@@ -44,8 +44,6 @@ ROWS = (
     Row("EfficientNet-Lite0", **LITE, options=(), targets={"top1": 0.96, "sqnr_db": 19.0},
         libtorch="46 % / 2.3 dB", nncf="90.0 % / 15.8 dB"),
     Row("ResNet-18", "resnet18.pt", **IMAGES, options=(), targets={"sqnr_db": 40.5}, libtorch="39.0 dB"),
-    Row("ResNet-18, min-max", "resnet18.pt", **IMAGES, options=("--observer", "min-max"), targets={"sqnr_db": 40.5},
-        libtorch="39.0 dB"),
     Row("ResNet-50", "resnet50.pt", **IMAGES, options=(), targets={"sqnr_db": 25.1}, libtorch="23.6 dB"),
     Row("MobileNetV2", "mobilenet_v2.pt", **IMAGES, options=(), targets={"sqnr_db": 28.3}, libtorch="26.8 dB"),
     Row("MiniLM-L6, dynamic, no data", "minilm_l6.pt", **SENTENCES, options=("--mode", "dynamic"),

@@ -432,6 +432,9 @@ impl Outcome {
         if self.calibration_samples > 0 {
             table.add_row(["calibrated with".to_owned(), format!("{} samples", self.calibration_samples)]);
         }
+        if let Some(range) = report.chosen_range {
+            table.add_row(["ranges".to_owned(), format!("{} (lost least at the outputs)", range.name())]);
+        }
         table.add_row(["time".to_owned(), output::seconds(self.seconds)]);
         println!("{table}");
         self.control.print();
