@@ -133,8 +133,14 @@ fn pixel(sample: usize, size: [usize; 3], [d, h, w]: [usize; 3]) -> usize {
     ((sample * size[0] + d) * size[1] + h) * size[2] + w
 }
 
+/// More than elsewhere: the cases are small, and a shape has sixteen numbers.
+fn many() -> ProptestConfig {
+    let usual = guarded::cases();
+    ProptestConfig { cases: 8 * usual.cases, ..usual }
+}
+
 proptest! {
-    #![proptest_config(guarded::cases())]
+    #![proptest_config(many())]
 
     #[test]
     fn sums_are_exact(case in cases()) {
