@@ -164,15 +164,17 @@ fn four_bits() -> QConfigSpec {
     QConfigSpec { default: Observers { activation: Some(activation), weight: Some(weight) }, ..QConfigSpec::default() }
 }
 
-/// The largest difference, in 255ths of the output's range.
+/// The largest difference, in steps of the output's range in 8 bits, whether it is rounded to them or not.
 fn steps_apart(qat: &QatModule, int8: &Module) -> f64 {
     let x = images(16, 1);
     let run = |module: &Module| {
         tch::Tensor::try_from(module.forward(std::slice::from_ref(&x)).unwrap()).unwrap().to_kind(Kind::Double)
     };
-    let (a, b) = (run(qat.module()), run(int8));
-    let number = |tensor: tch::Tensor| tensor.double_value(&[]);
-    number((&a - &b).abs().max()) * 255.0 / (number(b.max()) - number(b.min()))
+    let graph = qat.module().graph("forward").unwrap();
+    let path = graph.outputs()[0].node().input(0).unwrap().attribute_path().unwrap().join(".");
+    let qparams = qat.module().submodule(&path).unwrap().call::<IValue>("calculate_qparams", &[]).unwrap();
+    let step = f64::from(qparams.tensors()[0].to_f32_vec().unwrap()[0]);
+    (run(qat.module()) - run(int8)).abs().max().double_value(&[]) / step
 }
 
 #[test]
@@ -203,7 +205,7 @@ fn a_trained_model_converts_to_what_it_was_trained_as() {
         let converted = qat.convert().unwrap();
         assert!(converted.report.float.is_empty(), "{:?}", converted.report);
         let apart = steps_apart(&qat, &converted.module);
-        assert!(apart <= 1.5, "{apart} steps");
+        assert!(apart <= 1.01, "{apart} steps");
         assert_eq!(float.save_bytes().unwrap().len(), before.len(), "the float module stays as it was");
     }
 }
@@ -241,7 +243,7 @@ fn learned_steps_are_trained() {
     assert_ne!(before, after);
     qat.module().train(false).unwrap();
     let apart = steps_apart(&qat, &qat.convert().unwrap().module);
-    assert!(apart <= 1.5, "{apart} steps");
+    assert!(apart <= 1.01, "{apart} steps");
 }
 
 #[test]
