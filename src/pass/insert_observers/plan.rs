@@ -289,8 +289,10 @@ impl<'g> Planner<'g, '_> {
                 observed.insert(output);
             }
         }
-        let arguments = passed.iter().copied().zip(outcome.arguments);
-        for (value, observer) in arguments.chain(call.outputs().into_iter().zip(outcome.results)) {
+        // On a later walk libtorch finds the observer's output passed, where the first one has planned it.
+        let is_itself = |(value, _): &(Value<'g>, _)| visit.is_first || !self.planned.contains(value);
+        let arguments: Vec<_> = passed.iter().copied().zip(outcome.arguments).filter(is_itself).collect();
+        for (value, observer) in arguments.into_iter().chain(call.outputs().into_iter().zip(outcome.results)) {
             if let Some(observer) = observer {
                 self.observe_with(value, observer, visit, observed);
             }
