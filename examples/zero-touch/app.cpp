@@ -1,5 +1,5 @@
 // A plain libtorch program that knows nothing of jitquant: it loads a classifier, runs it on samples, and prints what
-// it answers and how long that takes.
+// it answers, how sure it is of the last answer, and how long that takes.
 //
 //   g++ -std=c++20 -O1 app.cpp -o app -I$LIBTORCH/include -I$LIBTORCH/include/torch/csrc/api/include \
 //       -L$LIBTORCH/lib -Wl,-rpath,$LIBTORCH/lib -ltorch_cpu -lc10
@@ -33,13 +33,15 @@ int main(int argc, char **argv) {
   std::ifstream file(argv[1], std::ios::binary);
   torch::jit::Module model = torch::jit::load(file, at::kCPU);
   model.eval();
+  double score = 0;
   std::cout << "answers:";
   for (int64_t i = 0; i < count; ++i) {
     at::Tensor scores =
         model.forward({sample(i, std::atoll(argv[3]), std::atoll(argv[4]), std::atoll(argv[5]))}).toTensor();
     std::cout << " " << scores.argmax(1).item<int64_t>();
+    score = scores.max().item<double>();
   }
-  std::cout << "\n";
+  std::cout << "\nscore: " << score << "\n";
   at::Tensor x = sample(0, std::atoll(argv[3]), std::atoll(argv[4]), std::atoll(argv[5]));
   double least = 1e9;
   for (int64_t i = 0; i < (argc > 6 ? std::atoll(argv[6]) : 30); ++i) {
