@@ -473,7 +473,6 @@ impl Prepared {
         } else if replay.rounding != Rounding::Nearest {
             round_weights(&observed, METHOD).context(|| "rounding weights".into())?;
         }
-        step("inserting quantize and dequantize", 1, 3)?;
         let module = self.int8(&observed)?;
         let report = Report { chosen_range, ..self.report(&module)? };
         if report.quantized_layers == 0 {
@@ -492,8 +491,8 @@ impl Prepared {
     /// Which range the observers take that leave the choice; `None` where none does, or there is no data to choose by.
     pub(crate) fn choose_range(&self, observed: &Module) -> Result<Option<ObserverKind>> {
         // A copy of its own: its observers watch this run.
-        let float = observed.deep_clone()?;
-        range_choice::choose(&float, observed, self.inputs.batches(), |copy| {
+        let float = || observed.deep_clone();
+        range_choice::choose(float, observed, self.inputs.batches(), |copy| {
             if self.methods.rounding != Rounding::Nearest {
                 round_weights(copy, METHOD)?;
             }
@@ -510,11 +509,13 @@ impl Prepared {
         if self.quant_type == QuantType::Dynamic {
             separate_from_branches(observed)?;
         }
+        step("inserting quantize and dequantize", 1, 3)?;
         let quantized = insert_quant_dequant(observed, METHOD, false, false, self.quant_type)
             .context(|| "inserting quantize and dequantize".into())?;
         if !self.reduce_range {
             use_full_range(&quantized)?;
         }
+        step("fusing and prepacking quantized operators", 2, 3)?;
         let module = finalize(&quantized, self.quant_type, &self.preserve)
             .context(|| "fusing and prepacking quantized operators".into())?;
         if self.quant_type == QuantType::Dynamic {

@@ -10,6 +10,7 @@ use crate::ir::{IValue, Module};
 use crate::measure::Comparison;
 use crate::observer::ObserverKind;
 use crate::pipeline::METHOD;
+use crate::replay::samples_in;
 use crate::watch::step;
 
 /// What is tried. Of equals the first is taken.
@@ -37,14 +38,14 @@ pub(crate) fn decide(module: &Module, choice: ObserverKind) -> Result<()> {
     undecided(module).into_iter().try_for_each(|observer| observer.set_attribute("search", &choice.name().into()))
 }
 
-/// What loses least at the outputs on `batches` of the calibrated module `observed`: `float` is the same in float, `int8`
-/// makes the INT8 form, and may change what it is given. `None` where no observer leaves the choice, there is no data, or
+/// What loses least at the outputs on `batches` of the calibrated module `observed`: `float` makes the same in float, `int8`
+/// the INT8 form, and may change what it is given. `None` where no observer leaves the choice, there is no data, or
 /// the outputs cannot be compared.
 ///
 /// # Errors
 /// Where an operator fails, or `int8` does.
 pub(crate) fn choose(
-    float: &Module,
+    float: impl FnOnce() -> Result<Module>,
     observed: &Module,
     batches: &[Vec<IValue>],
     int8: impl Fn(&Module) -> Result<Module>,
@@ -52,10 +53,7 @@ pub(crate) fn choose(
     if batches.is_empty() || !is_open(observed) {
         return Ok(None);
     }
-    let rows = |batch: &[IValue]| {
-        batch.iter().flat_map(IValue::tensors).next().and_then(|tensor| tensor.shape().first().copied()).unwrap_or(1)
-    };
-    let each = batches.iter().map(|batch| rows(batch) as usize).max().unwrap_or(1).max(1);
+    let each = batches.iter().map(|batch| samples_in(batch)).max().unwrap_or(1).max(1);
     let wanted = SAMPLES.div_ceil(each);
     let chosen: Vec<_> = batches.iter().step_by(batches.len().div_ceil(wanted)).collect();
     let total = chosen.len() * (1 + CHOICES.len());
@@ -71,7 +69,7 @@ pub(crate) fn choose(
         }
         Ok(all)
     };
-    let float = outputs(float)?;
+    let float = outputs(&float()?)?;
     let mut best = None;
     for choice in CHOICES {
         let copy = observed.deep_clone()?;

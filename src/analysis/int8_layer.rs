@@ -176,7 +176,8 @@ fn unpacked(packed: &IValue, operator: &str, pick: &str) -> Result<IValue> {
     reader.call::<IValue>("parts", &[])
 }
 
-/// The weight that a stock INT8 layer was packed from, its input `index`, dequantized; `None` where libtorch does not unpack it.
+/// The weight that a stock INT8 layer was packed from, its input `index`, dequantized; `None` where libtorch does not unpack
+/// it.
 fn packed_weight(layer: Node<'_>, index: usize, operator: &str) -> Result<Option<Weight>> {
     let Some(packed) = layer.input(index).and_then(|value| value.constant()) else { return Ok(None) };
     match unpacked(&packed, &format!("quantized.{operator}_unpack"), "[0]")? {

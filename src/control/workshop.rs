@@ -8,7 +8,7 @@ use crate::error::{Context, Error, Result};
 use crate::ir::{IValue, Module, Node, Value};
 use crate::methods::{Methods, Rounding};
 use crate::observer::ObserverKind;
-use crate::pass::op_table::{Operator, PassThrough, ReluFusion};
+use crate::pass::op_table::{Operator, ReluFusion};
 use crate::pass::{Layer, QuantType, layer_of};
 use crate::pipeline::{Converted, METHOD, Prepared, Quantizer};
 use crate::range_choice;
@@ -56,11 +56,7 @@ pub(super) struct Observed {
 
 /// Whether a node hands on what it takes, as far as its range goes: observers, activations, pools, changes of shape.
 fn hands_on(node: Node<'_>) -> bool {
-    let is_through = |row: &Operator| {
-        matches!(row.pass_through, PassThrough::Shape | PassThrough::Value | PassThrough::FirstOutput)
-            || row.relu == ReluFusion::Relu
-            || row.is_clamp
-    };
+    let is_through = |row: &Operator| row.pass_through.is_of_first() || row.relu == ReluFusion::Relu || row.is_clamp;
     Operator::of(node).is_some_and(is_through)
 }
 

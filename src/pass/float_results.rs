@@ -77,8 +77,8 @@ fn parameters(x: Value<'_>) -> Option<[Value<'_>; 2]> {
     if node.kind().starts_with("quantized::") || node.kind() == "aten::quantize_per_tensor" {
         return Some([named("scale")?, named("zero_point")?]);
     }
-    let hands_on = Operator::of(node)?;
-    let keeps = matches!(hands_on.pass_through, PassThrough::Shape | PassThrough::Value | PassThrough::FirstOutput);
-    let is_first = x.offset() == 0 || hands_on.pass_through != PassThrough::FirstOutput;
-    (keeps && is_first && hands_on.fixed_qparams.is_none()).then(|| parameters(node.input(0)?))?
+    let row = Operator::of(node)?;
+    let is_first = x.offset() == 0 || row.pass_through != PassThrough::FirstOutput;
+    let keeps = row.pass_through.is_of_first() && is_first && row.fixed_qparams.is_none();
+    if keeps { parameters(node.input(0)?) } else { None }
 }

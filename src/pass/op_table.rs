@@ -66,6 +66,13 @@ pub enum PassThrough {
     Branches,
 }
 
+impl PassThrough {
+    /// Whether it is from argument 0, with the shape changed at most or the values kept within their range.
+    pub fn is_of_first(self) -> bool {
+        matches!(self, Self::Shape | Self::Value | Self::FirstOutput)
+    }
+}
+
 /// An operator that has no range of its own: it is quantized where its inputs are.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Propagation {

@@ -125,7 +125,7 @@ impl QatModule {
             let settled = self.prepared.with_module(settle(copy)?);
             settled.int8(settled.module())
         };
-        let choice = range_choice::choose(&self.float_copy()?, self.module(), batches, int8)?;
+        let choice = range_choice::choose(|| self.float_copy(), self.module(), batches, int8)?;
         choice.map_or(Ok(()), |choice| self.take_ranges(choice))?;
         Ok(choice)
     }
@@ -319,8 +319,8 @@ fn add_biases(flat: &Module) -> Result<()> {
     Ok(())
 }
 
-/// The results of linear layers that stay in float in the INT8 model too ([`float_results`](crate::pass::float_results)) are not
-/// rounded in training: those that the model returns, or that no quantized operator takes.
+/// The results of linear layers that stay in float in the INT8 model too ([`crate::pass::float_results`]) are not rounded in
+/// training: those that the model returns, or that no quantized operator takes.
 fn leave_results_in_float(flat: &Module) -> Result<()> {
     let graph = flat.graph(METHOD)?;
     for call in graph.all_nodes().into_iter().filter(|node| node.kind() == "prim::CallMethod") {
@@ -337,7 +337,9 @@ fn leave_results_in_float(flat: &Module) -> Result<()> {
         let is_float = call.outputs()[0].uses().into_iter().all(|place| takes_float(place.user));
         if layer.kind() == "aten::linear" && is_float {
             let module = flat.submodule(&path.join("."))?;
-            is_fake_quantize(&module).then(|| never_round(&module)).transpose()?;
+            if is_fake_quantize(&module) {
+                never_round(&module)?;
+            }
         }
     }
     Ok(())

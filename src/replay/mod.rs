@@ -15,7 +15,7 @@ use std::collections::{HashMap, HashSet};
 
 pub(crate) use self::equalize::equalize;
 use self::layer::Layer;
-pub(crate) use self::samples::Samples;
+pub(crate) use self::samples::{Samples, samples_in};
 use self::solver::Solver;
 use crate::error::{Context, Error, Result};
 use crate::ir::{Graph, IValue, Module, Node, Tensor, Value};

@@ -54,12 +54,17 @@ impl Samples {
     }
 
     fn is_too_large(&self) -> bool {
-        let tensors = || self.batches.iter().map(|batch| batch.iter().flat_map(IValue::tensors));
-        let rows = |tensor: &crate::ir::Tensor| tensor.shape().first().map_or(1, |rows| *rows as usize);
-        let samples: usize = tensors().map(|mut batch| batch.next().map_or(1, rows)).sum();
-        let bytes: usize = tensors().flatten().map(crate::ir::Tensor::nbytes).sum();
+        let samples: usize = self.batches.iter().map(|batch| samples_in(batch)).sum();
+        let tensors = self.batches.iter().flatten().flat_map(IValue::tensors);
+        let bytes: usize = tensors.map(crate::ir::Tensor::nbytes).sum();
         samples > MOST_SAMPLES || bytes > MOST_BYTES
     }
+}
+
+/// How many samples a batch has: the rows of its first tensor.
+pub(crate) fn samples_in(batch: &[IValue]) -> usize {
+    let first = batch.iter().flat_map(IValue::tensors).next();
+    first.and_then(|tensor| tensor.shape().first().copied()).map_or(1, |rows| rows as usize)
 }
 
 #[cfg(test)]

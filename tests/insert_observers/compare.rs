@@ -185,10 +185,10 @@ impl Case {
 
     /// As [`Case::check`], whatever the number of observers.
     pub fn check_any(&self) -> Checked {
-        let ours = saved_and_loaded(&self.ours().expect("our insert_observers"));
-        let our_canonical = Canonical::of(&ours);
         let theirs = self.theirs().expect("libtorch's InsertObservers");
         let their_canonical = Canonical::of(&theirs);
+        let ours = saved_and_loaded(&self.ours().expect("our insert_observers"));
+        let our_canonical = Canonical::of(&ours);
         assert!(
             our_canonical.text == their_canonical.text,
             "OURS\n{}\nTHEIRS\n{}",

@@ -1,8 +1,8 @@
 //! `jitquant quantize --finetune`: the model is trained for a few hundred steps while it rounds as INT8 will.
 //!
 //! Without labels it learns to give the float model's outputs, and tensors on the way where these are asked for. An eighth
-//! of the batches is held out: the parameters with the least loss there are taken, and training ends early where it no longer falls. On several processes a step takes one
-//! batch in each, and gradients are averaged.
+//! of the batches is held out: the parameters with the least loss there are taken, and training ends early where it no
+//! longer falls. On several processes a step takes one batch in each, and gradients are averaged.
 
 mod state;
 mod views;
@@ -282,8 +282,8 @@ fn order(slots: usize, pass: usize) -> Vec<usize> {
     order
 }
 
-/// Chosen ranges and learned rounding where training begins, on some of the samples that it trains on, in process 0 for all. Before going on
-/// from a checkpoint too: the units of the moves come from what training began with.
+/// Chosen ranges and learned rounding where training begins, on some of the samples that it trains on, in process 0 for all.
+/// Before going on from a checkpoint too: the units of the moves come from what training began with.
 fn start_from_fitted_layers(qat: &QatModule, feed: &Feed, options: &Options, group: Option<&Group>) -> Result<()> {
     let is_first = group.is_none_or(|group| group.rank() == 0);
     let mut choice = None;

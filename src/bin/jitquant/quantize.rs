@@ -177,7 +177,8 @@ enum Form {
 
 #[derive(Clone, Copy, ValueEnum)]
 enum Observer {
-    /// min-max, histogram or squared-error, whichever loses least at the model's outputs on the calibration data (the default).
+    /// min-max, histogram or squared-error, whichever loses least at the model's outputs on the calibration data (the
+    /// default).
     Auto,
     /// A histogram: the range with the least quantization error.
     Histogram,

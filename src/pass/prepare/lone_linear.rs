@@ -140,9 +140,7 @@ impl<'g> Surroundings<'g, '_> {
     }
 
     fn hands_on(&self, node: Node<'g>) -> bool {
-        Operator::of(node).is_some_and(|row| {
-            matches!(row.pass_through, PassThrough::Shape | PassThrough::Value | PassThrough::FirstOutput)
-        })
+        Operator::of(node).is_some_and(|row| row.pass_through.is_of_first())
     }
 
     fn has_kernel(&self, node: Node<'g>) -> bool {
