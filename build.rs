@@ -8,7 +8,11 @@ fn main() {
 
 #[cfg(feature = "torch")]
 mod torch {
-    use std::path::PathBuf;
+    use std::collections::BTreeSet;
+    use std::path::{Path, PathBuf};
+    use std::process::Command;
+
+    const LIBRARIES: [&str; 2] = ["torch_cpu", "c10"];
 
     pub fn build() {
         let libtorch = locate();
@@ -51,24 +55,61 @@ mod torch {
             .compile("jitquant_bridge");
 
         let lib = libtorch.join("lib");
+        if let Err(why) = weaken(&lib) {
+            println!(
+                "cargo:warning=a libtorch of another version will refuse the library with the loader's message: {why}"
+            );
+        }
         println!("cargo:rustc-link-search=native={}", lib.display());
         // --no-as-needed: libtorch_cpu must be loaded even where only static initialisers need it.
         println!("cargo:rustc-link-arg=-Wl,--no-as-needed");
         println!("cargo:rustc-link-arg=-Wl,-rpath,{}", lib.display());
-        for library in ["torch_cpu", "c10"] {
+        for library in LIBRARIES {
             println!("cargo:rustc-link-lib=dylib={library}");
         }
         println!("cargo:rustc-link-arg={}", openmp(&libtorch));
         println!("cargo:rustc-cdylib-link-arg=-Wl,-soname,libjitquant.so");
-        // In a libtorch of another version, functions may be missing: the library then has to load far enough to say so.
-        println!("cargo:rustc-cdylib-link-arg=-Wl,-z,lazy");
         println!("cargo:libtorch={}", libtorch.display());
         println!("cargo:rerun-if-changed=cpp");
         println!("cargo:rerun-if-env-changed=LIBTORCH");
     }
 
+    /// Makes the bridge's references to libtorch weak. A libtorch of another version lacks some of them, and the loader
+    /// would stop there, before the library can say which version it was built for (`cpp/host.cpp`).
+    ///
+    /// Names that libtorch does not export stay as they are, so that the linker still reports them.
+    fn weaken(lib: &Path) -> Result<(), String> {
+        // One from each library, in every version: a library of which all is weak can be left out by the linker.
+        const KEPT: [&str; 2] = ["_ZN2at15get_num_threadsEv", "_ZN3c108GradMode10is_enabledEv"];
+        let out = PathBuf::from(std::env::var_os("OUT_DIR").expect("cargo sets OUT_DIR"));
+        let archive = out.join("libjitquant_bridge.a");
+        let mut exported = BTreeSet::new();
+        for library in LIBRARIES {
+            exported.extend(names(&["-D", "--defined-only"], &lib.join(format!("lib{library}.so")))?);
+        }
+        let wanted = names(&["--undefined-only"], &archive)?;
+        let weak: Vec<_> =
+            wanted.intersection(&exported).filter(|name| !KEPT.contains(&name.as_str())).cloned().collect();
+        let list = out.join("weak.txt");
+        std::fs::write(&list, weak.join("\n")).map_err(|error| format!("{}: {error}", list.display()))?;
+        run(Command::new("objcopy").arg(format!("--weaken-symbols={}", list.display())).arg(&archive)).map(drop)
+    }
+
+    fn names(options: &[&str], file: &Path) -> Result<BTreeSet<String>, String> {
+        let lines = run(Command::new("nm").arg("-P").args(options).arg(file))?;
+        Ok(lines.lines().filter_map(|line| line.split(' ').next()).map(str::to_owned).collect())
+    }
+
+    fn run(command: &mut Command) -> Result<String, String> {
+        let output = command.output().map_err(|error| format!("{command:?}: {error}"))?;
+        if !output.status.success() {
+            return Err(format!("{command:?}: {}", String::from_utf8_lossy(&output.stderr).trim()));
+        }
+        Ok(String::from_utf8_lossy(&output.stdout).into_owned())
+    }
+
     /// What links the OpenMP library that libtorch brings, or the compiler's own where libtorch brings none.
-    fn openmp(libtorch: &std::path::Path) -> String {
+    fn openmp(libtorch: &Path) -> String {
         let beside = libtorch.with_file_name("torch.libs");
         for folder in [libtorch.join("lib"), beside] {
             let files = std::fs::read_dir(folder).into_iter().flatten().flatten();

@@ -57,13 +57,17 @@ fn a_library_built_for_another_version_is_refused() {
 
 #[test]
 fn a_libtorch_of_another_version_is_refused_with_a_message() {
-    // The same library, told that it was built for another version: what a real one would do differently it does later.
+    // The same library, told that it was built for another version, with functions that this libtorch lacks.
     let mut bytes = std::fs::read(library()).unwrap();
     let ours = jitquant::torch_version();
     let ours = ours.rsplit_once('.').unwrap().0;
     let text = format!("jitquant is built for libtorch {ours}");
     let at = bytes.windows(text.len()).position(|window| window == text.as_bytes()).expect("the library says it");
     bytes[at + text.len() - 1] = b'0' + (bytes[at + text.len() - 1] - b'0' + 1) % 10;
+    for function in ["_ZN5torch3jit15registerPrePass", "_ZN5torch3jit16registerPostPass"] {
+        let at = bytes.windows(function.len()).position(|window| window == function.as_bytes()).expect("it is called");
+        bytes[at + function.len() - 1] = b'S';
+    }
     let other = PROGRAM.0.path().join("libjitquant-other.so");
     std::fs::write(&other, bytes).unwrap();
     let (out, err, output) = open(&[&other]);
