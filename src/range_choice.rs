@@ -13,8 +13,11 @@ use crate::pipeline::METHOD;
 use crate::replay::samples_in;
 use crate::watch::step;
 
-/// What is tried. Of equals the first is taken.
-const CHOICES: [ObserverKind; 3] = [ObserverKind::Histogram, ObserverKind::SquaredError, ObserverKind::MinMax];
+/// What is tried. All that was seen is the safest for other data, so that another has to be better by [`LEAD`].
+const CHOICES: [ObserverKind; 3] = [ObserverKind::MinMax, ObserverKind::Histogram, ObserverKind::SquaredError];
+
+/// In dB, at the outputs.
+const LEAD: f64 = 0.5;
 
 /// Batches are run until this many samples were.
 const SAMPLES: usize = 64;
@@ -81,7 +84,13 @@ pub(crate) fn choose(
             }
             loss.add(float, &int8, 1);
         }
-        if best.is_none_or(|(least, _)| loss.sqnr_db() > least) {
+        tracing::debug!(
+            "range {} comes to {:.2} dB on the samples that choose the ranges",
+            choice.name(),
+            loss.sqnr_db()
+        );
+        let lead = if best.is_some() { LEAD } else { 0.0 };
+        if best.is_none_or(|(most, _)| loss.sqnr_db() > most + lead) {
             best = Some((loss.sqnr_db(), choice));
         }
     }

@@ -208,7 +208,8 @@ fn high_biases_are_absorbed() {
         )
         .unwrap();
     let scale = |equalize: bool| {
-        let methods = Methods { equalize, ..Methods::default() };
+        // Learned rounding would make good for a part of what a coarse step does.
+        let methods = Methods { equalize, rounding: Rounding::Nearest, ..Methods::default() };
         let int8 =
             quantized(&model, with_observer(ObserverKind::Histogram).methods(methods), &[pictures(1), pictures(2)])
                 .module;
@@ -241,6 +242,31 @@ fn learned_rounding_and_bias_correction_lose_less() {
     let corrected = with(Rounding::Nearest, true);
     let learned = with(Rounding::Learned, false);
     assert!(corrected > nearest - 0.2 && learned > nearest, "{nearest} dB, {corrected} corrected, {learned} learned");
+}
+
+#[test]
+fn learned_rounding_does_not_fit_the_noise_of_few_samples() {
+    // Two layers of 256 inputs each, which 24 rows do not determine.
+    let model = Module::new("Model").unwrap();
+    for (name, seed) in [("w1", 1), ("w2", 2), ("w3", 3)] {
+        model.register_parameter(name, random(&[256, 256], seed)).unwrap();
+    }
+    model
+        .define(
+            "def forward(self, x: Tensor) -> Tensor:
+    x = torch.relu(torch.linear(x, self.w1))
+    x = torch.relu(torch.linear(x, self.w2))
+    return torch.linear(x, self.w3)
+",
+        )
+        .unwrap();
+    let rows: Vec<_> = (0..3).map(|seed| random(&[8, 256], 10 + seed)).collect();
+    let with = |rounding: Rounding| {
+        let quantizer = with_observer(ObserverKind::MinMax).methods(Methods { rounding, ..Methods::default() });
+        sqnr(&model, &quantized(&model, quantizer, &rows).module, &random(&[512, 256], 99))
+    };
+    let [nearest, learned] = [Rounding::Nearest, Rounding::Learned].map(with);
+    assert!(learned > nearest - 0.2, "{nearest} dB, {learned} learned");
 }
 
 /// Weights from -8 to 7.

@@ -9,13 +9,17 @@
 //!    a later column `k` by `-e U[j][k] / U[j][j]` (Frantar et al., GPTQ, 2022; after Hassibi and Stork, Optimal Brain
 //!    Surgeon, 1993). Columns with the largest inputs come first, while there are most to make good for them.
 //!
+//! Both steps fit the windows that there are, and late layers have few for their many columns. So something is added to the
+//! diagonal of `q^T q`, which draws the first step to `w` and has the second make good for less; how much, each layer's own
+//! data say: the first half is fitted, the second judges.
+//!
 //! That the second step works on `w*` and on the quantized model's inputs is what distinguishes it from GPTQ, where both
 //! runs have the same inputs; compare Nagel et al., AdaRound, 2020, section 3.5.
 
 use rayon::prelude::*;
 
 use super::layer::Layer;
-use super::solver::Problem;
+use super::solver::{Factor, Grams};
 use super::{Pair, Runner};
 use crate::error::Result;
 use crate::ir::Tensor;
@@ -27,8 +31,24 @@ const ROWS_PER_COLUMN: i64 = 12;
 const ROWS: std::ops::RangeInclusive<i64> = 8192..=24576;
 /// Columns up to which a problem is solved; the factorization takes their third power of time.
 const MOST_COLUMNS: i64 = 5120;
-/// What is added to the diagonal, in parts of its mean.
-const DAMPING: f64 = 0.01;
+/// What can be added to the diagonal, in parts of its mean: for the solution, and for what makes good for rounding. With few
+/// windows for many columns the solution would fit their noise, and give other inputs worse results than plain rounding;
+/// with many it can be trusted. Which of these a layer takes, the second half of the data says of what the first half gave.
+const DAMPING: [f64; 6] = [1e-3, 0.01, 0.1, 1.0, 10.0, 100.0];
+/// In parts of the columns, what is needed for the sums, made in f32, to have a factor.
+const LEAST_DAMPING: f64 = 2e-6;
+/// Where the search for them begins, there being one minimum.
+const FIRST_TARGET: usize = 3;
+const FIRST_FACTOR: usize = 2;
+
+/// A layer's weights, as rounding takes them.
+struct Rows<'a> {
+    /// Outputs x columns: as they are, and as they would be quantized.
+    values: [&'a [f32]; 2],
+    channels: Vec<Channel>,
+    groups: usize,
+    columns: usize,
+}
 
 impl Runner<'_> {
     /// The rounded weight and the new bias; rounding by sums where the layer is of another kind or too large.
@@ -48,17 +68,17 @@ impl Runner<'_> {
             return by_sums();
         }
         let rows = (ROWS_PER_COLUMN * columns).clamp(*ROWS.start(), *ROWS.end()) / inputs.len().max(1) as i64;
-        let mut grams = None;
+        let mut halves: Option<[Grams; 2]> = None;
         for pair in inputs {
             let float = self.solver.windows(&pair.float, window.as_ref(), rows)?;
             let quantized = self.solver.windows(&pair.quantized, window.as_ref(), rows)?;
-            let batch = self.solver.grams(&float, &quantized)?;
-            grams = Some(match grams {
-                None => batch,
-                Some(sum) => self.solver.sum(sum, &batch)?,
+            let [one, other] = self.solver.grams(&float, &quantized)?;
+            halves = Some(match halves {
+                None => [one, other],
+                Some(sums) => [self.solver.sum(&sums[0], &one)?, self.solver.sum(&sums[1], &other)?],
             });
         }
-        let Some(grams) = grams else { return by_sums() };
+        let Some(halves) = halves else { return by_sums() };
         let values = weight.to_f32_vec()?;
         let (columns, outputs, groups) = (columns as usize, outputs as usize, groups as usize);
         let with_bias: Vec<f32> = values
@@ -68,61 +88,101 @@ impl Runner<'_> {
             .collect();
         let per_group = outputs / groups;
         let with_bias = Tensor::from_slice(&with_bias, &[groups as i64, per_group as i64, columns as i64 + 1])?;
-        let problem = self.solver.prepare(&grams, with_bias, DAMPING)?;
         let channels: Vec<Channel> = (0..outputs).map(|output| grid.channel(output)).collect();
         let quantized = self.solver.quantize_weight(weight, &grid)?.to_f32_vec()?;
-        let (rounded, bias) = round([&values, &quantized], &problem, &channels, groups, columns);
-        Ok(Some((Tensor::from_slice(&rounded, &weight.shape())?, Some(bias))))
+        let rows = Rows { values: [&values, &quantized], channels, groups, columns };
+        let rounded = self.rounded(&rows, &with_bias, &halves)?;
+        let bias = rounded.chunks(columns + 1).map(|row| row[columns]).collect();
+        let weight_values: Vec<f32> = rounded
+            .chunks(columns + 1)
+            .zip(values.chunks(columns))
+            .zip(&rows.channels)
+            .flat_map(|((row, were), channel)| {
+                // The ends of the range keep their place: an observer that sees the row again finds the same range.
+                row.iter().zip(were).map(|(&is, &was)| if channel.is_end(was) { was } else { is })
+            })
+            .collect();
+        Ok(Some((Tensor::from_slice(&weight_values, &weight.shape())?, Some(bias))))
+    }
+
+    /// What the weights and biases `weight`, groups x outputs x (columns + 1), become.
+    fn rounded(&self, rows: &Rows<'_>, weight: &Tensor, halves: &[Grams; 2]) -> Result<Vec<f32>> {
+        let (given, other) = (&halves[0], &halves[1]);
+        let from = DAMPING.partition_point(|&damping| damping < LEAST_DAMPING * rows.columns as f64);
+        let target = lowest(from, FIRST_TARGET, |damping| {
+            self.solver.loss(other, weight, &self.solver.target(given, weight, damping)?)
+        })?;
+        let solution = self.solver.target(given, weight, target)?.to_vec()?;
+        let factor = lowest(from, FIRST_FACTOR, |damping| {
+            let rounded = rows.round(&solution, &self.solver.factor(given, damping)?);
+            self.solver.loss(other, weight, &Tensor::from_slice(&rounded, &weight.shape())?)
+        })?;
+        let all = self.solver.sum(&halves[0], &halves[1])?;
+        let solution = self.solver.target(&all, weight, target)?.to_vec()?;
+        Ok(rows.round(&solution, &self.solver.factor(&all, factor)?))
     }
 }
 
-/// The rounded weights (outputs x columns) and the biases, of weights as they are and as they would be quantized.
-fn round(
-    values: [&[f32]; 2],
-    problem: &Problem,
-    channels: &[Channel],
-    groups: usize,
-    columns: usize,
-) -> (Vec<f32>, Vec<f32>) {
-    let outputs = channels.len();
-    let (per_group, size) = (outputs / groups, columns + 1);
-    let rows: Vec<(Vec<f32>, f32)> = (0..outputs)
-        .into_par_iter()
-        .map(|output| {
-            let group = output / per_group;
-            let factor = &problem.factor[group * size * size..(group + 1) * size * size];
-            let order = &problem.order[group * columns..(group + 1) * columns];
-            let target = &problem.target[output * size..(output + 1) * size];
-            let row = values.map(|values| &values[output * columns..(output + 1) * columns]);
-            round_row(row, target, order, factor, channels[output])
-        })
-        .collect();
-    let bias = rows.iter().map(|(_, bias)| *bias).collect();
-    (rows.into_iter().flat_map(|(row, _)| row).collect(), bias)
+/// The damping with the least loss, on the way down from the `first` one; none before `from`.
+fn lowest(from: usize, first: usize, loss: impl Fn(f64) -> Result<f64>) -> Result<f64> {
+    let (mut at, mut least) = (first, loss(DAMPING[first])?);
+    let up = first + 1..DAMPING.len();
+    for way in [up.collect::<Vec<_>>(), (from..first).rev().collect()] {
+        for next in way {
+            let loss = loss(DAMPING[next])?;
+            if loss >= least {
+                break;
+            }
+            (at, least) = (next, loss);
+        }
+        if at != first {
+            break;
+        }
+    }
+    Ok(DAMPING[at])
 }
 
-/// Rounds `target`, a row's solution and its bias. The weights at the end of the range keep their place: an observer that
-/// sees the row again finds the same range. What they lose when they are quantized, up to half a step, is made good for by
-/// the others.
+impl Rows<'_> {
+    fn round(&self, target: &[f32], factor: &Factor) -> Vec<f32> {
+        let outputs = self.channels.len();
+        let (columns, per_group, size) = (self.columns, outputs / self.groups, self.columns + 1);
+        (0..outputs)
+            .into_par_iter()
+            .flat_map_iter(|output| {
+                let group = output / per_group;
+                let values = &factor.values[group * size * size..(group + 1) * size * size];
+                let order = &factor.order[group * columns..(group + 1) * columns];
+                let target = &target[output * size..(output + 1) * size];
+                let row = self.values.map(|values| &values[output * columns..(output + 1) * columns]);
+                round_row(row, target, order, values, self.channels[output])
+            })
+            .collect()
+    }
+}
+
+/// Rounds `target`, a row's solution and its bias. The weights at the end of the range become what quantizing makes of them:
+/// what they lose, up to half a step, is made good for by the others.
 fn round_row(
     [row, quantized]: [&[f32]; 2],
     target: &[f32],
     order: &[usize],
     factor: &[f32],
     channel: Channel,
-) -> (Vec<f32>, f32) {
+) -> Vec<f32> {
     let columns = row.len();
     let size = columns + 1;
     let mut left: Vec<f32> = order.iter().map(|column| target[*column]).chain([target[columns]]).collect();
-    let mut rounded = vec![0.0; columns];
+    let mut rounded = vec![0.0; size];
     for (position, &column) in order.iter().enumerate() {
-        let is_end = row[column].abs() > channel.largest() - 0.5 * channel.step;
-        let nearest = channel.nearest(left[position].clamp(-channel.largest(), channel.largest()));
-        let becomes;
-        (rounded[column], becomes) = if is_end { (row[column], quantized[column]) } else { (nearest, nearest) };
+        rounded[column] = if channel.is_end(row[column]) {
+            quantized[column]
+        } else {
+            channel.nearest(left[position].clamp(-channel.largest(), channel.largest()))
+        };
         let of_row = &factor[position * size..(position + 1) * size];
-        let error = (left[position] - becomes) / of_row[position];
+        let error = (left[position] - rounded[column]) / of_row[position];
         std::iter::zip(&mut left[position + 1..], &of_row[position + 1..]).for_each(|(w, u)| *w -= error * u);
     }
-    (rounded, left[columns])
+    rounded[columns] = left[columns];
+    rounded
 }

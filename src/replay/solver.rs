@@ -29,19 +29,17 @@ pub(super) struct Window {
 /// The matrices of a layer's least squares problem, one for each group of channels, a column of ones for the bias last.
 pub(super) struct Grams {
     /// `q^T q`, `q` being what the layer takes in the quantized run: a window in each row.
-    pub gram: IValue,
+    pub gram: Tensor,
     /// `q^T x`, `x` being the same in float.
-    pub cross: IValue,
+    pub cross: Tensor,
 }
 
 /// What greedy rounding needs ([`super::learned_rounding`]).
-pub(super) struct Problem {
+pub(super) struct Factor {
     /// The order in which columns are rounded, groups x columns.
     pub order: Vec<usize>,
     /// The upper triangular factor of the inverse of `q^T q`, in that order: groups x (columns + 1) x (columns + 1).
-    pub factor: Vec<f32>,
-    /// The weights that give the float results best, not rounded: groups x outputs x (columns + 1), columns in place.
-    pub target: Vec<f32>,
+    pub values: Vec<f32>,
 }
 
 impl Solver {
@@ -85,22 +83,41 @@ def grams(self, x: Tensor, q: Tensor) -> Tuple[Tensor, Tensor]:
     # Each batch's sums in f32, those of all batches in f64.
     return torch.matmul(q.transpose(1, 2), q).to(7), torch.matmul(q.transpose(1, 2), x).to(7)
 
+def half(self, x: Tensor, second: bool) -> Tensor:
+    middle = (x.size(1) + 1) // 2
+    return torch.slice(x, 1, middle, None, 1) if second else torch.slice(x, 1, 0, middle, 1)
+
 def add(self, a: Tensor, b: Tensor) -> Tensor:
     return a + b
 
-def prepare(self, gram: Tensor, cross: Tensor, weight: Tensor, damping: float) -> Tuple[Tensor, Tensor, Tensor]:
+def added(self, gram: Tensor, damping: float) -> Tensor:
+    inputs = torch.slice(torch.diagonal(gram, 0, 1, 2), 1, 0, -1, 1)
+    diagonal = torch.ones_like(inputs) * inputs.mean([1], True) * damping
+    return torch.diag_embed(torch.cat([diagonal, torch.zeros_like(torch.slice(diagonal, 1, 0, 1, 1))], 1) + 1e-8)
+
+def target(self, gram: Tensor, cross: Tensor, weight: Tensor, damping: float) -> Tensor:
+    added = self.added(gram, damping)
+    right = torch.matmul(cross + added, weight.to(7).transpose(1, 2))
+    return torch.cholesky_solve(right, torch.linalg_cholesky(gram + added)).transpose(1, 2).to(6).contiguous()
+
+def factor(self, gram: Tensor, damping: float) -> Tuple[Tensor, Tensor]:
     columns = gram.size(1)
-    diagonal = torch.diagonal(gram, 0, 1, 2)
-    damped = torch.diag_embed(torch.ones_like(diagonal) * (diagonal.mean([1], True) * damping + 1e-8))
-    gram = gram + damped
-    target = torch.linalg_solve(gram, torch.matmul(cross + damped, weight.to(7).transpose(1, 2))).transpose(1, 2)
-    order = torch.argsort(torch.slice(diagonal, 1, 0, columns - 1, 1), 1, True)
+    inputs = torch.slice(torch.diagonal(gram, 0, 1, 2), 1, 0, -1, 1)
+    order = torch.argsort(inputs, 1, True)
     full = torch.cat([order, torch.full_like(torch.slice(order, 1, 0, 1, 1), columns - 1)], 1)
-    index = full.unsqueeze(2).expand([-1, -1, columns])
-    ordered = torch.gather(torch.gather(gram, 1, index), 2, index.transpose(1, 2))
-    inverse = torch.cholesky_inverse(torch.linalg_cholesky(ordered))
-    factor = torch.linalg_cholesky(inverse).transpose(1, 2)
-    return order, factor.to(6).contiguous(), target.to(6).contiguous()
+    # The lower factor of the matrix backwards is the upper factor forwards.
+    backwards = full.flip([1]).unsqueeze(2).expand([-1, -1, columns])
+    gram = gram + self.added(gram, damping)
+    turned = torch.gather(torch.gather(gram, 1, backwards), 2, backwards.transpose(1, 2))
+    lower = torch.linalg_cholesky(turned)
+    one = torch.eye(columns, dtype=7).expand_as(lower)
+    inverse = torch.linalg_solve_triangular(lower, one, upper=False)
+    return order, inverse.flip([1, 2]).to(6).contiguous()
+
+def loss(self, gram: Tensor, cross: Tensor, weight: Tensor, rounded: Tensor) -> float:
+    rounded = rounded.to(7)
+    of_rounded = (torch.matmul(rounded, gram) * rounded).sum()
+    return float(of_rounded - 2 * (torch.matmul(rounded, cross) * weight.to(7)).sum())
 ",
         )?;
         Ok(Self { code })
@@ -177,29 +194,48 @@ def prepare(self, gram: Tensor, cross: Tensor, weight: Tensor, damping: float) -
         }
     }
 
-    pub fn grams(&self, float: &IValue, quantized: &IValue) -> Result<Grams> {
-        match self.code.call("grams", &[float.clone(), quantized.clone()])? {
-            IValue::Tuple(items) if items.len() == 2 => Ok(Grams { gram: items[0].clone(), cross: items[1].clone() }),
-            _ => Err(Error::invalid("grams gives two matrices")),
+    /// The matrices of the first and of the second half of the rows.
+    pub fn grams(&self, float: &IValue, quantized: &IValue) -> Result<[Grams; 2]> {
+        let of = |second: bool| -> Result<Grams> {
+            let half = |x: &IValue| self.code.call::<IValue>("half", &[x.clone(), IValue::Bool(second)]);
+            let [gram, cross] = self.two("grams", &[half(float)?, half(quantized)?])?;
+            Ok(Grams { gram, cross })
+        };
+        Ok([of(false)?, of(true)?])
+    }
+
+    pub fn sum(&self, one: &Grams, other: &Grams) -> Result<Grams> {
+        let add = |a: &Tensor, b: &Tensor| Tensor::try_from(self.code.call::<IValue>("add", &[a.into(), b.into()])?);
+        Ok(Grams { gram: add(&one.gram, &other.gram)?, cross: add(&one.cross, &other.cross)? })
+    }
+
+    /// What gives the results of `weight` (groups x outputs x (columns + 1)) best, not rounded. Each diagonal gets `damping`
+    /// times the mean of the inputs' more, which draws the solution to the weights that there are; the bias is free.
+    pub fn target(&self, grams: &Grams, weight: &Tensor, damping: f64) -> Result<Tensor> {
+        let inputs = [(&grams.gram).into(), (&grams.cross).into(), weight.into(), IValue::Double(damping)];
+        Tensor::try_from(self.code.call::<IValue>("target", &inputs)?)
+    }
+
+    /// By which a column's rounding is made good for by those after it, with the same `damping`.
+    pub fn factor(&self, grams: &Grams, damping: f64) -> Result<Factor> {
+        let [order, values] = self.two("factor", &[(&grams.gram).into(), IValue::Double(damping)])?;
+        let order = order.to_vec::<i64>()?.into_iter().map(|column| column as usize).collect();
+        Ok(Factor { order, values: values.to_vec()? })
+    }
+
+    /// The squared error that `rounded` makes of the results of `weight`, less what does not depend on `rounded`.
+    pub fn loss(&self, grams: &Grams, weight: &Tensor, rounded: &Tensor) -> Result<f64> {
+        let inputs = [(&grams.gram).into(), (&grams.cross).into(), weight.into(), rounded.into()];
+        match self.code.call::<IValue>("loss", &inputs)? {
+            IValue::Double(loss) => Ok(loss),
+            _ => Err(Error::invalid("loss gives a number")),
         }
     }
 
-    pub fn sum(&self, one: Grams, other: &Grams) -> Result<Grams> {
-        let add = |a: IValue, b: &IValue| self.code.call("add", &[a, b.clone()]);
-        Ok(Grams { gram: add(one.gram, &other.gram)?, cross: add(one.cross, &other.cross)? })
-    }
-
-    /// Prepares the rounding of `weight`, groups x outputs x (columns + 1). Each diagonal gets `damping` times its mean
-    /// more, which draws the solution to the weights that there are.
-    pub fn prepare(&self, grams: &Grams, weight: Tensor, damping: f64) -> Result<Problem> {
-        let inputs = [grams.gram.clone(), grams.cross.clone(), weight.into(), IValue::Double(damping)];
-        let IValue::Tuple(items) = self.code.call("prepare", &inputs)? else {
-            return Err(Error::invalid("prepare gives three tensors"));
-        };
-        let [IValue::Tensor(order), IValue::Tensor(factor), IValue::Tensor(target)] = &items[..] else {
-            return Err(Error::invalid("prepare gives three tensors"));
-        };
-        let order = order.to_vec::<i64>()?.into_iter().map(|column| column as usize).collect();
-        Ok(Problem { order, factor: factor.to_vec()?, target: target.to_vec()? })
+    fn two(&self, function: &str, inputs: &[IValue]) -> Result<[Tensor; 2]> {
+        match self.code.call::<IValue>(function, inputs)?.tensors()[..] {
+            [one, other] => Ok([one.clone(), other.clone()]),
+            _ => Err(Error::invalid(format!("{function} gives two tensors"))),
+        }
     }
 }

@@ -20,6 +20,7 @@ use std::io::IsTerminal;
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
+use tracing::Level;
 
 /// Quantize TorchScript models to INT8, without Python.
 #[derive(Parser)]
@@ -35,6 +36,9 @@ A first session:
 Exit codes: 0 done; 1 it failed, stderr says why and nothing was written; 2 the arguments make no sense."
 )]
 struct Cli {
+    /// Say more of what is done, on stderr: how near each tried range comes, for one
+    #[arg(short, long, global = true)]
+    verbose: bool,
     #[command(subcommand)]
     command: Command,
 }
@@ -51,13 +55,15 @@ enum Command {
 fn main() -> ExitCode {
     // Deprecation notices of libtorch's quantized types are of no use to who runs this program.
     jitquant::silence_torch_warnings();
+    let cli = Cli::parse();
     tracing_subscriber::fmt()
+        .with_max_level(if cli.verbose { Level::DEBUG } else { Level::INFO })
         .with_writer(std::io::stderr)
         .with_ansi(std::io::stderr().is_terminal())
         .with_target(false)
         .without_time()
         .init();
-    let outcome = match Cli::parse().command {
+    let outcome = match cli.command {
         Command::Quantize(arguments) => quantize::run(&arguments),
         Command::Inspect(arguments) => inspect::run(&arguments),
         Command::Compare(arguments) => compare::run(&arguments),

@@ -72,4 +72,9 @@ impl Channel {
     pub fn largest(self) -> f32 {
         self.bounds.1 * self.step
     }
+
+    /// Whether `w` lies at an end of the range, where it may be that the range was taken from it.
+    pub fn is_end(self, w: f32) -> bool {
+        w.abs() > self.largest() - 0.5 * self.step
+    }
 }
