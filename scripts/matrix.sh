@@ -3,7 +3,7 @@
 #                          library, C and C++: 2.9.1, 2.11.0, 2.13.0 and 2.15.0 where none is named.
 #
 # Downloads 540 to 900 MB for each version from PyPI, once, into .libtorch-VERSION/, where 0.5 GB stays; builds in
-# target/matrix/VERSION/. At the end each library is also opened in a libtorch of another version, which it has to refuse.
+# target/matrix/VERSION/. At the end each library is also opened in the libtorch before it and after it, which it has to refuse.
 # Prints a table. The exit status is 0 where everything passed.
 set -uo pipefail
 
@@ -100,22 +100,25 @@ for version in "${versions[@]}"; do
     row[$version]+=" $(counts "$log") |"
 done
 
-# Each library in the libtorch of the version before it.
-before=
-for version in "${versions[@]}"; do
-    if [ -n "$before" ] && [ -e "$(library_of "$version")" ] && [ -e "$(library_of "$before")" ]; then
-        echo "==> the library for $version in libtorch $before"
-        if JITQUANT_OTHER_LIBRARY=$(library_of "$version") cargo_for "$before" test --test plugin another_version; then
-            row[$version]+=" refused by $before"
-        else
-            row[$version]+=" NOT refused by $before"
-            failed=1
-        fi
+# others VERSION OTHER: whether the library for VERSION refuses the libtorch OTHER.
+others() {
+    [ -e "$(library_of "$1")" ] && [ -e "$(library_of "$2")" ] || return 0
+    echo "==> the library for $1 in libtorch $2"
+    if JITQUANT_OTHER_LIBRARY=$(library_of "$1") cargo_for "$2" test --test plugin another_version; then
+        row[$1]+=" refuses $2"
+    else
+        row[$1]+=" DOES NOT REFUSE $2"
+        failed=1
     fi
-    before=$version
+}
+
+# Each library in the libtorch before it and after it.
+for ((i = 1; i < ${#versions[@]}; i++)); do
+    others "${versions[i]}" "${versions[i - 1]}"
+    others "${versions[i - 1]}" "${versions[i]}"
 done
 
-printf '\n| libtorch | builds | tests passed | in the libtorch before it |\n| --- | --- | --- | --- |\n'
+printf '\n| libtorch | builds | tests passed | another libtorch |\n| --- | --- | --- | --- |\n'
 for version in "${versions[@]}"; do
     printf '| %s | %s |\n' "$version" "${row[$version]}"
 done
