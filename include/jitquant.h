@@ -597,6 +597,12 @@ jq_status jq_qat_calibrate_values(struct jq_qat *qat,
                                   const struct jq_value *const *inputs,
                                   size_t count);
 
+// Has the observers of activations that leave the choice (`auto`, the default) take what loses less at the outputs on the
+// samples to calibrate with of `data`: all that calibration saw, or the part of it with the least error. After
+// calibration and before `jq_qat_fake_quantize`; without it they take all. Any thread.
+jq_status jq_qat_choose_ranges(struct jq_qat *qat,
+                               const struct jq_data *data);
+
 // A handle on the module that is trained, into `*module`, to be freed with `jq_module_free`; it is the same module, with
 // the same parameters. In C++, `jq_module_to_torch` makes a `torch::jit::Module` of it. Any thread.
 jq_status jq_qat_module(const struct jq_qat *qat,

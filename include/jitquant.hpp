@@ -423,6 +423,39 @@ private:
   detail::PreparedHandle prepared_;
 };
 
+// Samples to calibrate with and to measure on, held in memory.
+class Data {
+public:
+  Data() { detail::check(jq_data_new(data_.out())); }
+
+  // A batch to find ranges on: the arguments of forward.
+  Data &calibrate(const std::vector<c10::IValue> &inputs) { return add(JQ_CALIBRATE, inputs); }
+  Data &calibrate(const at::Tensor &input) { return calibrate(std::vector<c10::IValue>{input}); }
+  // A batch to measure accuracy on. Where there is none, every fourth of the others is held out for it.
+  Data &measure(const std::vector<c10::IValue> &inputs) { return add(JQ_MEASURE, inputs); }
+  Data &measure(const at::Tensor &input) { return measure(std::vector<c10::IValue>{input}); }
+  // The classes of the samples to measure on, or of all where none was given to measure on.
+  Data &labels(const std::vector<int64_t> &classes) {
+    detail::check(jq_data_set_labels(data_.get(), classes.data(), classes.size()));
+    return *this;
+  }
+
+private:
+  friend class Quantizer;
+  friend class QatModule;
+  Data &add(jq_data_use purpose, const std::vector<c10::IValue> &inputs) {
+    std::vector<detail::ValueHandle> handles;
+    std::vector<const jq_value *> values;
+    for (const auto &input : inputs) {
+      handles.push_back(detail::share(input));
+      values.push_back(handles.back().get());
+    }
+    detail::check(jq_data_add(data_.get(), purpose, values.data(), values.size()));
+    return *this;
+  }
+  detail::DataHandle data_;
+};
+
 // A module that is trained for quantization: its tensors are rounded as INT8 will round them, with gradients straight
 // through. Any optimizer trains it:
 //
@@ -449,6 +482,10 @@ public:
 
   // The same, for a model of one argument.
   void calibrate(const at::Tensor &input) { calibrate(std::vector<c10::IValue>{input}); }
+
+  // Has observers that leave the choice of their range (auto, the default) take what loses less at the outputs on the
+  // samples to calibrate with of `data`; without it they take all that they have seen.
+  void choose_ranges(const Data &data) { progress_->check(jq_qat_choose_ranges(qat_.get(), data.data_.get())); }
 
   // The module that is trained, in training or evaluation mode as module().train() says; to save it and go on later
   // with Quantizer::resume_qat.
@@ -502,38 +539,6 @@ private:
   // The handle goes before the function that it may still call.
   std::shared_ptr<detail::ProgressCallback> progress_;
   detail::QatHandle qat_;
-};
-
-// Samples to calibrate with and to measure on, held in memory.
-class Data {
-public:
-  Data() { detail::check(jq_data_new(data_.out())); }
-
-  // A batch to find ranges on: the arguments of forward.
-  Data &calibrate(const std::vector<c10::IValue> &inputs) { return add(JQ_CALIBRATE, inputs); }
-  Data &calibrate(const at::Tensor &input) { return calibrate(std::vector<c10::IValue>{input}); }
-  // A batch to measure accuracy on. Where there is none, every fourth of the others is held out for it.
-  Data &measure(const std::vector<c10::IValue> &inputs) { return add(JQ_MEASURE, inputs); }
-  Data &measure(const at::Tensor &input) { return measure(std::vector<c10::IValue>{input}); }
-  // The classes of the samples to measure on, or of all where none was given to measure on.
-  Data &labels(const std::vector<int64_t> &classes) {
-    detail::check(jq_data_set_labels(data_.get(), classes.data(), classes.size()));
-    return *this;
-  }
-
-private:
-  friend class Quantizer;
-  Data &add(jq_data_use purpose, const std::vector<c10::IValue> &inputs) {
-    std::vector<detail::ValueHandle> handles;
-    std::vector<const jq_value *> values;
-    for (const auto &input : inputs) {
-      handles.push_back(detail::share(input));
-      values.push_back(handles.back().get());
-    }
-    detail::check(jq_data_add(data_.get(), purpose, values.data(), values.size()));
-    return *this;
-  }
-  detail::DataHandle data_;
 };
 
 // How accurate an INT8 model has to be; all that is given has to hold.

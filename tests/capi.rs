@@ -10,6 +10,7 @@ use std::ptr::{null, null_mut};
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use jitquant::capi::*;
+use jitquant::ir::{IValue, Module};
 use support::{classifier, images};
 
 fn last_error() -> String {
@@ -360,6 +361,21 @@ fn messages_go_to_the_sink() {
     ok(unsafe { jq_module_free(module) });
 }
 
+fn observers_leave_the_choice(qat: *const jq_qat) -> bool {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("trained.pt");
+    let text = CString::new(path.to_str().unwrap()).unwrap();
+    let mut module = null_mut();
+    // SAFETY: handles are looked up, not read; the other pointers are good for the calls.
+    unsafe {
+        ok(jq_qat_module(qat, &mut module));
+        ok(jq_module_save(module, text.as_ptr()));
+        ok(jq_module_free(module));
+    }
+    let is_open = |module: &Module| matches!(module.attribute("search"), Ok(IValue::Str(name)) if name == "auto");
+    Module::load(&path).unwrap().modules().iter().any(|(_, module)| is_open(module))
+}
+
 #[test]
 fn training_from_c() {
     let (module, quantizer) = (load(), quantizer());
@@ -367,13 +383,20 @@ fn training_from_c() {
     let (mut qat, mut names, mut parameter, mut x, mut int8) =
         (null_mut(), null_mut(), null_mut(), null_mut(), null_mut());
     let (mut count, mut quantized) = (0, 0);
-    let mut report = null_mut();
+    let (mut report, mut samples) = (null_mut(), null_mut());
     // SAFETY: handles are looked up, not read; the other pointers are good for the calls.
     unsafe {
         refused(jq_quantizer_resume_qat(quantizer, module, &mut qat), JQ_ERROR_ARGUMENT, "no observers");
         ok(jq_quantizer_prepare_qat(quantizer, module, &mut qat));
         ok(jq_value_from_buffer(&batch(&data), &mut x));
         ok(jq_qat_calibrate_values(qat, [x.cast_const()].as_ptr(), 1));
+        ok(jq_data_new(&mut samples));
+        ok(jq_data_add(samples, JQ_CALIBRATE, [x.cast_const()].as_ptr(), 1));
+        assert!(observers_leave_the_choice(qat));
+        ok(jq_qat_choose_ranges(qat, samples));
+        assert!(!observers_leave_the_choice(qat));
+        ok(jq_data_free(samples));
+        refused(jq_qat_choose_ranges(qat, samples), JQ_ERROR_HANDLE, "data");
         ok(jq_qat_fake_quantize(qat, 1));
         ok(jq_qat_freeze_batch_norms(qat, 1));
         ok(jq_qat_observe(qat, 0));

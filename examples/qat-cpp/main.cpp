@@ -96,6 +96,7 @@ static void run(const std::string &model_path, const Digits &calibration, const 
 
   auto qat = quantizer.prepare_qat(model);
   qat.calibrate(calibration.x);
+  qat.choose_ranges(jitquant::Data().calibrate(calibration.x));
   qat.fake_quantize(true);
   train(qat, calibration, epochs);
   qat.observe(false);

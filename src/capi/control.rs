@@ -47,6 +47,11 @@ impl Samples {
         change(&mut self.0.lock().unwrap_or_else(PoisonError::into_inner));
     }
 
+    /// What was given to calibrate with.
+    pub(super) fn calibration(&self) -> Vec<Vec<IValue>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).calibration.clone()
+    }
+
     /// The data, where none is there to measure on with every fourth batch held out for that.
     fn split(&self) -> crate::Result<Data> {
         let data = self.0.lock().unwrap_or_else(PoisonError::into_inner).clone();

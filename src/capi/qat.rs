@@ -3,6 +3,7 @@
 use std::ffi::c_char;
 
 use super::argument;
+use super::control::jq_data;
 use super::handle::{self, Handle};
 use super::module::{self, graph_turn, jq_module};
 use super::quantizer::{Driven, jq_quantizer};
@@ -96,6 +97,21 @@ pub unsafe extern "C" fn jq_qat_calibrate_values(
         let inputs = value::resolve_all(unsafe { argument::items(inputs, count, "inputs")? }, "inputs")?;
         let mut qat = shared.lock();
         shared.control.run(|| qat.calibrate(&inputs))?;
+        Ok(())
+    })
+}
+
+/// Has the observers of activations that leave the choice (`auto`, the default) take what loses less at the outputs on the
+/// samples to calibrate with of `data`: all that calibration saw, or the part of it with the least error. After
+/// calibration and before `jq_qat_fake_quantize`; without it they take all. Any thread.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn jq_qat_choose_ranges(qat: *mut jq_qat, data: *const jq_data) -> jq_status {
+    enter(|| {
+        let shared = handle::resolve(qat, "qat")?;
+        let batches = handle::resolve(data, "data")?.calibration();
+        let _turn = graph_turn();
+        let qat = shared.lock();
+        shared.control.run(|| qat.choose_ranges(&batches))?;
         Ok(())
     })
 }

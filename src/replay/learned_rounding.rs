@@ -25,10 +25,8 @@ use crate::error::Result;
 use crate::ir::Tensor;
 use crate::pass::prepare::Channel;
 
-/// Windows that a layer's problem is made of, for each column: enough that noise is not learned.
-const ROWS_PER_COLUMN: i64 = 12;
-/// And at least and at most so many.
-const ROWS: std::ops::RangeInclusive<i64> = 8192..=24576;
+/// Windows that a layer's problem is made of, of all that its inputs have.
+const ROWS: i64 = 24576;
 /// Columns up to which a problem is solved; the factorization takes their third power of time.
 const MOST_COLUMNS: i64 = 5120;
 /// What can be added to the diagonal, in parts of its mean: for the solution, and for what makes good for rounding. With few
@@ -67,7 +65,7 @@ impl Runner<'_> {
         if columns > MOST_COLUMNS || columns == 0 || outputs % groups != 0 {
             return by_sums();
         }
-        let rows = (ROWS_PER_COLUMN * columns).clamp(*ROWS.start(), *ROWS.end()) / inputs.len().max(1) as i64;
+        let rows = ROWS / inputs.len().max(1) as i64;
         let mut halves: Option<[Grams; 2]> = None;
         for pair in inputs {
             let float = self.solver.windows(&pair.float, window.as_ref(), rows)?;
