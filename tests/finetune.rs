@@ -67,6 +67,18 @@ fn it_says_how_it_goes() {
 }
 
 #[test]
+fn what_is_better_by_chance_is_not_taken() {
+    // Eight held-out samples, and eight bits leave next to nothing to train.
+    let desk = Desk::new(64);
+    let trained = |output, steps| {
+        let said = desk.succeed(&["model.pt", "-o", output, "--calibrate", "x.npy", "--finetune", steps]);
+        assert!(said.contains("not better on the held-out samples than what it began with, which is kept"), "{said}");
+        desk.scores(output)
+    };
+    assert_eq!(trained("few.pt", "20"), trained("more.pt", "60"));
+}
+
+#[test]
 fn tensors_on_the_way_are_targets_too() {
     let desk = Desk::new(64);
     // Weights of three bits: eight leave nothing to train.

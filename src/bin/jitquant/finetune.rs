@@ -51,6 +51,8 @@ const INTERVAL: usize = 20;
 const FITTED_TO: usize = 128;
 /// Ends where so many looks in a row found no smaller loss.
 const PATIENCE: usize = 8;
+/// By what share the loss of one sample goes up and down with small moves of the weights, about: on eight samples a tenth.
+const CHANCE: f64 = 0.3;
 
 struct Batch {
     /// The number of its first sample.
@@ -215,9 +217,9 @@ impl Run<'_> {
         })
     }
 
-    /// The mean loss of the held-out samples, and the share of them whose first output has its largest value where the float
+    /// The mean loss of the held-out samples, by what share of it another may be less by chance, and the share of them whose first output has its largest value where the float
     /// model's has.
-    fn evaluate(&self) -> Result<(f64, Option<f64>)> {
+    fn evaluate(&self) -> Result<(f64, f64, Option<f64>)> {
         self.qat.module().train(false)?;
         let mut sums = [0.0; 4];
         for batch in self.held_out.iter().flatten() {
@@ -235,13 +237,13 @@ impl Run<'_> {
         self.qat.module().train(true)?;
         sum(self.group, &mut sums)?;
         let [losses, samples, same, all] = sums;
-        Ok((losses / samples, (all > 0.0).then(|| same / all)))
+        Ok((losses / samples, (CHANCE / samples.sqrt()).min(0.5), (all > 0.0).then(|| same / all)))
     }
 
     /// Looks at the held-out samples, and says what it sees.
     fn look(&mut self) -> Result<()> {
-        let (loss, agreement) = no_grad(|| self.evaluate())?;
-        self.state.keep_best(loss);
+        let (loss, chance, agreement) = no_grad(|| self.evaluate())?;
+        self.state.keep_best(loss, chance);
         let mut losses = std::mem::take(&mut self.losses);
         sum(self.group, &mut losses)?;
         if self.is_first() {
@@ -370,6 +372,9 @@ pub fn run(
     }
     if rank > 0 {
         return Ok(None);
+    }
+    if run.state.looks_since_best >= run.state.step.div_ceil(INTERVAL) {
+        eprintln!("training was not better on the held-out samples than what it began with, which is kept: give more samples");
     }
     run.state.take_best();
     run.qat.module().train(false)?;

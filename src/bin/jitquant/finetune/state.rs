@@ -96,11 +96,13 @@ impl State {
         });
     }
 
-    /// Keeps the parameters where the held-out loss is the least so far.
-    pub fn keep_best(&mut self, loss: f64) {
+    /// Keeps the parameters where the held-out loss is the least so far; what training begins with unless another is better
+    /// by more than the share `chance` of its loss.
+    pub fn keep_best(&mut self, loss: f64, chance: f64) {
         self.looks_since_best += 1;
+        let is_start = self.best_loss.is_infinite();
         if loss < self.best_loss {
-            (self.best_loss, self.looks_since_best) = (loss, 0);
+            (self.best_loss, self.looks_since_best) = (if is_start { loss * (1.0 - chance) } else { loss }, 0);
             self.best = self.parameters.iter().map(|tensor| tensor.detach().copy()).collect();
         }
     }
