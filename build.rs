@@ -67,7 +67,7 @@ mod torch {
         for library in LIBRARIES {
             println!("cargo:rustc-link-lib=dylib={library}");
         }
-        println!("cargo:rustc-link-arg={}", openmp(&libtorch));
+        link_openmp(&libtorch);
         println!("cargo:rustc-cdylib-link-arg=-Wl,-soname,libjitquant.so");
         println!("cargo:libtorch={}", libtorch.display());
         println!("cargo:rerun-if-changed=cpp");
@@ -108,17 +108,18 @@ mod torch {
         Ok(String::from_utf8_lossy(&output.stdout).into_owned())
     }
 
-    /// What links the OpenMP library that libtorch brings, or the compiler's own where libtorch brings none.
-    fn openmp(libtorch: &Path) -> String {
-        let beside = libtorch.with_file_name("torch.libs");
-        for folder in [libtorch.join("lib"), beside] {
-            let files = std::fs::read_dir(folder).into_iter().flatten().flatten();
-            let mut found = files.filter(|file| file.file_name().to_string_lossy().starts_with("libgomp"));
-            if let Some(file) = found.next() {
-                return file.path().display().to_string();
+    /// Links the OpenMP library that libtorch brings, or the compiler's own where libtorch brings none.
+    fn link_openmp(libtorch: &Path) {
+        for folder in [libtorch.join("lib"), libtorch.with_file_name("torch.libs")] {
+            let files = std::fs::read_dir(&folder).into_iter().flatten().flatten();
+            let mut names = files.map(|file| file.file_name().to_string_lossy().into_owned());
+            if let Some(name) = names.find(|name| name.starts_with("libgomp")) {
+                println!("cargo:rustc-link-search=native={}", folder.display());
+                println!("cargo:rustc-link-lib=dylib:+verbatim={name}");
+                return;
             }
         }
-        "-lgomp".to_owned()
+        println!("cargo:rustc-link-lib=dylib=gomp");
     }
 
     /// The folder that `LIBTORCH` names, checked.

@@ -128,7 +128,7 @@ fn lowest(from: usize, first: usize, loss: impl Fn(f64) -> Result<f64>) -> Resul
     for way in [up.collect::<Vec<_>>(), (from..first).rev().collect()] {
         for next in way {
             let loss = loss(DAMPING[next])?;
-            if loss >= least {
+            if loss.is_nan() || loss >= least {
                 break;
             }
             (at, least) = (next, loss);

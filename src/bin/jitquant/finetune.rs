@@ -217,8 +217,8 @@ impl Run<'_> {
         })
     }
 
-    /// The mean loss of the held-out samples, by what share of it another may be less by chance, and the share of them whose first output has its largest value where the float
-    /// model's has.
+    /// The mean loss of the held-out samples, by what share of it another may be less by chance, and the share of the samples
+    /// whose first output has its largest value where the float model's has.
     fn evaluate(&self) -> Result<(f64, f64, Option<f64>)> {
         self.qat.module().train(false)?;
         let mut sums = [0.0; 4];
@@ -374,7 +374,9 @@ pub fn run(
         return Ok(None);
     }
     if run.state.looks_since_best >= run.state.step.div_ceil(INTERVAL) {
-        eprintln!("training was not better on the held-out samples than what it began with, which is kept: give more samples");
+        eprintln!(
+            "training was not better on the held-out samples than what it began with, which is kept: give more samples"
+        );
     }
     run.state.take_best();
     run.qat.module().train(false)?;
