@@ -109,8 +109,9 @@ pub unsafe extern "C" fn jq_qat_choose_ranges(qat: *mut jq_qat, data: *const jq_
     enter(|| {
         let shared = handle::resolve(qat, "qat")?;
         let batches = handle::resolve(data, "data")?.calibration();
-        let _turn = graph_turn();
+        // In this order, as where it is converted.
         let qat = shared.lock();
+        let _turn = graph_turn();
         shared.control.run(|| qat.choose_ranges(&batches))?;
         Ok(())
     })
