@@ -107,7 +107,8 @@ impl Observers {
     /// The observers that a quantization of type `quant_type` takes where nothing else is said.
     ///
     /// Static: a histogram for activations (u8, affine; all of it or a part, whichever loses less) and a range a channel for
-    /// weights (i8, symmetric, -127 to 127), all eight bits in use. Dynamic: the activation's range is taken when the model runs; weights as in static.
+    /// weights (i8, symmetric, -127 to 127), all eight bits in use. Dynamic: the activation's range is taken when the model
+    /// runs; weights as in static.
     ///
     /// Without -128 a channel's largest weight is 127 steps; with it 127.5, of which half a step is lost if it is positive,
     /// and where the last bit of a float decides if it is negative.

@@ -246,7 +246,7 @@ fn learned_rounding_and_bias_correction_lose_less() {
 
 #[test]
 fn learned_rounding_does_not_fit_the_noise_of_few_samples() {
-    // Two layers of 256 inputs each, which 24 rows do not determine.
+    // Layers of 256 inputs each, which 24 rows do not determine.
     let model = Module::new("Model").unwrap();
     for (name, seed) in [("w1", 1), ("w2", 2), ("w3", 3)] {
         model.register_parameter(name, random(&[256, 256], seed)).unwrap();

@@ -107,13 +107,14 @@ impl Runner<'_> {
     fn rounded(&self, rows: &Rows<'_>, weight: &Tensor, halves: &[Grams; 2]) -> Result<Vec<f32>> {
         let (given, other) = (&halves[0], &halves[1]);
         let from = DAMPING.partition_point(|&damping| damping < LEAST_DAMPING * rows.columns as f64);
-        let target = lowest(from, FIRST_TARGET, |damping| {
-            self.solver.loss(other, weight, &self.solver.target(given, weight, damping)?)
+        let (target, solution) = lowest(from, FIRST_TARGET, |damping| {
+            let solution = self.solver.target(given, weight, damping)?;
+            Ok((self.solver.loss(other, weight, &solution)?, solution))
         })?;
-        let solution = self.solver.target(given, weight, target)?.to_vec()?;
-        let factor = lowest(from, FIRST_FACTOR, |damping| {
+        let solution = solution.to_vec()?;
+        let (factor, ()) = lowest(from, FIRST_FACTOR, |damping| {
             let rounded = rows.round(&solution, &self.solver.factor(given, damping)?);
-            self.solver.loss(other, weight, &Tensor::from_slice(&rounded, &weight.shape())?)
+            Ok((self.solver.loss(other, weight, &Tensor::from_slice(&rounded, &weight.shape())?)?, ()))
         })?;
         let all = self.solver.sum(&halves[0], &halves[1])?;
         let solution = self.solver.target(&all, weight, target)?.to_vec()?;
@@ -121,23 +122,24 @@ impl Runner<'_> {
     }
 }
 
-/// The damping with the least loss, on the way down from the `first` one; none before `from`.
-fn lowest(from: usize, first: usize, loss: impl Fn(f64) -> Result<f64>) -> Result<f64> {
-    let (mut at, mut least) = (first, loss(DAMPING[first])?);
+/// The damping with the least loss, on the way down from the `first` one, and what was made with it; none before `from`.
+fn lowest<T>(from: usize, first: usize, make: impl Fn(f64) -> Result<(f64, T)>) -> Result<(f64, T)> {
+    let (mut least, mut made) = make(DAMPING[first])?;
+    let mut at = first;
     let up = first + 1..DAMPING.len();
     for way in [up.collect::<Vec<_>>(), (from..first).rev().collect()] {
         for next in way {
-            let loss = loss(DAMPING[next])?;
+            let (loss, other) = make(DAMPING[next])?;
             if loss.is_nan() || loss >= least {
                 break;
             }
-            (at, least) = (next, loss);
+            (at, least, made) = (next, loss, other);
         }
         if at != first {
             break;
         }
     }
-    Ok(DAMPING[at])
+    Ok((DAMPING[at], made))
 }
 
 impl Rows<'_> {
