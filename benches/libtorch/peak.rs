@@ -10,7 +10,7 @@ pub fn gops() -> f64 {
     #[cfg(target_arch = "x86_64")]
     let (round, operations): (fn(u32), f64) = match Isa::current() {
         // 10 accumulators; 64 or 32 products and as many additions an instruction.
-        Isa::Avx512Vnni => (|n| unsafe { zmm(n) }, 10.0 * 128.0),
+        Isa::Avx512Vnni | Isa::Amx => (|n| unsafe { zmm(n) }, 10.0 * 128.0),
         Isa::AvxVnni => (|n| unsafe { ymm(n) }, 10.0 * 64.0),
         // Without VNNI the exact way is vpmaddwd, 16 products, and an addition.
         Isa::Avx2 => (|n| unsafe { madd(n) }, 6.0 * 32.0),

@@ -13,6 +13,8 @@ pub enum Isa {
     AvxVnni,
     /// x86-64 with AVX-512 F, BW, VL, DQ and VNNI (512 bits).
     Avx512Vnni,
+    /// The same, and x86-64's tile registers with 8-bit products (Intel Xeon since Sapphire Rapids), on Linux.
+    Amx,
     /// AArch64 with the `sdot` instruction.
     NeonDotprod,
     /// AArch64 with `usdot` as well, which comes with the matrix instructions.
@@ -21,7 +23,8 @@ pub enum Isa {
 
 impl Isa {
     /// Every path, slowest first.
-    pub const ALL: [Isa; 6] = [Isa::Scalar, Isa::Avx2, Isa::AvxVnni, Isa::Avx512Vnni, Isa::NeonDotprod, Isa::NeonI8mm];
+    pub const ALL: [Isa; 7] =
+        [Isa::Scalar, Isa::Avx2, Isa::AvxVnni, Isa::Avx512Vnni, Isa::Amx, Isa::NeonDotprod, Isa::NeonI8mm];
 
     /// The name that `JITQUANT_ISA` takes.
     pub fn name(self) -> &'static str {
@@ -30,6 +33,7 @@ impl Isa {
             Isa::Avx2 => "avx2",
             Isa::AvxVnni => "avxvnni",
             Isa::Avx512Vnni => "avx512vnni",
+            Isa::Amx => "amx",
             Isa::NeonDotprod => "neon-dotprod",
             Isa::NeonI8mm => "neon-i8mm",
         }
@@ -55,6 +59,8 @@ impl Isa {
                     && is_x86_feature_detected!("avx512vl")
                     && is_x86_feature_detected!("avx512vnni")
             }
+            #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
+            Isa::Amx => Isa::Avx512Vnni.is_available() && amx_is_permitted(),
             #[cfg(target_arch = "aarch64")]
             Isa::NeonDotprod => std::arch::is_aarch64_feature_detected!("dotprod"),
             #[cfg(target_arch = "aarch64")]
@@ -88,6 +94,24 @@ impl Isa {
             }
         })
     }
+}
+
+/// Whether the machine has AMX with 8-bit products and Linux lets this process use it, which has to be asked for once: the
+/// registers' 8 KB are a part of every thread's context from then on.
+#[cfg(all(target_arch = "x86_64", target_os = "linux"))]
+#[allow(unsafe_code)]
+fn amx_is_permitted() -> bool {
+    const ARCH_REQ_XCOMP_PERM: libc::c_ulong = 0x1023;
+    const XFEATURE_XTILEDATA: libc::c_ulong = 18;
+    static PERMITTED: OnceLock<bool> = OnceLock::new();
+    *PERMITTED.get_or_init(|| {
+        use std::arch::x86_64::{__cpuid, __cpuid_count};
+
+        // CPUID leaf 7: AMX-TILE and AMX-INT8 are bits 24 and 25 of EDX.
+        let has_amx = __cpuid(0).eax >= 7 && __cpuid_count(7, 0).edx >> 24 & 3 == 3;
+        // SAFETY: the call has no memory operands; a kernel that does not know it refuses.
+        has_amx && unsafe { libc::syscall(libc::SYS_arch_prctl, ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA) } == 0
+    })
 }
 
 #[cfg(test)]

@@ -32,7 +32,7 @@ macro_rules! multiversion {
                     // SAFETY: `is_available` has just found AVX2 and FMA on this machine.
                     Isa::Avx2 | Isa::AvxVnni if isa.is_available() => return unsafe { avx2($($arg),*) },
                     // SAFETY: `is_available` has just found AVX-512 F, BW, DQ and VL on this machine.
-                    Isa::Avx512Vnni if isa.is_available() => return unsafe { avx512($($arg),*) },
+                    Isa::Avx512Vnni | Isa::Amx if isa.is_available() => return unsafe { avx512($($arg),*) },
                     _ => {}
                 }
             }

@@ -147,7 +147,7 @@ pub trait Kernel {
 pub(crate) fn dispatch<K: Kernel>(isa: Isa, kernel: K) -> K::Output {
     #[cfg(target_arch = "x86_64")]
     match isa {
-        Isa::Avx512Vnni => {
+        Isa::Avx512Vnni | Isa::Amx => {
             if let Some(simd) = super::avx512::Avx512::<true>::new() {
                 return simd.vectorize(kernel);
             }

@@ -7,7 +7,7 @@ use super::scalar::Scalar;
 use super::tile::{Operands, Rows, strips, tile};
 use super::vector::{Task, Vector};
 #[cfg(target_arch = "x86_64")]
-use super::{avx2, avx512};
+use super::{amx, avx2, avx512};
 use crate::kernel::{Isa, Parallel};
 
 /// The instruction set that a weight was packed for.
@@ -20,6 +20,8 @@ pub(crate) enum Path {
     AvxVnni(avx2::AvxVnni),
     #[cfg(target_arch = "x86_64")]
     Avx512Vnni(avx512::Avx512Vnni),
+    #[cfg(target_arch = "x86_64")]
+    Amx(amx::Amx),
     #[cfg(target_arch = "aarch64")]
     NeonDotprod(neon::NeonDotprod),
     #[cfg(target_arch = "aarch64")]
@@ -34,6 +36,7 @@ impl Path {
             Isa::Avx2 => avx2::Avx2::new().map(Self::Avx2),
             Isa::AvxVnni => avx2::AvxVnni::new().map(Self::AvxVnni),
             Isa::Avx512Vnni => avx512::Avx512Vnni::new().map(Self::Avx512Vnni),
+            Isa::Amx => amx::Amx::new().map(Self::Amx),
             _ => None,
         };
         #[cfg(target_arch = "aarch64")]
@@ -60,6 +63,8 @@ impl Path {
             Self::AvxVnni(v) => v.run(work),
             #[cfg(target_arch = "x86_64")]
             Self::Avx512Vnni(v) => v.run(work),
+            #[cfg(target_arch = "x86_64")]
+            Self::Amx(v) => v.vector().run(work),
             #[cfg(target_arch = "aarch64")]
             Self::NeonDotprod(v) => v.run(work),
             #[cfg(target_arch = "aarch64")]
@@ -77,6 +82,8 @@ impl Path {
             Self::AvxVnni(_) => Isa::AvxVnni,
             #[cfg(target_arch = "x86_64")]
             Self::Avx512Vnni(_) => Isa::Avx512Vnni,
+            #[cfg(target_arch = "x86_64")]
+            Self::Amx(_) => Isa::Amx,
             #[cfg(target_arch = "aarch64")]
             Self::NeonDotprod(_) => Isa::NeonDotprod,
             #[cfg(target_arch = "aarch64")]
@@ -84,8 +91,9 @@ impl Path {
         }
     }
 
-    /// The most rows of a tile.
-    pub fn rows(self) -> usize {
+    /// The most rows of a block of a product.
+    fn rows(self, lines: &Lines, operands: &Operands<'_>) -> usize {
+        let _ = (lines, operands);
         match self {
             Self::Scalar(_) => Scalar::ROWS,
             #[cfg(target_arch = "x86_64")]
@@ -93,17 +101,28 @@ impl Path {
             #[cfg(target_arch = "x86_64")]
             Self::AvxVnni(_) => avx2::AvxVnni::ROWS,
             #[cfg(target_arch = "x86_64")]
-            Self::Avx512Vnni(_) => avx512::Avx512Vnni::ROWS,
+            Self::Amx(v) if v.suits(lines, operands) => amx::ROWS,
+            #[cfg(target_arch = "x86_64")]
+            Self::Avx512Vnni(_) | Self::Amx(_) => avx512::Avx512Vnni::ROWS,
             #[cfg(target_arch = "aarch64")]
             Self::NeonDotprod(_) => neon::NeonDotprod::ROWS,
             #[cfg(target_arch = "aarch64")]
             Self::NeonI8mm(_) => neon::NeonI8mm::ROWS,
         }
     }
+
+    /// Computes a part of a product, whose blocks have [`rows`](Self::rows).
+    fn compute(self, part: Part<'_>) {
+        match self {
+            #[cfg(target_arch = "x86_64")]
+            Self::Amx(v) if v.suits(part.cut.lines, part.operands) => v.run(&part),
+            _ => self.run(part),
+        }
+    }
 }
 
 /// Lines of equally spaced rows: the rows of a matrix (one line), or the lines of an image. Lines are cut into blocks of
-/// nearly equal size, so that no tile is nearly empty.
+/// rows.
 #[derive(Clone, Copy)]
 pub(crate) struct Lines {
     /// The first row of the first line.
@@ -143,29 +162,76 @@ impl Lines {
             output_line: [0, 0],
         }
     }
+}
 
-    fn blocks_per_line(&self, most: usize) -> usize {
-        self.length.div_ceil(most)
+/// [`Lines`], cut into blocks of at most so many rows. A line's blocks are of nearly equal size, the larger ones first, so that
+/// no tile is nearly empty.
+#[derive(Clone, Copy)]
+pub(super) struct Blocks<'a> {
+    lines: &'a Lines,
+    per_line: usize,
+    /// Rows of a smaller block.
+    size: usize,
+    /// How many blocks of a line have one row more.
+    larger: usize,
+}
+
+impl<'a> Blocks<'a> {
+    fn new(lines: &'a Lines, most: usize) -> Self {
+        let per_line = lines.length.div_ceil(most);
+        let (size, larger) = (lines.length / per_line.max(1), lines.length % per_line.max(1));
+        Self { lines, per_line, size, larger }
     }
 
-    fn blocks(&self, most: usize) -> usize {
-        self.lines[0] * self.lines[1] * self.blocks_per_line(most)
+    fn count(&self) -> usize {
+        self.lines.lines[0] * self.lines.lines[1] * self.per_line
     }
 
-    fn block(&self, index: usize, most: usize) -> Rows {
-        let parts = self.blocks_per_line(most);
-        let (line, part) = (index / parts, index % parts);
-        let (outer, inner) = (line / self.lines[1], line % self.lines[1]);
-        let (from, to) = (self.length * part / parts, self.length * (part + 1) / parts);
-        let input = outer * self.input_line[0] + inner * self.input_line[1] + from * self.input_step;
-        let output = outer * self.output_line[0] + inner * self.output_line[1] + from * self.output_step;
+    /// Rows of the largest one.
+    pub fn largest(&self) -> usize {
+        self.size + usize::from(self.larger > 0)
+    }
+
+    /// The blocks from number `index` on, without end.
+    #[inline(always)]
+    pub fn starting_at(&self, index: usize) -> BlocksFrom<'a> {
+        let (line, part) = (index / self.per_line, index % self.per_line);
+        let (outer, inner) = (line / self.lines.lines[1], line % self.lines.lines[1]);
+        BlocksFrom { blocks: *self, part, inner, outer }
+    }
+}
+
+/// Blocks one after another: dividing for each would cost as much as the epilogue of a small tile.
+pub(super) struct BlocksFrom<'a> {
+    blocks: Blocks<'a>,
+    part: usize,
+    inner: usize,
+    outer: usize,
+}
+
+impl BlocksFrom<'_> {
+    #[inline(always)]
+    pub fn next(&mut self) -> Rows {
+        let Blocks { lines, per_line, size, larger } = self.blocks;
+        let from = self.part * size + self.part.min(larger);
+        let count = size + usize::from(self.part < larger);
+        let (outer, inner) = (self.outer, self.inner);
+        let input = outer * lines.input_line[0] + inner * lines.input_line[1] + from * lines.input_step;
+        let output = outer * lines.output_line[0] + inner * lines.output_line[1] + from * lines.output_step;
+        self.part += 1;
+        if self.part == per_line {
+            (self.part, self.inner) = (0, inner + 1);
+            if self.inner == lines.lines[1] {
+                (self.inner, self.outer) = (0, outer + 1);
+            }
+        }
         Rows {
-            input: self.input.wrapping_add(input),
-            input_step: self.input_step,
-            output: self.output + output,
-            output_step: self.output_step,
-            count: to - from,
-            index: line * self.length + from,
+            input: lines.input.wrapping_add(input),
+            input_step: lines.input_step,
+            output: lines.output + output,
+            output_step: lines.output_step,
+            count,
+            index: (outer * lines.lines[1] + inner) * lines.length + from,
         }
     }
 }
@@ -189,8 +255,8 @@ pub(crate) unsafe fn product(
     threads: &dyn Parallel,
 ) {
     let panels = operands.panels;
-    let most = path.rows();
-    let blocks = lines.blocks(most);
+    let cut = Blocks::new(lines, path.rows(lines, operands));
+    let blocks = cut.count();
     if blocks == 0 || panels.strips() == 0 {
         return;
     }
@@ -198,10 +264,10 @@ pub(crate) unsafe fn product(
     let [by_rows, by_strips] = shares(threads, products, blocks, panels.strips(), lines, operands);
     let task = |index: usize| {
         let (i, j) = (index / by_strips, index % by_strips);
-        path.run(Part {
+        path.compute(Part {
             operands,
             finish,
-            lines,
+            cut,
             blocks: [blocks * i / by_rows, blocks * (i + 1) / by_rows],
             strips: [panels.strips() * j / by_strips, panels.strips() * (j + 1) / by_strips],
         });
@@ -237,31 +303,37 @@ fn shares(
 }
 
 /// A task: blocks `blocks[0]..blocks[1]` of strips `strips[0]..strips[1]`.
-struct Part<'a> {
-    operands: &'a Operands<'a>,
-    finish: &'a Finish<'a>,
-    lines: &'a Lines,
-    blocks: [usize; 2],
-    strips: [usize; 2],
+pub(super) struct Part<'a> {
+    pub operands: &'a Operands<'a>,
+    pub finish: &'a Finish<'a>,
+    pub cut: Blocks<'a>,
+    pub blocks: [usize; 2],
+    pub strips: [usize; 2],
+}
+
+impl Part<'_> {
+    /// How many blocks are computed for one group of strips before the next.
+    pub fn resident(&self) -> usize {
+        let block_bytes = self.cut.largest() * self.cut.lines.input_step.max(self.operands.panels.length());
+        (RESIDENT / block_bytes.max(1)).max(1)
+    }
 }
 
 impl Task for Part<'_> {
     #[inline(always)]
     fn run<V: Vector>(self, v: V) {
         let [first, end] = self.blocks;
-        let largest = self.lines.length.div_ceil(self.lines.blocks_per_line(V::ROWS));
-        let block_bytes = largest * self.lines.input_step.max(self.operands.panels.length());
-        let resident = (RESIDENT / block_bytes.max(1)).max(1);
-        let width = strips::<V>(largest);
+        let resident = self.resident();
+        let width = strips::<V>(self.cut.largest());
         for start in (first..end).step_by(resident) {
             let stop = (start + resident).min(end);
             let mut strip = self.strips[0];
             while strip < self.strips[1] {
                 let count = width.min(self.strips[1] - strip);
-                for block in start..stop {
-                    let rows = self.lines.block(block, V::ROWS);
+                let mut blocks = self.cut.starting_at(start);
+                for _ in start..stop {
                     // SAFETY: by the contract of `product`; tasks have distinct blocks or strips.
-                    unsafe { tile(v, self.operands, self.finish, rows, strip, count) };
+                    unsafe { tile(v, self.operands, self.finish, blocks.next(), strip, count) };
                 }
                 strip += count;
             }

@@ -4,6 +4,8 @@
 #![allow(clippy::needless_range_loop, clippy::too_many_arguments)]
 
 #[cfg(target_arch = "x86_64")]
+mod amx;
+#[cfg(target_arch = "x86_64")]
 mod avx2;
 #[cfg(target_arch = "x86_64")]
 mod avx512;

@@ -6,6 +6,9 @@ use crate::{Error, Result};
 /// Bytes of a group: four weights of each channel of a strip.
 pub(crate) const GROUP: usize = 4 * STRIP;
 
+/// Groups behind the last strip, which are zero: a kernel may read sixteen groups from any one on.
+const GROUPS_BEHIND: usize = 15;
+
 /// The longest sum of products that cannot overflow an i32: a product of differences from zero points is at most
 /// `255 * 255`, with weights' zero points of 0 `255 * 128`.
 fn longest_sum(has_zero_points: bool) -> usize {
@@ -70,7 +73,7 @@ impl Panels {
         }
         let strips = channels.div_ceil(STRIP);
         let groups = length.div_ceil(4);
-        let mut data = vec![Group([0; GROUP]); strips * segments * groups];
+        let mut data = vec![Group([0; GROUP]); strips * segments * groups + GROUPS_BEHIND];
         let mut sums = vec![0; strips * STRIP];
         let mut zeros = match zero_points.iter().any(|zero| *zero != 0) {
             true => vec![0; strips * STRIP],

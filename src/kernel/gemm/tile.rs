@@ -1,6 +1,6 @@
 //! The micro-kernel: a tile of a few rows and strips, accumulated in registers.
 
-use super::finish::{Finish, finish_plain, finish_spilled};
+use super::finish::{Finish, PlainStrips, finish_spilled};
 use super::panels::{GROUP, Panels};
 use super::vector::{STRIP, Vector};
 
@@ -102,7 +102,7 @@ unsafe fn sized<V: Vector, const ROWS: usize, const STRIPS: usize>(
         let whole = (strip + STRIPS) * STRIP <= operands.panels.channels();
         match finish.plain() {
             Some(plain) if whole && !operands.panels.has_zero_points() => {
-                finish_plain::<V, ROWS, STRIPS>(v, plain, &sums, rows, strip)
+                PlainStrips::<V, STRIPS>::new(v, plain, strip).store(v, &sums, rows)
             }
             _ => finish_spilled::<V, ROWS, STRIPS>(v, operands, finish, &sums, rows, strip),
         }

@@ -156,7 +156,7 @@ impl Path {
             #[cfg(target_arch = "x86_64")]
             Isa::AvxVnni => Some(&x86::AVX_VNNI),
             #[cfg(target_arch = "x86_64")]
-            Isa::Avx512Vnni => Some(&x86::AVX512_VNNI),
+            Isa::Avx512Vnni | Isa::Amx => Some(&x86::AVX512_VNNI),
             _ => None,
         }
     }
