@@ -25,6 +25,9 @@ struct Padded {
     size: [usize; 3],
 }
 
+/// Of offsets and copy: a cache line, so that a run of 64 channels lies in one.
+const ALIGNMENT: usize = 64;
+
 /// Bytes that may be read beyond the padded copy.
 const SLACK: usize = 4;
 
@@ -101,13 +104,18 @@ impl Products {
         }
     }
 
-    /// Bytes of scratch for one sample: its padded copy and the segments' offsets.
+    /// Bytes of scratch for one sample, aligned or not: the segments' offsets and its padded copy.
     fn copy_len(&self, spatial: [usize; 3], output: [usize; 3]) -> usize {
         let copy = match self.is_in_place() {
             true => 0,
             false => self.padded(spatial, output).size.iter().product::<usize>() * self.shape.input_channels + SLACK,
         };
-        copy + (self.most_segments() + 1) * size_of::<usize>()
+        ALIGNMENT + self.offsets_len() + copy
+    }
+
+    /// Bytes of scratch for the segments' offsets.
+    fn offsets_len(&self) -> usize {
+        (self.most_segments() * size_of::<usize>()).next_multiple_of(ALIGNMENT)
     }
 
     /// See [`PackedConv::run`](super::PackedConv::run).
@@ -196,8 +204,8 @@ impl Job<'_> {
         let channels = shape.input_channels;
         // SAFETY: by the contract: the offsets come first, aligned, then the copy.
         unsafe {
-            let room = scratch.align_offset(align_of::<usize>());
-            let offsets = std::slice::from_raw_parts_mut(scratch.add(room).cast::<usize>(), conv.most_segments());
+            let scratch = scratch.add(scratch.align_offset(ALIGNMENT));
+            let offsets = std::slice::from_raw_parts_mut(scratch.cast::<usize>(), conv.most_segments());
             let in_place = conv.is_in_place();
             let padded = match in_place {
                 true => Padded { before: [0; 3], size: self.spatial },
@@ -206,7 +214,7 @@ impl Job<'_> {
             let input = match in_place {
                 true => sample,
                 false => {
-                    let copy = scratch.add((conv.most_segments() + 1) * size_of::<usize>());
+                    let copy = scratch.add(conv.offsets_len());
                     self.pad(sample, padded, copy);
                     copy
                 }
