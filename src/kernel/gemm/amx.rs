@@ -46,9 +46,10 @@ impl Amx {
         self.vector
     }
 
-    /// Whether tiles are faster than vectors: a product of tiles takes as long for one row as for sixteen.
+    /// Whether tiles are faster than vectors: a product of tiles takes as long for one row and one group as for sixteen, and
+    /// its sums go through memory.
     pub(super) fn suits(self, lines: &Lines, operands: &Operands<'_>) -> bool {
-        lines.length >= 4 && operands.panels.groups() >= 4
+        lines.length >= 3 && operands.panels.groups() >= 6
     }
 
     /// Computes a part of a product.
