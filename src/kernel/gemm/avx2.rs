@@ -9,6 +9,11 @@ use crate::kernel::Isa;
 #[derive(Clone, Copy)]
 pub(crate) struct Avx2(());
 
+/// The same, for panels that are [split](super::panels::Panels::split): `vpmaddubsw` does not saturate on them, and takes half
+/// as many instructions.
+#[derive(Clone, Copy)]
+pub(crate) struct Avx2Split(());
+
 /// Proof that the machine has AVX2, FMA and AVX-VNNI.
 #[derive(Clone, Copy)]
 pub(crate) struct AvxVnni(());
@@ -16,6 +21,11 @@ pub(crate) struct AvxVnni(());
 impl Avx2 {
     pub fn new() -> Option<Self> {
         Isa::Avx2.is_available().then_some(Self(()))
+    }
+
+    /// The instructions for split panels.
+    pub fn split(self) -> Avx2Split {
+        Avx2Split(())
     }
 }
 
@@ -28,6 +38,12 @@ impl AvxVnni {
 #[inline(never)]
 #[target_feature(enable = "avx2,fma")]
 fn with_avx2(vector: Avx2, work: impl Task) {
+    work.run(vector);
+}
+
+#[inline(never)]
+#[target_feature(enable = "avx2,fma")]
+fn with_avx2_split(vector: Avx2Split, work: impl Task) {
     work.run(vector);
 }
 
@@ -74,7 +90,7 @@ unsafe fn bytes_of(a: [__m256; 2], b: [__m256; 2], limits: &Limits) -> __m256i {
     }
 }
 
-// SAFETY, throughout: a value of either type exists only where the machine has the instructions; masked loads and stores
+// SAFETY, throughout: a value of each type exists only where the machine has the instructions; masked loads and stores
 // touch only the lanes of the mask.
 macro_rules! both_halves {
     ($x:ident => $call:expr) => {{
@@ -315,6 +331,32 @@ vector! {
         both_halves!(half => {
             let even = _mm256_add_epi32(sum[half], _mm256_madd_epi16(a[0], w[half][0]));
             _mm256_add_epi32(even, _mm256_madd_epi16(a[1], w[half][1]))
+        })
+    }
+}
+
+vector! {
+    Avx2Split, with_avx2_split,
+    const SPLIT: bool = true;
+    type Activations = __m256i;
+    type Weights = [__m256i; 2];
+
+    #[inline(always)]
+    unsafe fn activations(self, from: *const u8) -> __m256i {
+        // SAFETY: the caller's four bytes.
+        unsafe { _mm256_set1_epi32(from.cast::<i32>().read_unaligned()) }
+    }
+
+    #[inline(always)]
+    unsafe fn weights(self, from: *const i8) -> [__m256i; 2] {
+        both_halves!(half => _mm256_loadu_si256(from.add(32 * half).cast()))
+    }
+
+    #[inline(always)]
+    fn dot(self, sum: [__m256i; 2], a: __m256i, w: [__m256i; 2]) -> [__m256i; 2] {
+        both_halves!(half => {
+            let pairs = _mm256_maddubs_epi16(a, w[half]);
+            _mm256_add_epi32(sum[half], _mm256_madd_epi16(pairs, _mm256_set1_epi16(1)))
         })
     }
 }

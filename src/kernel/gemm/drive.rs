@@ -3,6 +3,7 @@
 use super::finish::Finish;
 #[cfg(target_arch = "aarch64")]
 use super::neon;
+use super::panels::Panels;
 use super::scalar::Scalar;
 use super::tile::{Operands, Rows, strips, tile};
 use super::vector::{Task, Vector};
@@ -111,11 +112,22 @@ impl Path {
         }
     }
 
+    /// `panels` in the form that the path is fastest with.
+    pub fn prepare(self, panels: Panels) -> Panels {
+        match self {
+            #[cfg(target_arch = "x86_64")]
+            Self::Avx2(_) => panels.split(),
+            _ => panels,
+        }
+    }
+
     /// Computes a part of a product, whose blocks have [`rows`](Self::rows).
     fn compute(self, part: Part<'_>) {
         match self {
             #[cfg(target_arch = "x86_64")]
             Self::Amx(v) if v.suits(part.cut.lines, part.operands) => v.run(&part),
+            #[cfg(target_arch = "x86_64")]
+            Self::Avx2(v) if part.operands.panels.is_split() => v.split().run(part),
             _ => self.run(part),
         }
     }

@@ -19,6 +19,26 @@ fn longest_sum(has_zero_points: bool) -> usize {
 #[repr(C, align(64))]
 struct Group([i8; GROUP]);
 
+impl Group {
+    /// What is left when no two neighbours are larger together than [`LARGEST_PAIR`], and what is taken away; none if nothing is.
+    fn split(&self) -> Option<(Self, Self)> {
+        let (mut rest, mut taken) = (*self, Self([0; GROUP]));
+        for (pair, taken) in rest.0.chunks_exact_mut(2).zip(taken.0.chunks_exact_mut(2)) {
+            let [a, b] = [i32::from(pair[0]), i32::from(pair[1])];
+            let too_much = match a + b {
+                sum if a > 0 && b > 0 => (sum - LARGEST_PAIR).max(0),
+                sum if a < 0 && b < 0 => (sum + LARGEST_PAIR).min(0),
+                _ => 0,
+            };
+            // It is not more than the larger one, since that is at least half of the sum.
+            let larger = usize::from(b.abs() > a.abs());
+            taken[larger] = too_much as i8;
+            pair[larger] -= too_much as i8;
+        }
+        (taken.0 != [0; GROUP]).then_some((rest, taken))
+    }
+}
+
 /// An i8 matrix `[channels, segments * length]`, packed for dot products of four bytes.
 ///
 /// Channels are taken in **strips** of 16. Of each strip, the rows are cut into **segments** (one of a matrix product; one
@@ -45,7 +65,21 @@ pub(crate) struct Panels {
     sums: Vec<i32>,
     /// The weights' zero points, for whole strips; empty where all are 0.
     zero_points: Vec<i32>,
+    /// What was taken away from `data`, if anything was: see [`split`](Self::split).
+    excess: Option<Excess>,
 }
+
+/// Groups that are added to a strip's own.
+struct Excess {
+    /// Where each strip's begin, and where the last one's end.
+    first: Vec<usize>,
+    /// The segments and groups of which they are a part.
+    places: Vec<[usize; 2]>,
+    weights: Vec<Group>,
+}
+
+/// The largest sum of two weights whose products with bytes do not exceed 16 bits: `255 * 128 <= i16::MAX`.
+const LARGEST_PAIR: i32 = 128;
 
 impl Panels {
     /// Packs `weight`, row-major, of `channels` rows of `segments * length` columns. `zero_points` has one entry, one a
@@ -95,7 +129,49 @@ impl Panels {
                 *place = zero;
             }
         }
-        Ok(Self { channels, segments, length, data, sums, zero_points: zeros })
+        Ok(Self { channels, segments, length, data, sums, zero_points: zeros, excess: None })
+    }
+
+    /// Makes the products of each two columns, (0, 1), (2, 3) and so on, with any two bytes fit 16 bits: of two weights of
+    /// one sign that are too large together, what is too much goes into a group of its own, the excess, which is multiplied
+    /// apart. Where that would be more than a third of all groups, nothing is done.
+    ///
+    /// Weights rarely are that large: where a channel's range is its largest weight, most of the others are far below.
+    pub fn split(mut self) -> Self {
+        let (a_segment, groups) = (self.groups(), self.segments * self.groups());
+        let all = self.strips() * groups;
+        let too_large = self.data.iter().filter(|group| group.split().is_some()).count();
+        if all == 0 || 3 * too_large > all {
+            return self;
+        }
+        let mut excess = Excess { first: vec![0], places: Vec::new(), weights: Vec::new() };
+        for strip in self.data[..all].chunks_exact_mut(groups) {
+            for (index, group) in strip.iter_mut().enumerate() {
+                if let Some((rest, taken)) = group.split() {
+                    *group = rest;
+                    excess.places.push([index / a_segment, index % a_segment]);
+                    excess.weights.push(taken);
+                }
+            }
+            excess.first.push(excess.places.len());
+        }
+        self.excess = Some(excess);
+        self
+    }
+
+    /// Whether [`split`](Self::split) did it.
+    pub fn is_split(&self) -> bool {
+        self.excess.is_some()
+    }
+
+    /// The groups that are added to a strip's own: segment, group, and the weights.
+    #[inline(always)]
+    pub fn excess(&self, strip: usize) -> impl Iterator<Item = ([usize; 2], &[i8; GROUP])> {
+        let range = self.excess.as_ref().map_or(0..0, |excess| excess.first[strip]..excess.first[strip + 1]);
+        range.filter_map(|index| {
+            let excess = self.excess.as_ref()?;
+            Some((excess.places[index], &excess.weights[index].0))
+        })
     }
 
     /// The matrix again, row-major, into `weight`.
@@ -109,6 +185,16 @@ impl Panels {
                 for (group, bytes) in row[segment * self.length..][..self.length].chunks_mut(4).enumerate() {
                     let Group(packed) = &self.data[(strip * self.segments + segment) * groups + group];
                     bytes.copy_from_slice(&packed[4 * lane..][..bytes.len()]);
+                }
+            }
+        }
+        for strip in 0..self.strips() {
+            for ([segment, group], taken) in self.excess(strip) {
+                for lane in 0..STRIP.min(self.channels - strip * STRIP) {
+                    for column in 4 * group..self.length.min(4 * group + 4) {
+                        let row = (strip * STRIP + lane) * columns;
+                        weight[row + segment * self.length + column] += taken[4 * lane + column % 4];
+                    }
                 }
             }
         }

@@ -176,6 +176,28 @@ unsafe fn accumulate<V: Vector, const ROWS: usize, const STRIPS: usize>(
                 weights = weights.add(GROUP);
             }
         }
+        if V::SPLIT {
+            each_row!(s < STRIPS => {
+                for ([segment, group], w) in panels.excess(strip + s) {
+                    let w = v.weights(w.as_ptr());
+                    let from = rows.input.wrapping_add(operands.segments[segment] + 4 * group);
+                    let readable = if group == whole { tail } else { 4 };
+                    each_row!(row < ROWS => {
+                        let from = from.wrapping_add(row * step);
+                        let x = if readable == 4 {
+                            v.activations(from)
+                        } else {
+                            let mut bytes = [0; 4];
+                            for (i, byte) in bytes.iter_mut().enumerate().take(readable) {
+                                *byte = *from.add(i);
+                            }
+                            v.activations(bytes.as_ptr())
+                        };
+                        sums[row][s] = v.dot(sums[row][s], x, w);
+                    });
+                }
+            });
+        }
         sums
     }
 }

@@ -22,6 +22,10 @@ pub(crate) trait Vector: Copy + Send + Sync {
     /// The most strips of a tile.
     const STRIPS: usize;
 
+    /// Whether [`dot`](Self::dot) takes only weights whose products, two by two, fit 16 bits: panels that are
+    /// [split](super::panels::Panels::split).
+    const SPLIT: bool = false;
+
     /// What [`activations`](Self::activations) subtracts, for instructions that take signed bytes only: an activation and
     /// its zero point both lose it, so that sums stay the same.
     const OFFSET: i32 = 0;
