@@ -9,10 +9,10 @@ use crate::kernel::Isa;
 #[derive(Clone, Copy)]
 pub(crate) struct Avx2(());
 
-/// The same, for panels that are [split](super::panels::Panels::split): `vpmaddubsw` does not saturate on them, and takes half
-/// as many instructions.
+/// The same, for panels that are [sorted](super::panels::Panels::sort): on small groups `vpmaddubsw` does not saturate, and takes
+/// fewer instructions.
 #[derive(Clone, Copy)]
-pub(crate) struct Avx2Split(());
+pub(crate) struct Avx2Sorted(());
 
 /// Proof that the machine has AVX2, FMA and AVX-VNNI.
 #[derive(Clone, Copy)]
@@ -23,9 +23,9 @@ impl Avx2 {
         Isa::Avx2.is_available().then_some(Self(()))
     }
 
-    /// The instructions for split panels.
-    pub fn split(self) -> Avx2Split {
-        Avx2Split(())
+    /// The instructions for sorted panels.
+    pub fn sorted(self) -> Avx2Sorted {
+        Avx2Sorted(())
     }
 }
 
@@ -43,7 +43,7 @@ fn with_avx2(vector: Avx2, work: impl Task) {
 
 #[inline(never)]
 #[target_feature(enable = "avx2,fma")]
-fn with_avx2_split(vector: Avx2Split, work: impl Task) {
+fn with_avx2_sorted(vector: Avx2Sorted, work: impl Task) {
     work.run(vector);
 }
 
@@ -108,7 +108,7 @@ macro_rules! both_halves {
 }
 
 macro_rules! vector {
-    ($type:ty, $with_features:ident, $($dot:tt)*) => {
+    ($type:ty, $wide:ident, $with_features:ident, $($dot:tt)*) => {
         impl Vector for $type {
             // Of 16 registers, 12 accumulate; the others hold weights and activations.
             const ACCUMULATORS: usize = 6;
@@ -116,6 +116,13 @@ macro_rules! vector {
             const STRIPS: usize = 6;
             type I32 = [__m256i; 2];
             type F32 = [__m256; 2];
+
+            type Wide = $wide;
+
+            #[inline(always)]
+            fn wide(self) -> $wide {
+                $wide(())
+            }
 
             fn run(self, work: impl Task) {
                 // SAFETY: the machine has the instructions.
@@ -281,7 +288,7 @@ macro_rules! vector {
 }
 
 vector! {
-    AvxVnni, with_avx_vnni,
+    AvxVnni, AvxVnni, with_avx_vnni,
     type Activations = __m256i;
     type Weights = [__m256i; 2];
 
@@ -303,7 +310,7 @@ vector! {
 }
 
 vector! {
-    Avx2, with_avx2,
+    Avx2, Avx2, with_avx2,
     // Products of bytes do not fit `vpmaddubsw`'s saturating sums, so even and odd bytes are widened to i16 apart:
     // `vpmaddwd` is exact on them.
     type Activations = [__m256i; 2];
@@ -336,8 +343,8 @@ vector! {
 }
 
 vector! {
-    Avx2Split, with_avx2_split,
-    const SPLIT: bool = true;
+    Avx2Sorted, Avx2, with_avx2_sorted,
+    const SORTED: bool = true;
     type Activations = __m256i;
     type Weights = [__m256i; 2];
 

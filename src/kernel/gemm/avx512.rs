@@ -39,6 +39,13 @@ impl Vector for Avx512Vnni {
     type Activations = __m512i;
     type Weights = __m512i;
 
+    type Wide = Self;
+
+    #[inline(always)]
+    fn wide(self) -> Self {
+        self
+    }
+
     fn run(self, work: impl Task) {
         // SAFETY: as above.
         unsafe { with_features(self, work) }

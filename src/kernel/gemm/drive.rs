@@ -116,7 +116,7 @@ impl Path {
     pub fn prepare(self, panels: Panels) -> Panels {
         match self {
             #[cfg(target_arch = "x86_64")]
-            Self::Avx2(_) => panels.split(),
+            Self::Avx2(_) => panels.sort(),
             _ => panels,
         }
     }
@@ -127,7 +127,7 @@ impl Path {
             #[cfg(target_arch = "x86_64")]
             Self::Amx(v) if v.suits(part.cut.lines, part.operands) => v.run(&part),
             #[cfg(target_arch = "x86_64")]
-            Self::Avx2(v) if part.operands.panels.is_split() => v.split().run(part),
+            Self::Avx2(v) if part.operands.panels.is_sorted() => v.sorted().run(part),
             _ => self.run(part),
         }
     }

@@ -76,6 +76,13 @@ macro_rules! vector {
             type F32 = [float32x4_t; 4];
             type Weights = [int8x16_t; 4];
 
+            type Wide = Self;
+
+            #[inline(always)]
+            fn wide(self) -> Self {
+                self
+            }
+
             fn run(self, work: impl Task) {
                 // SAFETY: the machine has the instructions.
                 unsafe { $with_features(self, work) }

@@ -20,22 +20,12 @@ fn longest_sum(has_zero_points: bool) -> usize {
 struct Group([i8; GROUP]);
 
 impl Group {
-    /// What is left when no two neighbours are larger together than [`LARGEST_PAIR`], and what is taken away; none if nothing is.
-    fn split(&self) -> Option<(Self, Self)> {
-        let (mut rest, mut taken) = (*self, Self([0; GROUP]));
-        for (pair, taken) in rest.0.chunks_exact_mut(2).zip(taken.0.chunks_exact_mut(2)) {
+    /// Whether the products of any two neighbouring columns with any two bytes have sums of 16 bits.
+    fn is_small(&self) -> bool {
+        self.0.chunks_exact(2).all(|pair| {
             let [a, b] = [i32::from(pair[0]), i32::from(pair[1])];
-            let too_much = match a + b {
-                sum if a > 0 && b > 0 => (sum - LARGEST_PAIR).max(0),
-                sum if a < 0 && b < 0 => (sum + LARGEST_PAIR).min(0),
-                _ => 0,
-            };
-            // It is not more than the larger one, since that is at least half of the sum.
-            let larger = usize::from(b.abs() > a.abs());
-            taken[larger] = too_much as i8;
-            pair[larger] -= too_much as i8;
-        }
-        (taken.0 != [0; GROUP]).then_some((rest, taken))
+            a.max(0) + b.max(0) <= LARGEST_PAIR && a.min(0) + b.min(0) >= -LARGEST_PAIR
+        })
     }
 }
 
@@ -65,20 +55,19 @@ pub(crate) struct Panels {
     sums: Vec<i32>,
     /// The weights' zero points, for whole strips; empty where all are 0.
     zero_points: Vec<i32>,
-    /// What was taken away from `data`, if anything was: see [`split`](Self::split).
-    excess: Option<Excess>,
+    /// The order of each strip's groups, if it is another: see [`sort`](Self::sort).
+    order: Option<Order>,
 }
 
-/// Groups that are added to a strip's own.
-struct Excess {
-    /// Where each strip's begin, and where the last one's end.
-    first: Vec<usize>,
-    /// The segments and groups of which they are a part.
-    places: Vec<[usize; 2]>,
-    weights: Vec<Group>,
+/// Where each strip's groups belong, in the order in which they lie.
+struct Order {
+    /// Segment and group of each.
+    places: Vec<[u32; 2]>,
+    /// How many of each strip are small; they come first.
+    small: Vec<usize>,
 }
 
-/// The largest sum of two weights whose products with bytes do not exceed 16 bits: `255 * 128 <= i16::MAX`.
+/// The largest sum of two weights of one sign whose products with bytes fit 16 bits: `255 * 128 <= i16::MAX`.
 const LARGEST_PAIR: i32 = 128;
 
 impl Panels {
@@ -129,73 +118,74 @@ impl Panels {
                 *place = zero;
             }
         }
-        Ok(Self { channels, segments, length, data, sums, zero_points: zeros, excess: None })
+        Ok(Self { channels, segments, length, data, sums, zero_points: zeros, order: None })
     }
 
-    /// Makes the products of each two columns, (0, 1), (2, 3) and so on, with any two bytes fit 16 bits: of two weights of
-    /// one sign that are too large together, what is too much goes into a group of its own, the excess, which is multiplied
-    /// apart. Where that would be more than a third of all groups, nothing is done.
+    /// Puts the **small** groups of each strip first: those of which any two products of neighbouring columns, (0, 1) and (2,
+    /// 3), have a sum of 16 bits. After them come the others, and at last the groups that end a segment and are not full.
     ///
-    /// Weights rarely are that large: where a channel's range is its largest weight, most of the others are far below.
-    pub fn split(mut self) -> Self {
-        let (a_segment, groups) = (self.groups(), self.segments * self.groups());
-        let all = self.strips() * groups;
-        let too_large = self.data.iter().filter(|group| group.split().is_some()).count();
-        if all == 0 || 3 * too_large > all {
+    /// Weights rarely are large: where a channel's range is its largest weight, most of the others are far below. Where less than
+    /// an eighth of the groups are small, nothing is done.
+    pub fn sort(mut self) -> Self {
+        let groups = self.groups();
+        let all = self.strips() * self.segments * groups;
+        let is_whole = |group: usize| 4 * (group + 1) <= self.length;
+        let is_small = |index: usize| is_whole(index % groups) && self.data[index].is_small();
+        let small = (0..all).filter(|index| is_small(*index)).count();
+        if all == 0 || 8 * small < all {
             return self;
         }
-        let mut excess = Excess { first: vec![0], places: Vec::new(), weights: Vec::new() };
-        for strip in self.data[..all].chunks_exact_mut(groups) {
-            for (index, group) in strip.iter_mut().enumerate() {
-                if let Some((rest, taken)) = group.split() {
-                    *group = rest;
-                    excess.places.push([index / a_segment, index % a_segment]);
-                    excess.weights.push(taken);
-                }
+        let mut order = Order { places: Vec::with_capacity(all), small: Vec::with_capacity(self.strips()) };
+        let mut data = Vec::with_capacity(self.data.len());
+        for strip in 0..self.strips() {
+            let strip = strip * self.segments * groups..(strip + 1) * self.segments * groups;
+            let first = strip.start;
+            let (small, rest): (Vec<usize>, Vec<usize>) = strip.partition(|index| is_small(*index));
+            let (large, ends): (Vec<usize>, Vec<usize>) = rest.into_iter().partition(|index| is_whole(index % groups));
+            order.small.push(small.len());
+            for index in small.into_iter().chain(large).chain(ends) {
+                data.push(self.data[index]);
+                order.places.push([((index - first) / groups) as u32, ((index - first) % groups) as u32]);
             }
-            excess.first.push(excess.places.len());
         }
-        self.excess = Some(excess);
+        data.extend_from_slice(&self.data[all..]);
+        (self.data, self.order) = (data, Some(order));
         self
     }
 
-    /// Whether [`split`](Self::split) did it.
-    pub fn is_split(&self) -> bool {
-        self.excess.is_some()
+    /// Whether [`sort`](Self::sort) did it.
+    pub fn is_sorted(&self) -> bool {
+        self.order.is_some()
     }
 
-    /// The groups that are added to a strip's own: segment, group, and the weights.
+    /// The segments and groups where a sorted strip's groups belong: the small ones, the other whole ones, and those that
+    /// end a segment and are not full.
     #[inline(always)]
-    pub fn excess(&self, strip: usize) -> impl Iterator<Item = ([usize; 2], &[i8; GROUP])> {
-        let range = self.excess.as_ref().map_or(0..0, |excess| excess.first[strip]..excess.first[strip + 1]);
-        range.filter_map(|index| {
-            let excess = self.excess.as_ref()?;
-            Some((excess.places[index], &excess.weights[index].0))
-        })
+    pub fn places(&self, strip: usize) -> [&[[u32; 2]]; 3] {
+        let Some(order) = &self.order else { return [&[]; 3] };
+        let groups = self.segments * self.groups();
+        let ends = if self.length.is_multiple_of(4) { 0 } else { self.segments };
+        let places = &order.places[strip * groups..][..groups];
+        let (small, rest) = places.split_at(order.small[strip]);
+        let (large, ends) = rest.split_at(rest.len() - ends);
+        [small, large, ends]
     }
 
     /// The matrix again, row-major, into `weight`.
     pub fn unpack(&self, weight: &mut [i8]) {
         let columns = self.columns();
-        let groups = self.groups();
-        for channel in 0..self.channels {
-            let row = &mut weight[channel * columns..][..columns];
-            let (strip, lane) = (channel / STRIP, channel % STRIP);
-            for segment in 0..self.segments {
-                for (group, bytes) in row[segment * self.length..][..self.length].chunks_mut(4).enumerate() {
-                    let Group(packed) = &self.data[(strip * self.segments + segment) * groups + group];
-                    bytes.copy_from_slice(&packed[4 * lane..][..bytes.len()]);
-                }
-            }
-        }
-        for strip in 0..self.strips() {
-            for ([segment, group], taken) in self.excess(strip) {
-                for lane in 0..STRIP.min(self.channels - strip * STRIP) {
-                    for column in 4 * group..self.length.min(4 * group + 4) {
-                        let row = (strip * STRIP + lane) * columns;
-                        weight[row + segment * self.length + column] += taken[4 * lane + column % 4];
-                    }
-                }
+        let groups = self.segments * self.groups();
+        for (index, Group(packed)) in self.data[..self.strips() * groups].iter().enumerate() {
+            let (strip, position) = (index / groups, index % groups);
+            let [segment, group] = match &self.order {
+                Some(order) => order.places[index].map(|place| place as usize),
+                None => [position / self.groups(), position % self.groups()],
+            };
+            let first = segment * self.length + 4 * group;
+            let count = (self.length - 4 * group).min(4);
+            for (lane, bytes) in packed.chunks_exact(4).enumerate().take(self.channels - strip * STRIP) {
+                let row = &mut weight[(strip * STRIP + lane) * columns..][..columns];
+                row[first..][..count].copy_from_slice(&bytes[..count]);
             }
         }
     }

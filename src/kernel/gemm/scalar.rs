@@ -15,6 +15,13 @@ impl Vector for Scalar {
     type Activations = [u8; 4];
     type Weights = [[i8; 4]; LANES];
 
+    type Wide = Self;
+
+    #[inline(always)]
+    fn wide(self) -> Self {
+        self
+    }
+
     fn run(self, work: impl Task) {
         work.run(self);
     }

@@ -98,7 +98,10 @@ unsafe fn sized<V: Vector, const ROWS: usize, const STRIPS: usize>(
 ) {
     // SAFETY: by the contract of `tile`.
     unsafe {
-        let sums = accumulate::<V, ROWS, STRIPS>(v, operands, rows, strip);
+        let sums = match V::SORTED {
+            true => accumulate_sorted::<V, ROWS, STRIPS>(v, operands, rows, strip),
+            false => accumulate::<V, ROWS, STRIPS>(v, operands, rows, strip),
+        };
         let whole = (strip + STRIPS) * STRIP <= operands.panels.channels();
         match finish.plain() {
             Some(plain) if whole && !operands.panels.has_zero_points() => {
@@ -176,28 +179,62 @@ unsafe fn accumulate<V: Vector, const ROWS: usize, const STRIPS: usize>(
                 weights = weights.add(GROUP);
             }
         }
-        if V::SPLIT {
-            each_row!(s < STRIPS => {
-                for ([segment, group], w) in panels.excess(strip + s) {
-                    let w = v.weights(w.as_ptr());
-                    let from = rows.input.wrapping_add(operands.segments[segment] + 4 * group);
-                    let readable = if group == whole { tail } else { 4 };
-                    each_row!(row < ROWS => {
-                        let from = from.wrapping_add(row * step);
-                        let x = if readable == 4 {
-                            v.activations(from)
-                        } else {
-                            let mut bytes = [0; 4];
-                            for (i, byte) in bytes.iter_mut().enumerate().take(readable) {
-                                *byte = *from.add(i);
-                            }
-                            v.activations(bytes.as_ptr())
-                        };
-                        sums[row][s] = v.dot(sums[row][s], x, w);
-                    });
-                }
-            });
-        }
         sums
     }
+}
+
+/// As [`accumulate`], of sorted panels.
+#[inline(always)]
+unsafe fn accumulate_sorted<V: Vector, const ROWS: usize, const STRIPS: usize>(
+    v: V,
+    operands: &Operands<'_>,
+    rows: Rows,
+    strip: usize,
+) -> [[V::I32; STRIPS]; ROWS] {
+    let panels = operands.panels;
+    let (step, wide) = (rows.input_step, v.wide());
+    let readable = if operands.slack { 4 } else { panels.length() % 4 };
+    let zero = v.splat(-i32::from(operands.zero_point));
+    let mut sums = [[v.splat(0); STRIPS]; ROWS];
+    // Every third row has a pointer, as above.
+    macro_rules! groups {
+        ($v:ident, $s:ident, $places:expr, $weights:ident) => {
+            for [segment, group] in $places {
+                let from = rows.input.wrapping_add(operands.segments[*segment as usize] + 4 * *group as usize);
+                let pointers = [0, 1, 2, 3].map(|i| from.wrapping_add(3 * i * step));
+                let w = $v.weights($weights);
+                each_row!(row < ROWS => {
+                    let x = $v.activations(pointers[row / 3].wrapping_add(row % 3 * step));
+                    sums[row][$s] = $v.dot(sums[row][$s], x, w);
+                });
+                $weights = $weights.add(GROUP);
+            }
+        };
+    }
+    // SAFETY: as of `accumulate`; `readable` bytes of the last groups.
+    unsafe {
+        each_row!(s < STRIPS => {
+            let initial = v.mul(zero, v.load(panels.sums().as_ptr().add((strip + s) * STRIP), STRIP));
+            each_row!(row < ROWS => {
+                sums[row][s] = initial;
+            });
+            let mut weights = panels.as_ptr().add((strip + s) * panels.strip_bytes());
+            let [small, large, ends] = panels.places(strip + s);
+            groups!(v, s, small, weights);
+            groups!(wide, s, large, weights);
+            for [segment, group] in ends {
+                let from = rows.input.wrapping_add(operands.segments[*segment as usize] + 4 * *group as usize);
+                let w = wide.weights(weights);
+                each_row!(row < ROWS => {
+                    let mut bytes = [0; 4];
+                    for (i, byte) in bytes.iter_mut().enumerate().take(readable) {
+                        *byte = *from.add(row * step + i);
+                    }
+                    sums[row][s] = wide.dot(sums[row][s], wide.activations(bytes.as_ptr()), w);
+                });
+                weights = weights.add(GROUP);
+            }
+        });
+    }
+    sums
 }

@@ -22,9 +22,9 @@ pub(crate) trait Vector: Copy + Send + Sync {
     /// The most strips of a tile.
     const STRIPS: usize;
 
-    /// Whether [`dot`](Self::dot) takes only weights whose products, two by two, fit 16 bits: panels that are
-    /// [split](super::panels::Panels::split).
-    const SPLIT: bool = false;
+    /// Whether [`dot`](Self::dot) takes only small groups, of panels that are [sorted](super::panels::Panels::sort);
+    /// [`Wide`](Self::Wide) takes the others.
+    const SORTED: bool = false;
 
     /// What [`activations`](Self::activations) subtracts, for instructions that take signed bytes only: an activation and
     /// its zero point both lose it, so that sums stay the same.
@@ -37,6 +37,11 @@ pub(crate) trait Vector: Copy + Send + Sync {
     type Activations: Copy;
     /// Four weights of each channel of a strip, in the form that [`dot`](Self::dot) takes.
     type Weights: Copy;
+
+    /// The instruction set that takes any group: usually this one.
+    type Wide: Vector<I32 = Self::I32>;
+
+    fn wide(self) -> Self::Wide;
 
     /// Runs `work` in a function with the instruction set enabled.
     fn run(self, work: impl Task);
