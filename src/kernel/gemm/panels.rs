@@ -62,7 +62,7 @@ pub(crate) struct Panels {
 /// Where each strip's groups belong, in the order in which they lie.
 struct Order {
     /// Segment and group of each.
-    places: Vec<[u32; 2]>,
+    places: Vec<[u16; 2]>,
     /// How many of each strip are small; they come first.
     small: Vec<usize>,
 }
@@ -125,14 +125,14 @@ impl Panels {
     /// 3), have a sum of 16 bits. After them come the others, and at last the groups that end a segment and are not full.
     ///
     /// Weights rarely are large: where a channel's range is its largest weight, most of the others are far below. Where less than
-    /// an eighth of the groups are small, nothing is done.
+    /// an eighth of the groups are small, or there are more segments than 16 bits can count, nothing is done.
     pub fn sort(mut self) -> Self {
         let groups = self.groups();
         let all = self.strips() * self.segments * groups;
         let is_whole = |group: usize| 4 * (group + 1) <= self.length;
         let is_small = |index: usize| is_whole(index % groups) && self.data[index].is_small();
         let small = (0..all).filter(|index| is_small(*index)).count();
-        if all == 0 || 8 * small < all {
+        if all == 0 || 8 * small < all || self.segments.max(groups) > usize::from(u16::MAX) {
             return self;
         }
         let mut order = Order { places: Vec::with_capacity(all), small: Vec::with_capacity(self.strips()) };
@@ -145,7 +145,7 @@ impl Panels {
             order.small.push(small.len());
             for index in small.into_iter().chain(large).chain(ends) {
                 data.push(self.data[index]);
-                order.places.push([((index - first) / groups) as u32, ((index - first) % groups) as u32]);
+                order.places.push([((index - first) / groups) as u16, ((index - first) % groups) as u16]);
             }
         }
         data.extend_from_slice(&self.data[all..]);
@@ -161,7 +161,7 @@ impl Panels {
     /// The segments and groups where a sorted strip's groups belong: the small ones, the other whole ones, and those that
     /// end a segment and are not full.
     #[inline(always)]
-    pub fn places(&self, strip: usize) -> [&[[u32; 2]]; 3] {
+    pub fn places(&self, strip: usize) -> [&[[u16; 2]]; 3] {
         let Some(order) = &self.order else { return [&[]; 3] };
         let groups = self.segments * self.groups();
         let ends = if self.length.is_multiple_of(4) { 0 } else { self.segments };
@@ -178,7 +178,7 @@ impl Panels {
         for (index, Group(packed)) in self.data[..self.strips() * groups].iter().enumerate() {
             let (strip, position) = (index / groups, index % groups);
             let [segment, group] = match &self.order {
-                Some(order) => order.places[index].map(|place| place as usize),
+                Some(order) => order.places[index].map(usize::from),
                 None => [position / self.groups(), position % self.groups()],
             };
             let first = segment * self.length + 4 * group;

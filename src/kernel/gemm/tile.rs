@@ -193,15 +193,20 @@ unsafe fn accumulate_sorted<V: Vector, const ROWS: usize, const STRIPS: usize>(
 ) -> [[V::I32; STRIPS]; ROWS] {
     let panels = operands.panels;
     let (step, wide) = (rows.input_step, v.wide());
-    let readable = if operands.slack { 4 } else { panels.length() % 4 };
     let zero = v.splat(-i32::from(operands.zero_point));
     let mut sums = [[v.splat(0); STRIPS]; ROWS];
-    // Every third row has a pointer, as above.
+    // Where a group's first byte is in the first row.
+    macro_rules! at {
+        ($place:expr) => {{
+            let [segment, group] = $place.map(usize::from);
+            rows.input.wrapping_add(operands.segments.get_unchecked(segment) + 4 * group)
+        }};
+    }
     macro_rules! groups {
         ($v:ident, $s:ident, $places:expr, $weights:ident) => {
-            for [segment, group] in $places {
-                let from = rows.input.wrapping_add(operands.segments[*segment as usize] + 4 * *group as usize);
-                let pointers = [0, 1, 2, 3].map(|i| from.wrapping_add(3 * i * step));
+            for place in $places {
+                // Every third row has a pointer, as above.
+                let pointers = [0, 1, 2, 3].map(|i| at!(place).wrapping_add(3 * i * step));
                 let w = $v.weights($weights);
                 each_row!(row < ROWS => {
                     let x = $v.activations(pointers[row / 3].wrapping_add(row % 3 * step));
@@ -211,7 +216,7 @@ unsafe fn accumulate_sorted<V: Vector, const ROWS: usize, const STRIPS: usize>(
             }
         };
     }
-    // SAFETY: as of `accumulate`; `readable` bytes of the last groups.
+    // SAFETY: as of `accumulate`; the places are those of the panels' segments.
     unsafe {
         each_row!(s < STRIPS => {
             let initial = v.mul(zero, v.load(panels.sums().as_ptr().add((strip + s) * STRIP), STRIP));
@@ -222,17 +227,20 @@ unsafe fn accumulate_sorted<V: Vector, const ROWS: usize, const STRIPS: usize>(
             let [small, large, ends] = panels.places(strip + s);
             groups!(v, s, small, weights);
             groups!(wide, s, large, weights);
-            for [segment, group] in ends {
-                let from = rows.input.wrapping_add(operands.segments[*segment as usize] + 4 * *group as usize);
-                let w = wide.weights(weights);
-                each_row!(row < ROWS => {
-                    let mut bytes = [0; 4];
-                    for (i, byte) in bytes.iter_mut().enumerate().take(readable) {
-                        *byte = *from.add(row * step + i);
-                    }
-                    sums[row][s] = wide.dot(sums[row][s], wide.activations(bytes.as_ptr()), w);
-                });
-                weights = weights.add(GROUP);
+            if operands.slack {
+                groups!(wide, s, ends, weights);
+            } else {
+                for place in ends {
+                    let w = wide.weights(weights);
+                    each_row!(row < ROWS => {
+                        let mut bytes = [0; 4];
+                        for (i, byte) in bytes.iter_mut().enumerate().take(panels.length() % 4) {
+                            *byte = *at!(place).add(row * step + i);
+                        }
+                        sums[row][s] = wide.dot(sums[row][s], wide.activations(bytes.as_ptr()), w);
+                    });
+                    weights = weights.add(GROUP);
+                }
             }
         });
     }
