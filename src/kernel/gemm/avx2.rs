@@ -287,22 +287,32 @@ macro_rules! vector {
     };
 }
 
-vector! {
+/// For instructions that take bytes.
+macro_rules! vector_of_bytes {
+    ($type:ty, $wide:ident, $with_features:ident, $($dot:tt)*) => {
+        vector! {
+            $type, $wide, $with_features,
+            type Activations = __m256i;
+            type Weights = [__m256i; 2];
+
+            #[inline(always)]
+            unsafe fn activations(self, from: *const u8) -> __m256i {
+                // SAFETY: the caller's four bytes.
+                unsafe { _mm256_set1_epi32(from.cast::<i32>().read_unaligned()) }
+            }
+
+            #[inline(always)]
+            unsafe fn weights(self, from: *const i8) -> [__m256i; 2] {
+                both_halves!(half => _mm256_loadu_si256(from.add(32 * half).cast()))
+            }
+
+            $($dot)*
+        }
+    };
+}
+
+vector_of_bytes! {
     AvxVnni, AvxVnni, with_avx_vnni,
-    type Activations = __m256i;
-    type Weights = [__m256i; 2];
-
-    #[inline(always)]
-    unsafe fn activations(self, from: *const u8) -> __m256i {
-        // SAFETY: the caller's four bytes.
-        unsafe { _mm256_set1_epi32(from.cast::<i32>().read_unaligned()) }
-    }
-
-    #[inline(always)]
-    unsafe fn weights(self, from: *const i8) -> [__m256i; 2] {
-        both_halves!(half => _mm256_loadu_si256(from.add(32 * half).cast()))
-    }
-
     #[inline(always)]
     fn dot(self, sum: [__m256i; 2], a: __m256i, w: [__m256i; 2]) -> [__m256i; 2] {
         both_halves!(half => _mm256_dpbusd_avx_epi32(sum[half], a, w[half]))
@@ -342,23 +352,9 @@ vector! {
     }
 }
 
-vector! {
+vector_of_bytes! {
     Avx2Sorted, Avx2, with_avx2_sorted,
     const SORTED: bool = true;
-    type Activations = __m256i;
-    type Weights = [__m256i; 2];
-
-    #[inline(always)]
-    unsafe fn activations(self, from: *const u8) -> __m256i {
-        // SAFETY: the caller's four bytes.
-        unsafe { _mm256_set1_epi32(from.cast::<i32>().read_unaligned()) }
-    }
-
-    #[inline(always)]
-    unsafe fn weights(self, from: *const i8) -> [__m256i; 2] {
-        both_halves!(half => _mm256_loadu_si256(from.add(32 * half).cast()))
-    }
-
     #[inline(always)]
     fn dot(self, sum: [__m256i; 2], a: __m256i, w: [__m256i; 2]) -> [__m256i; 2] {
         both_halves!(half => {

@@ -124,15 +124,19 @@ impl Panels {
     /// Puts the **small** groups of each strip first: those of which any two products of neighbouring columns, (0, 1) and (2,
     /// 3), have a sum of 16 bits. After them come the others, and at last the groups that end a segment and are not full.
     ///
-    /// Weights rarely are large: where a channel's range is its largest weight, most of the others are far below. Where less than
-    /// an eighth of the groups are small, or there are more segments than 16 bits can count, nothing is done.
+    /// Weights rarely are large: where a channel's range is its largest weight, most of the others are far below. Nothing is done
+    /// where less than an eighth of the groups are small, where there are more segments than 16 bits can count, and for weights with
+    /// zero points: those are activations, mostly, packed for one product.
     pub fn sort(mut self) -> Self {
         let groups = self.groups();
         let all = self.strips() * self.segments * groups;
+        if all == 0 || self.segments.max(groups) > usize::from(u16::MAX) || self.has_zero_points() {
+            return self;
+        }
         let is_whole = |group: usize| 4 * (group + 1) <= self.length;
         let is_small = |index: usize| is_whole(index % groups) && self.data[index].is_small();
         let small = (0..all).filter(|index| is_small(*index)).count();
-        if all == 0 || 8 * small < all || self.segments.max(groups) > usize::from(u16::MAX) {
+        if 8 * small < all {
             return self;
         }
         let mut order = Order { places: Vec::with_capacity(all), small: Vec::with_capacity(self.strips()) };

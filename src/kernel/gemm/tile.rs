@@ -112,6 +112,28 @@ unsafe fn sized<V: Vector, const ROWS: usize, const STRIPS: usize>(
     }
 }
 
+/// What sums begin with: the correction for the activations' zero point.
+///
+/// # Safety
+/// The strips exist.
+#[inline(always)]
+unsafe fn initial<V: Vector, const ROWS: usize, const STRIPS: usize>(
+    v: V,
+    operands: &Operands<'_>,
+    strip: usize,
+) -> [[V::I32; STRIPS]; ROWS] {
+    let zero = v.splat(V::OFFSET - i32::from(operands.zero_point));
+    let mut sums = [[zero; STRIPS]; ROWS];
+    for s in 0..STRIPS {
+        // SAFETY: the panels have sums for whole strips.
+        let initial = v.mul(zero, unsafe { v.load(operands.panels.sums().as_ptr().add((strip + s) * STRIP), STRIP) });
+        each_row!(row < ROWS => {
+            sums[row][s] = initial;
+        });
+    }
+    sums
+}
+
 /// The exact sums of `(x - zero_x) * w`.
 #[inline(always)]
 unsafe fn accumulate<V: Vector, const ROWS: usize, const STRIPS: usize>(
@@ -128,14 +150,7 @@ unsafe fn accumulate<V: Vector, const ROWS: usize, const STRIPS: usize>(
     // SAFETY: the panels hold the strips; the rows' segments are readable by the contract of `tile`.
     unsafe {
         let mut weights = panels.as_ptr().add(strip * strip_bytes);
-        let zero = v.splat(V::OFFSET - i32::from(operands.zero_point));
-        let mut sums = [[v.splat(0); STRIPS]; ROWS];
-        for s in 0..STRIPS {
-            let initial = v.mul(zero, v.load(panels.sums().as_ptr().add((strip + s) * STRIP), STRIP));
-            each_row!(row < ROWS => {
-                sums[row][s] = initial;
-            });
-        }
+        let mut sums = initial::<V, ROWS, STRIPS>(v, operands, strip);
         for &segment in operands.segments {
             // Every third row has a pointer, the two after it are one and two steps away: few enough registers.
             let mut pointers = [rows.input; 4];
@@ -193,8 +208,6 @@ unsafe fn accumulate_sorted<V: Vector, const ROWS: usize, const STRIPS: usize>(
 ) -> [[V::I32; STRIPS]; ROWS] {
     let panels = operands.panels;
     let (step, wide) = (rows.input_step, v.wide());
-    let zero = v.splat(-i32::from(operands.zero_point));
-    let mut sums = [[v.splat(0); STRIPS]; ROWS];
     // Where a group's first byte is in the first row.
     macro_rules! at {
         ($place:expr) => {{
@@ -202,7 +215,10 @@ unsafe fn accumulate_sorted<V: Vector, const ROWS: usize, const STRIPS: usize>(
             rows.input.wrapping_add(operands.segments.get_unchecked(segment) + 4 * group)
         }};
     }
-    macro_rules! groups {
+    // SAFETY: as of `accumulate`; the places are those of the panels' segments.
+    unsafe {
+        let mut sums = initial::<V, ROWS, STRIPS>(v, operands, strip);
+        macro_rules! groups {
         ($v:ident, $s:ident, $places:expr, $weights:ident) => {
             for place in $places {
                 // Every third row has a pointer, as above.
@@ -216,13 +232,7 @@ unsafe fn accumulate_sorted<V: Vector, const ROWS: usize, const STRIPS: usize>(
             }
         };
     }
-    // SAFETY: as of `accumulate`; the places are those of the panels' segments.
-    unsafe {
         each_row!(s < STRIPS => {
-            let initial = v.mul(zero, v.load(panels.sums().as_ptr().add((strip + s) * STRIP), STRIP));
-            each_row!(row < ROWS => {
-                sums[row][s] = initial;
-            });
             let mut weights = panels.as_ptr().add((strip + s) * panels.strip_bytes());
             let [small, large, ends] = panels.places(strip + s);
             groups!(v, s, small, weights);
@@ -243,6 +253,6 @@ unsafe fn accumulate_sorted<V: Vector, const ROWS: usize, const STRIPS: usize>(
                 }
             }
         });
+        sums
     }
-    sums
 }
