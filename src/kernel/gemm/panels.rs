@@ -21,6 +21,7 @@ struct Group([i8; GROUP]);
 
 impl Group {
     /// Whether the products of any two neighbouring columns with any two bytes have sums of 16 bits.
+    #[cfg_attr(not(target_arch = "x86_64"), allow(dead_code))]
     fn is_small(&self) -> bool {
         self.0.chunks_exact(2).all(|pair| {
             let [a, b] = [i32::from(pair[0]), i32::from(pair[1])];
@@ -68,6 +69,7 @@ struct Order {
 }
 
 /// The largest sum of two weights of one sign whose products with bytes fit 16 bits: `255 * 128 <= i16::MAX`.
+#[cfg_attr(not(target_arch = "x86_64"), allow(dead_code))]
 const LARGEST_PAIR: i32 = 128;
 
 impl Panels {
@@ -127,6 +129,7 @@ impl Panels {
     /// Weights rarely are large: where a channel's range is its largest weight, most of the others are far below. Nothing is done
     /// where less than an eighth of the groups are small, where there are more segments than 16 bits can count, and for weights with
     /// zero points: those are activations, mostly, packed for one product.
+    #[cfg_attr(not(target_arch = "x86_64"), allow(dead_code))]
     pub fn sort(mut self) -> Self {
         let groups = self.groups();
         let all = self.strips() * self.segments * groups;
@@ -158,6 +161,7 @@ impl Panels {
     }
 
     /// Whether [`sort`](Self::sort) did it.
+    #[cfg_attr(not(target_arch = "x86_64"), allow(dead_code))]
     pub fn is_sorted(&self) -> bool {
         self.order.is_some()
     }
