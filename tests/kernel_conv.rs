@@ -197,6 +197,9 @@ fn what_does_not_fit_is_refused() {
     let conv = PackedConv::new(Isa::Scalar, &[0; 36], shape, &[]).unwrap();
     let refusal = conv.scratch_len(1, [1, 2, 9], &Serial).unwrap_err().to_string();
     assert!(refusal.contains("[1, 2, 9] is too small"), "{refusal}");
+    let transposed = ConvShape { transposed: true, ..shape };
+    let refusal = transposed.output_spatial([1, 0, 9]).unwrap_err().to_string();
+    assert!(refusal.contains("[1, 0, 9] is too small"), "{refusal}");
     let mut output = [7i32; 2];
     let mut scratch = vec![0; 1000];
     let run = |input: &[u8], output: &mut [i32], scratch: &mut [u8]| {

@@ -111,9 +111,12 @@ impl ConvShape {
         for d in 0..3 {
             let reach = self.dilation[d] * (self.kernel[d] - 1) + 1;
             output[d] = if self.transposed {
-                (input[d].wrapping_sub(1).wrapping_mul(self.stride[d]) + reach + self.output_padding[d])
-                    .checked_sub(2 * self.padding[d])
-                    .filter(|size| input[d] > 0 && *size > 0)
+                input[d]
+                    .checked_sub(1)
+                    .and_then(|last| {
+                        (last * self.stride[d] + reach + self.output_padding[d]).checked_sub(2 * self.padding[d])
+                    })
+                    .filter(|size| *size > 0)
             } else {
                 (input[d] + 2 * self.padding[d]).checked_sub(reach).map(|room| room / self.stride[d] + 1)
             }
