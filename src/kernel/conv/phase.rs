@@ -10,6 +10,7 @@
 
 use super::shape::ConvShape;
 use crate::Result;
+use crate::kernel::gemm::drive::Path;
 use crate::kernel::gemm::panels::Panels;
 
 /// Outputs that differ by multiples of `step`, and what they read.
@@ -42,16 +43,16 @@ pub(super) fn rows_are_segments(shape: &ConvShape) -> bool {
 
 impl Phase {
     /// All phases of a convolution, with their weights packed.
-    pub fn all(shape: &ConvShape, weight: &[i8], zero_points: &[i32]) -> Result<Vec<Self>> {
+    pub fn all(path: Path, shape: &ConvShape, weight: &[i8], zero_points: &[i32]) -> Result<Vec<Self>> {
         let [d, h, w] = output_step(shape);
         let mut phases = Vec::new();
         for first in positions([d, h, w]) {
-            phases.push(Self::new(shape, weight, zero_points, first)?);
+            phases.push(Self::new(path, shape, weight, zero_points, first)?);
         }
         Ok(phases)
     }
 
-    fn new(shape: &ConvShape, weight: &[i8], zero_points: &[i32], first: [usize; 3]) -> Result<Self> {
+    fn new(path: Path, shape: &ConvShape, weight: &[i8], zero_points: &[i32], first: [usize; 3]) -> Result<Self> {
         let sources: Vec<_> = positions(shape.kernel).filter(|tap| offset(shape, first, *tap).is_some()).collect();
         let per_segment = if rows_are_segments(shape) { shape.kernel[2] } else { 1 };
         let taps = sources.iter().step_by(per_segment).filter_map(|tap| offset(shape, first, *tap)).collect();
@@ -68,7 +69,7 @@ impl Phase {
                 0 | 1 => zero_points,
                 _ => &zero_points[group * outputs..][..outputs],
             };
-            groups.push(Panels::new(&rows, outputs, sources.len() / per_segment, per_segment * inputs, zero_points)?);
+            groups.push(path.pack(&rows, outputs, sources.len() / per_segment, per_segment * inputs, zero_points)?);
         }
         Ok(Self { first, taps, groups, sources })
     }

@@ -35,11 +35,7 @@ impl Products {
     /// Packs `weight`, whose lengths have been checked.
     pub fn new(isa: Isa, weight: &[i8], shape: ConvShape, zero_points: &[i32]) -> Result<Self> {
         let path = Path::new(isa);
-        let mut phases = Phase::all(&shape, weight, zero_points)?;
-        for phase in &mut phases {
-            phase.groups = phase.groups.drain(..).map(|panels| path.prepare(panels)).collect();
-        }
-        Ok(Self { path, shape, phases })
+        Ok(Self { path, shape, phases: Phase::all(path, &shape, weight, zero_points)? })
     }
 
     pub fn unpack_into(&self, weight: &mut [i8]) {

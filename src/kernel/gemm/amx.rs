@@ -2,19 +2,20 @@
 //!
 //! A packed strip is a column of weight tiles already: sixteen groups of four columns and sixteen channels each. An activation
 //! tile is up to sixteen rows as they lie in memory. Four tiles hold sums, of two blocks of rows by two strips or of one block
-//! by four, so that what is loaded is multiplied twice. The epilogues are those of AVX-512.
+//! by four, so that four or five tiles are loaded for four products. The epilogues are those of AVX-512.
 //!
 //! Rust's intrinsics for AMX are not stable, so its instructions are written in assembly. The compiler itself never uses tile
 //! registers: what one statement leaves in them is there for the next.
 
 use std::arch::asm;
 use std::arch::x86_64::{_mm512_maskz_loadu_epi8, _mm512_store_si512};
+use std::mem::MaybeUninit;
 
 use super::avx512::Avx512Vnni;
 use super::drive::{Lines, Part};
-use super::finish::{PlainStrips, finish_tile};
-use super::panels::GROUP;
-use super::tile::{Operands, Rows};
+use super::finish::{MOST_ROWS, PlainStrips, finish_tile};
+use super::panels::{GROUP, READABLE_GROUPS};
+use super::tile::{Operands, Rows, initial};
 use super::vector::{STRIP, Vector};
 use crate::kernel::Isa;
 
@@ -25,7 +26,10 @@ pub(super) const ROWS: usize = 16;
 const WIDTH: usize = 64;
 
 /// The most groups that one product takes: rows of a weight tile.
-pub(super) const GROUPS: usize = 16;
+const GROUPS: usize = 16;
+
+// A weight tile may begin at any group; epilogues have room for the rows of a tile.
+const _: () = assert!(GROUPS <= READABLE_GROUPS && ROWS <= MOST_ROWS);
 
 /// Proof that the machine has AMX with 8-bit products, and AVX-512 VNNI beside it, and that the process may use it.
 #[derive(Clone, Copy)]
@@ -62,33 +66,39 @@ impl Amx {
 #[inline(never)]
 #[target_feature(enable = "avx2,fma,avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
 fn with_features(v: Avx512Vnni, part: &Part<'_>) {
-    let [first, end] = part.blocks;
+    let [begin, end] = part.blocks;
     let mut tiles = Tiles::new(part.operands);
-    let mut room = [Line([0; STRIP]); 4 * ROWS];
-    let width = if end - first == 1 { 4 } else { 2 };
+    let width = if end - begin == 1 { 4 } else { 2 };
     let resident = part.resident().next_multiple_of(2);
-    for start in (first..end).step_by(resident) {
+    for start in (begin..end).step_by(resident) {
         let stop = (start + resident).min(end);
         let mut strip = part.strips[0];
         while strip < part.strips[1] {
             let strips = width.min(part.strips[1] - strip);
-            let initial = initial(v, part.operands, strip, strips);
+            let mut first = [Line([0; STRIP]); 4];
+            for (s, line) in first.iter_mut().enumerate().take(strips) {
+                // SAFETY: the strip exists, and a line holds a vector.
+                unsafe { v.store(initial(v, part.operands, strip + s), line.0.as_mut_ptr(), STRIP) };
+            }
             let mut blocks = part.cut.starting_at(start);
             for block in (start..stop).step_by(2) {
                 let this = blocks.next();
-                let (rows, count) = if block + 1 < stop { ([this, blocks.next()], 2) } else { ([this; 2], 1) };
-                let sums = Sums { rows, blocks: count, strip, strips };
                 // SAFETY: by the contract of `drive::product`; parts have distinct blocks or strips.
                 unsafe {
-                    match (sums.blocks, strips) {
-                        (2, 1) => tiles.product::<2, 1>(part, &sums, &initial, &mut room),
-                        (2, _) => tiles.product::<2, 2>(part, &sums, &initial, &mut room),
-                        (_, 1) => tiles.product::<1, 1>(part, &sums, &initial, &mut room),
-                        (_, 2) => tiles.product::<1, 2>(part, &sums, &initial, &mut room),
-                        (_, 3) => tiles.product::<1, 3>(part, &sums, &initial, &mut room),
-                        _ => tiles.product::<1, 4>(part, &sums, &initial, &mut room),
+                    if block + 1 < stop {
+                        let rows = [this, blocks.next()];
+                        match strips {
+                            1 => tiles.product::<2, 1>(v, part, rows, strip, &first),
+                            _ => tiles.product::<2, 2>(v, part, rows, strip, &first),
+                        }
+                    } else {
+                        match strips {
+                            1 => tiles.product::<1, 1>(v, part, [this; 2], strip, &first),
+                            2 => tiles.product::<1, 2>(v, part, [this; 2], strip, &first),
+                            3 => tiles.product::<1, 3>(v, part, [this; 2], strip, &first),
+                            _ => tiles.product::<1, 4>(v, part, [this; 2], strip, &first),
+                        }
                     }
-                    sums.finish(v, part, &room);
                 }
             }
             strip += strips;
@@ -100,67 +110,6 @@ fn with_features(v: Avx512Vnni, part: &Part<'_>) {
 #[derive(Clone, Copy)]
 #[repr(C, align(64))]
 struct Line([i32; STRIP]);
-
-/// Sums of a few blocks and strips, which a room of lines holds block after block, row after row, strip after strip.
-struct Sums {
-    /// The blocks' rows; of one block twice.
-    rows: [Rows; 2],
-    blocks: usize,
-    strip: usize,
-    strips: usize,
-}
-
-impl Sums {
-    /// Puts them through the epilogue.
-    ///
-    /// # Safety
-    /// As `tile`'s; `room` holds the sums.
-    #[inline(always)]
-    unsafe fn finish(&self, v: Avx512Vnni, part: &Part<'_>, room: &[Line]) {
-        // SAFETY: by the contract.
-        unsafe {
-            match self.strips {
-                1 => self.finish_strips::<1>(v, part, room),
-                2 => self.finish_strips::<2>(v, part, room),
-                3 => self.finish_strips::<3>(v, part, room),
-                _ => self.finish_strips::<4>(v, part, room),
-            }
-        }
-    }
-
-    #[inline(always)]
-    unsafe fn finish_strips<const STRIPS: usize>(&self, v: Avx512Vnni, part: &Part<'_>, room: &[Line]) {
-        let Part { operands, finish, .. } = part;
-        let exist = (self.strip + STRIPS) * STRIP <= operands.panels.channels();
-        let plain = finish.plain().filter(|_| exist && !operands.panels.has_zero_points());
-        let sums = room.chunks_exact(ROWS * STRIPS).map(|lines| lines.as_ptr().cast());
-        // SAFETY: by the contract.
-        unsafe {
-            let plain = plain.map(|plain| PlainStrips::<Avx512Vnni, STRIPS>::new(v, plain, self.strip));
-            for (rows, sums) in self.rows.into_iter().zip(sums).take(self.blocks) {
-                match &plain {
-                    Some(plain) => plain.store_block(v, sums, rows),
-                    None => finish_tile(v, operands, finish, sums, rows, self.strip, STRIPS),
-                }
-            }
-        }
-    }
-}
-
-/// What the sums of each strip begin with: the correction for the activations' zero point.
-#[inline(always)]
-fn initial(v: Avx512Vnni, operands: &Operands<'_>, strip: usize, count: usize) -> [Line; 4] {
-    let zero = v.splat(-i32::from(operands.zero_point));
-    let mut initial = [Line([0; STRIP]); 4];
-    for (s, line) in initial.iter_mut().enumerate().take(count) {
-        // SAFETY: the panels have sums for whole strips.
-        unsafe {
-            let sums = v.load(operands.panels.sums().as_ptr().add((strip + s) * STRIP), STRIP);
-            v.store(v.mul(zero, sums), line.0.as_mut_ptr(), STRIP);
-        }
-    }
-    initial
-}
 
 /// What `ldtilecfg` reads: the sizes of the eight tiles.
 #[repr(C, align(64))]
@@ -330,33 +279,35 @@ impl Tiles {
         }
     }
 
-    /// Adds up `BLOCKS` blocks, one or two, by `STRIPS` strips, into `room`.
+    /// Computes `BLOCKS` blocks, one or two, by `STRIPS` strips from `strip` on, whose sums begin with `first`. Of one block,
+    /// `blocks` has it twice.
     ///
     /// # Safety
     /// As `tile`'s; the machine has AVX-512.
     #[inline(always)]
     unsafe fn product<const BLOCKS: usize, const STRIPS: usize>(
         &mut self,
+        v: Avx512Vnni,
         part: &Part<'_>,
-        sums: &Sums,
-        initial: &[Line; 4],
-        room: &mut [Line; 4 * ROWS],
+        blocks: [Rows; 2],
+        strip: usize,
+        first: &[Line; 4],
     ) {
         const { assert!(BLOCKS == 1 && STRIPS <= 4 || BLOCKS == 2 && STRIPS <= 2) };
-        let Part { operands, .. } = part;
+        let Part { operands, finish, .. } = part;
         let strip_bytes = operands.panels.strip_bytes();
-        self.configure(sums.rows.map(|rows| rows.count));
+        self.configure(blocks.map(|rows| rows.count));
         // SAFETY: the rows' segments are readable by the contract, and so is a tile of weights from any group on.
         unsafe {
             for block in 0..BLOCKS {
                 for s in 0..STRIPS {
-                    load(sum_tile(BLOCKS, block, s), &raw const initial[s], 0);
+                    load(sum_tile(BLOCKS, block, s), &raw const first[s], 0);
                 }
             }
-            let mut weights = operands.panels.as_ptr().add(sums.strip * strip_bytes);
-            let steps = sums.rows.map(|rows| rows.input_step);
+            let mut weights = operands.panels.as_ptr().add(strip * strip_bytes);
+            let steps = blocks.map(|rows| rows.input_step);
             for segment in operands.segments {
-                let mut from = sums.rows.map(|rows| rows.input.wrapping_add(*segment));
+                let mut from = blocks.map(|rows| rows.input.wrapping_add(*segment));
                 for _ in 0..self.whole {
                     multiply::<BLOCKS, STRIPS>(from, steps, weights, strip_bytes);
                     from = from.map(|from| from.wrapping_add(4 * self.groups));
@@ -364,16 +315,28 @@ impl Tiles {
                 }
                 if self.tail != 0 {
                     for block in 0..BLOCKS {
-                        copy_columns(from[block], &sums.rows[block], self.tail, &mut self.tails[block]);
+                        copy_columns(from[block], &blocks[block], self.tail, &mut self.tails[block]);
                     }
                     let tails = [0, 1].map(|block| self.tails[block].0.as_ptr().cast());
                     multiply::<BLOCKS, STRIPS>(tails, [WIDTH; 2], weights, strip_bytes);
                     weights = weights.add(self.tail.div_ceil(4) * GROUP);
                 }
             }
+            // Block after block, row after row, strip after strip.
+            let mut room = MaybeUninit::<[Line; 4 * ROWS]>::uninit();
+            let room: *mut Line = room.as_mut_ptr().cast();
             for block in 0..BLOCKS {
                 for s in 0..STRIPS {
-                    store(sum_tile(BLOCKS, block, s), &raw mut room[block * ROWS * STRIPS + s], STRIPS * WIDTH);
+                    store(sum_tile(BLOCKS, block, s), room.add(block * ROWS * STRIPS + s), STRIPS * WIDTH);
+                }
+            }
+            let plain = finish.plain(operands.panels, strip, STRIPS);
+            let plain = plain.map(|plain| PlainStrips::<Avx512Vnni, STRIPS>::new(v, plain, strip));
+            for (block, rows) in blocks.into_iter().enumerate().take(BLOCKS) {
+                let sums = room.add(block * ROWS * STRIPS).cast();
+                match &plain {
+                    Some(plain) => plain.store_block(v, sums, rows),
+                    None => finish_tile(v, operands, finish, sums, rows, strip, STRIPS),
                 }
             }
         }

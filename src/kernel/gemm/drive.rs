@@ -9,6 +9,7 @@ use super::tile::{Operands, Rows, strips, tile};
 use super::vector::{Task, Vector};
 #[cfg(target_arch = "x86_64")]
 use super::{amx, avx2, avx512};
+use crate::Result;
 use crate::kernel::{Isa, Parallel};
 
 /// The instruction set that a weight was packed for.
@@ -92,9 +93,38 @@ impl Path {
         }
     }
 
-    /// The most rows of a block of a product.
-    fn rows(self, lines: &Lines, operands: &Operands<'_>) -> usize {
+    /// A weight in the form that the path is fastest with; see [`Panels::new`].
+    ///
+    /// # Errors
+    /// As [`Panels::new`].
+    pub fn pack(
+        self,
+        weight: &[i8],
+        channels: usize,
+        segments: usize,
+        length: usize,
+        zero_points: &[i32],
+    ) -> Result<Panels> {
+        let panels = Panels::new(weight, channels, segments, length, zero_points)?;
+        match self {
+            #[cfg(target_arch = "x86_64")]
+            Self::Avx2(_) => Ok(panels.sort()),
+            _ => Ok(panels),
+        }
+    }
+
+    /// The path that is fastest for a product: this one, or AVX-512 where tiles do not pay.
+    fn suited_to(self, lines: &Lines, operands: &Operands<'_>) -> Self {
         let _ = (lines, operands);
+        match self {
+            #[cfg(target_arch = "x86_64")]
+            Self::Amx(v) if !v.suits(lines, operands) => Self::Avx512Vnni(v.vector()),
+            _ => self,
+        }
+    }
+
+    /// The most rows of a block of a product.
+    fn rows(self) -> usize {
         match self {
             Self::Scalar(_) => Scalar::ROWS,
             #[cfg(target_arch = "x86_64")]
@@ -102,9 +132,9 @@ impl Path {
             #[cfg(target_arch = "x86_64")]
             Self::AvxVnni(_) => avx2::AvxVnni::ROWS,
             #[cfg(target_arch = "x86_64")]
-            Self::Amx(v) if v.suits(lines, operands) => amx::ROWS,
+            Self::Avx512Vnni(_) => avx512::Avx512Vnni::ROWS,
             #[cfg(target_arch = "x86_64")]
-            Self::Avx512Vnni(_) | Self::Amx(_) => avx512::Avx512Vnni::ROWS,
+            Self::Amx(_) => amx::ROWS,
             #[cfg(target_arch = "aarch64")]
             Self::NeonDotprod(_) => neon::NeonDotprod::ROWS,
             #[cfg(target_arch = "aarch64")]
@@ -112,20 +142,11 @@ impl Path {
         }
     }
 
-    /// `panels` in the form that the path is fastest with.
-    pub fn prepare(self, panels: Panels) -> Panels {
-        match self {
-            #[cfg(target_arch = "x86_64")]
-            Self::Avx2(_) => panels.sort(),
-            _ => panels,
-        }
-    }
-
     /// Computes a part of a product, whose blocks have [`rows`](Self::rows).
     fn compute(self, part: Part<'_>) {
         match self {
             #[cfg(target_arch = "x86_64")]
-            Self::Amx(v) if v.suits(part.cut.lines, part.operands) => v.run(&part),
+            Self::Amx(v) => v.run(&part),
             #[cfg(target_arch = "x86_64")]
             Self::Avx2(v) if part.operands.panels.is_sorted() => v.sorted().run(part),
             _ => self.run(part),
@@ -267,7 +288,8 @@ pub(crate) unsafe fn product(
     threads: &dyn Parallel,
 ) {
     let panels = operands.panels;
-    let cut = Blocks::new(lines, path.rows(lines, operands));
+    let path = path.suited_to(lines, operands);
+    let cut = Blocks::new(lines, path.rows());
     let blocks = cut.count();
     if blocks == 0 || panels.strips() == 0 {
         return;

@@ -41,11 +41,19 @@ impl<'a> Finish<'a> {
         Self { sink, ..*self }
     }
 
-    /// The epilogue of most layers, which has a path from registers of its own. For weights without zero points only.
+    /// The epilogue of most layers, which has a path from registers of its own, for `strips` strips from `strip` on: all their
+    /// channels exist, and weights have no zero points.
     #[inline(always)]
-    pub fn plain(&self) -> Option<Plain<'a>> {
+    pub fn plain(&self, panels: &Panels, strip: usize, strips: usize) -> Option<Plain<'a>> {
         match self.sink {
-            Sink::U8(to, form) if form.residual.is_none() && form.table.is_none() => Some(Plain { to, form }),
+            Sink::U8(to, form)
+                if form.residual.is_none()
+                    && form.table.is_none()
+                    && (strip + strips) * STRIP <= panels.channels()
+                    && !panels.has_zero_points() =>
+            {
+                Some(Plain { to, form })
+            }
             _ => None,
         }
     }
@@ -257,7 +265,7 @@ pub(crate) unsafe fn finish_tile<V: Vector>(
 }
 
 /// The most rows of a tile.
-const MOST_ROWS: usize = 16;
+pub(super) const MOST_ROWS: usize = 16;
 
 /// A strip's accumulators in memory.
 struct Accumulators<'a> {

@@ -57,7 +57,7 @@ impl PackedGemm {
     /// Where lengths do not fit, a zero point is not an i8, or `k` is above 65,793, from where on a sum could overflow.
     pub fn new(isa: Isa, weight: &[i8], n: usize, k: usize, zero_points: &[i32]) -> Result<Self> {
         let path = Path::new(isa);
-        Ok(Self { path, panels: path.prepare(Panels::new(weight, n, 1, k, zero_points)?) })
+        Ok(Self { path, panels: path.pack(weight, n, 1, k, zero_points)? })
     }
 
     /// Output channels.

@@ -6,8 +6,8 @@ use crate::{Error, Result};
 /// Bytes of a group: four weights of each channel of a strip.
 pub(crate) const GROUP: usize = 4 * STRIP;
 
-/// Groups behind the last strip, which are zero: a kernel may read sixteen groups from any one on.
-const GROUPS_BEHIND: usize = 15;
+/// Groups that a kernel may read from any one on: behind the last strip they are zero.
+pub(crate) const READABLE_GROUPS: usize = 16;
 
 /// The longest sum of products that cannot overflow an i32: a product of differences from zero points is at most
 /// `255 * 255`, with weights' zero points of 0 `255 * 128`.
@@ -98,7 +98,7 @@ impl Panels {
         }
         let strips = channels.div_ceil(STRIP);
         let groups = length.div_ceil(4);
-        let mut data = vec![Group([0; GROUP]); strips * segments * groups + GROUPS_BEHIND];
+        let mut data = vec![Group([0; GROUP]); strips * segments * groups + READABLE_GROUPS - 1];
         let mut sums = vec![0; strips * STRIP];
         let mut zeros = match zero_points.iter().any(|zero| *zero != 0) {
             true => vec![0; strips * STRIP],
@@ -137,23 +137,19 @@ impl Panels {
             return self;
         }
         let is_whole = |group: usize| 4 * (group + 1) <= self.length;
-        let is_small = |index: usize| is_whole(index % groups) && self.data[index].is_small();
-        let small = (0..all).filter(|index| is_small(*index)).count();
-        if 8 * small < all {
-            return self;
-        }
         let mut order = Order { places: Vec::with_capacity(all), small: Vec::with_capacity(self.strips()) };
         let mut data = Vec::with_capacity(self.data.len());
-        for strip in 0..self.strips() {
-            let strip = strip * self.segments * groups..(strip + 1) * self.segments * groups;
-            let first = strip.start;
-            let (small, rest): (Vec<usize>, Vec<usize>) = strip.partition(|index| is_small(*index));
-            let (large, ends): (Vec<usize>, Vec<usize>) = rest.into_iter().partition(|index| is_whole(index % groups));
+        for strip in self.data[..all].chunks_exact(self.segments * groups) {
+            let (whole, ends): (Vec<_>, Vec<_>) = (0..strip.len()).partition(|index| is_whole(index % groups));
+            let (small, large): (Vec<_>, Vec<_>) = whole.into_iter().partition(|index| strip[*index].is_small());
             order.small.push(small.len());
             for index in small.into_iter().chain(large).chain(ends) {
-                data.push(self.data[index]);
-                order.places.push([((index - first) / groups) as u16, ((index - first) % groups) as u16]);
+                data.push(strip[index]);
+                order.places.push([(index / groups) as u16, (index % groups) as u16]);
             }
+        }
+        if 8 * order.small.iter().sum::<usize>() < all {
+            return self;
         }
         data.extend_from_slice(&self.data[all..]);
         (self.data, self.order) = (data, Some(order));

@@ -102,36 +102,57 @@ unsafe fn sized<V: Vector, const ROWS: usize, const STRIPS: usize>(
             true => accumulate_sorted::<V, ROWS, STRIPS>(v, operands, rows, strip),
             false => accumulate::<V, ROWS, STRIPS>(v, operands, rows, strip),
         };
-        let whole = (strip + STRIPS) * STRIP <= operands.panels.channels();
-        match finish.plain() {
-            Some(plain) if whole && !operands.panels.has_zero_points() => {
-                PlainStrips::<V, STRIPS>::new(v, plain, strip).store(v, &sums, rows)
-            }
-            _ => finish_spilled::<V, ROWS, STRIPS>(v, operands, finish, &sums, rows, strip),
+        match finish.plain(operands.panels, strip, STRIPS) {
+            Some(plain) => PlainStrips::<V, STRIPS>::new(v, plain, strip).store(v, &sums, rows),
+            None => finish_spilled::<V, ROWS, STRIPS>(v, operands, finish, &sums, rows, strip),
         }
     }
 }
 
-/// What sums begin with: the correction for the activations' zero point.
+/// What a strip's sums begin with: the correction for the activations' zero point.
+///
+/// # Safety
+/// The strip exists.
+#[inline(always)]
+pub(super) unsafe fn initial<V: Vector>(v: V, operands: &Operands<'_>, strip: usize) -> V::I32 {
+    let zero = v.splat(V::OFFSET - i32::from(operands.zero_point));
+    // SAFETY: the panels have sums for whole strips.
+    v.mul(zero, unsafe { v.load(operands.panels.sums().as_ptr().add(strip * STRIP), STRIP) })
+}
+
+/// What all rows' sums begin with.
 ///
 /// # Safety
 /// The strips exist.
 #[inline(always)]
-unsafe fn initial<V: Vector, const ROWS: usize, const STRIPS: usize>(
+unsafe fn initial_sums<V: Vector, const ROWS: usize, const STRIPS: usize>(
     v: V,
     operands: &Operands<'_>,
     strip: usize,
 ) -> [[V::I32; STRIPS]; ROWS] {
-    let zero = v.splat(V::OFFSET - i32::from(operands.zero_point));
-    let mut sums = [[zero; STRIPS]; ROWS];
+    let mut sums = [[v.splat(0); STRIPS]; ROWS];
     for s in 0..STRIPS {
-        // SAFETY: the panels have sums for whole strips.
-        let initial = v.mul(zero, unsafe { v.load(operands.panels.sums().as_ptr().add((strip + s) * STRIP), STRIP) });
+        // SAFETY: by the contract.
+        let initial = unsafe { initial(v, operands, strip + s) };
         each_row!(row < ROWS => {
             sums[row][s] = initial;
         });
     }
     sums
+}
+
+/// The first `count` bytes, at most four, and zeros.
+///
+/// # Safety
+/// They are readable.
+#[inline(always)]
+unsafe fn first_bytes(from: *const u8, count: usize) -> [u8; 4] {
+    let mut bytes = [0; 4];
+    for (i, byte) in bytes.iter_mut().enumerate().take(count) {
+        // SAFETY: by the contract.
+        *byte = unsafe { *from.add(i) };
+    }
+    bytes
 }
 
 /// The exact sums of `(x - zero_x) * w`.
@@ -150,7 +171,7 @@ unsafe fn accumulate<V: Vector, const ROWS: usize, const STRIPS: usize>(
     // SAFETY: the panels hold the strips; the rows' segments are readable by the contract of `tile`.
     unsafe {
         let mut weights = panels.as_ptr().add(strip * strip_bytes);
-        let mut sums = initial::<V, ROWS, STRIPS>(v, operands, strip);
+        let mut sums = initial_sums::<V, ROWS, STRIPS>(v, operands, strip);
         for &segment in operands.segments {
             // Every third row has a pointer, the two after it are one and two steps away: few enough registers.
             let mut pointers = [rows.input; 4];
@@ -174,19 +195,13 @@ unsafe fn accumulate<V: Vector, const ROWS: usize, const STRIPS: usize>(
                 }
             }
             if tail != 0 {
-                let mut bytes = [[0u8; 4]; ROWS];
-                for (row, bytes) in bytes.iter_mut().enumerate() {
-                    let from = rows.input.wrapping_add(segment + 4 * whole + row * step);
-                    for (i, byte) in bytes.iter_mut().enumerate().take(tail) {
-                        *byte = *from.add(i);
-                    }
-                }
+                let from = rows.input.wrapping_add(segment + 4 * whole);
                 let mut w = [v.weights(weights); STRIPS];
                 for s in 1..STRIPS {
                     w[s] = v.weights(weights.add(s * strip_bytes));
                 }
                 each_row!(row < ROWS => {
-                    let x = v.activations(bytes.as_ptr().cast::<u8>().add(4 * row));
+                    let x = v.activations(first_bytes(from.wrapping_add(row * step), tail).as_ptr());
                     for s in 0..STRIPS {
                         sums[row][s] = v.dot(sums[row][s], x, w[s]);
                     }
@@ -217,21 +232,21 @@ unsafe fn accumulate_sorted<V: Vector, const ROWS: usize, const STRIPS: usize>(
     }
     // SAFETY: as of `accumulate`; the places are those of the panels' segments.
     unsafe {
-        let mut sums = initial::<V, ROWS, STRIPS>(v, operands, strip);
+        let mut sums = initial_sums::<V, ROWS, STRIPS>(v, operands, strip);
         macro_rules! groups {
-        ($v:ident, $s:ident, $places:expr, $weights:ident) => {
-            for place in $places {
-                // Every third row has a pointer, as above.
-                let pointers = [0, 1, 2, 3].map(|i| at!(place).wrapping_add(3 * i * step));
-                let w = $v.weights($weights);
-                each_row!(row < ROWS => {
-                    let x = $v.activations(pointers[row / 3].wrapping_add(row % 3 * step));
-                    sums[row][$s] = $v.dot(sums[row][$s], x, w);
-                });
-                $weights = $weights.add(GROUP);
-            }
-        };
-    }
+            ($v:ident, $s:ident, $places:expr, $weights:ident) => {
+                for place in $places {
+                    // Every third row has a pointer, as above.
+                    let pointers = [0, 1, 2, 3].map(|i| at!(place).wrapping_add(3 * i * step));
+                    let w = $v.weights($weights);
+                    each_row!(row < ROWS => {
+                        let x = $v.activations(pointers[row / 3].wrapping_add(row % 3 * step));
+                        sums[row][$s] = $v.dot(sums[row][$s], x, w);
+                    });
+                    $weights = $weights.add(GROUP);
+                }
+            };
+        }
         each_row!(s < STRIPS => {
             let mut weights = panels.as_ptr().add((strip + s) * panels.strip_bytes());
             let [small, large, ends] = panels.places(strip + s);
@@ -243,10 +258,7 @@ unsafe fn accumulate_sorted<V: Vector, const ROWS: usize, const STRIPS: usize>(
                 for place in ends {
                     let w = wide.weights(weights);
                     each_row!(row < ROWS => {
-                        let mut bytes = [0; 4];
-                        for (i, byte) in bytes.iter_mut().enumerate().take(panels.length() % 4) {
-                            *byte = *at!(place).add(row * step + i);
-                        }
+                        let bytes = first_bytes(at!(place).wrapping_add(row * step), panels.length() % 4);
                         sums[row][s] = wide.dot(sums[row][s], wide.activations(bytes.as_ptr()), w);
                     });
                     weights = weights.add(GROUP);
