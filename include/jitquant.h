@@ -102,6 +102,18 @@ typedef struct jq_layer {
   const char *reason;
 } jq_layer;
 
+// What the check at the end of a conversion measured; NaN where a figure is not known.
+typedef struct jq_check {
+  // How many samples both models ran on; 0 where there were none, and nothing was checked.
+  size_t samples;
+  // Signal to quantization noise ratio of the outputs in dB; infinite where nothing differs.
+  double sqnr_db;
+  // The share of samples for which both models put the same class first.
+  double agreement;
+  // The float model's time over the INT8 model's, for one sample on this machine.
+  double speed_up;
+} jq_check;
+
 // When activations are quantized.
 typedef int32_t jq_quant_type;
 
@@ -491,6 +503,11 @@ jq_status jq_report_operator_count(const struct jq_report *report, size_t *count
 // The name belongs to the report and goes with it. Any thread.
 jq_status jq_report_operator(const struct jq_report *report, size_t index, const char **name, size_t *nodes);
 
+// What the check at the end of `jq_prepared_convert` measured, into `*check`: `samples` is 0 where nothing was checked (no
+// samples, a check that was switched off, `jq_quantizer_inspect`). Any thread.
+jq_status jq_report_check(const struct jq_report *report,
+                          struct jq_check *check);
+
 // Frees the report and its texts. Null is allowed. Any thread.
 jq_status jq_report_free(struct jq_report *report);
 
@@ -510,6 +527,12 @@ jq_status jq_quantizer_preserve(struct jq_quantizer *quantizer, const char *name
 
 // Makes models of this form: `JQ_PORTABLE`, the default, or `JQ_NATIVE`. Any thread.
 jq_status jq_quantizer_set_form(struct jq_quantizer *quantizer, jq_model_form form);
+
+// Whether `jq_prepared_convert` ends with a check, which it does by default (`on` is not 0): the float model and the INT8
+// one, read back as a file, run on up to 32 of the samples that calibrated. Layers that break the model stay in float; where
+// that does not help, the conversion fails. `jq_report_check` has what was measured. Any thread.
+jq_status jq_quantizer_set_check(struct jq_quantizer *quantizer,
+                                 int32_t on);
 
 // For a quantizer made with `JQ_WEIGHT_ONLY`: weights of `bits` bits, 8 (the default) or 4. With 4, linear layers have a
 // scale and an offset for each `group` of inputs, 32, 64 or 128; what else has weights keeps 8. Any thread.

@@ -18,6 +18,7 @@
 #include <exception>
 #include <functional>
 #include <memory>
+#include <mutex>
 #include <optional>
 #include <string>
 #include <type_traits>
@@ -86,25 +87,25 @@ using QatHandle = Handle<jq_qat, jq_qat_free>;
 using DataHandle = Handle<jq_data, jq_data_free>;
 
 inline ModuleHandle share(const Module &module) {
-  check_library();
+  detail::check_library();
   ModuleHandle handle;
-  check(jq_module_from_torch(&module, handle.out()));
+  detail::check(jq_module_from_torch(&module, handle.out()));
   return handle;
 }
 
 inline Module module_of(const ModuleHandle &handle) {
   Module module;
-  check(jq_module_to_torch(handle.get(), &module));
+  detail::check(jq_module_to_torch(handle.get(), &module));
   return module;
 }
 
 inline std::vector<std::string> texts(const StringsHandle &strings) {
   size_t count = 0;
-  check(jq_strings_count(strings.get(), &count));
+  detail::check(jq_strings_count(strings.get(), &count));
   std::vector<std::string> all(count);
   for (size_t i = 0; i < count; ++i) {
     const char *text = nullptr;
-    check(jq_strings_get(strings.get(), i, &text));
+    detail::check(jq_strings_get(strings.get(), i, &text));
     all[i] = text;
   }
   return all;
@@ -112,77 +113,81 @@ inline std::vector<std::string> texts(const StringsHandle &strings) {
 
 inline ValueHandle share(const c10::IValue &value) {
   ValueHandle handle;
-  check(jq_value_from_torch(&value, handle.out()));
+  detail::check(jq_value_from_torch(&value, handle.out()));
   return handle;
 }
 
 inline c10::IValue ivalue_of(const ValueHandle &handle) {
   c10::IValue value;
-  check(jq_value_to_torch(handle.get(), &value));
+  detail::check(jq_value_to_torch(handle.get(), &value));
   return value;
 }
 
-// A function of the program's for the library to call. An exception of its ends the call, and is thrown after it.
-template <class Function> struct Callback {
-  Function function;
-  std::exception_ptr thrown;
+// What a function of the program's threw while the library called it. The library calls on the thread that made the call,
+// so that each thread has its own.
+inline std::exception_ptr &thrown() {
+  static thread_local std::exception_ptr exception;
+  return exception;
+}
 
-  template <class... Args> int32_t call(int32_t if_thrown, Args &&...args) noexcept {
-    try {
-      return function(std::forward<Args>(args)...) ? 1 : 0;
-    } catch (...) {
-      thrown = std::current_exception();
-      return if_thrown;
-    }
+// Calls a function of the program's. An exception of its ends the library's call, and is thrown after it.
+template <class Function, class... Args>
+int32_t call_back(int32_t if_thrown, const Function &function, Args &&...args) noexcept {
+  try {
+    return function(std::forward<Args>(args)...) ? 1 : 0;
+  } catch (...) {
+    detail::thrown() = std::current_exception();
+    return if_thrown;
   }
+}
 
-  void check(jq_status status) {
-    if (thrown)
-      std::rethrow_exception(std::exchange(thrown, nullptr));
-    detail::check(status);
-  }
-};
+// Throws what a function of the program's threw in a call, else what the failed call says.
+inline void check_call(jq_status status) {
+  if (std::exception_ptr exception = std::exchange(detail::thrown(), nullptr))
+    std::rethrow_exception(exception);
+  detail::check(status);
+}
 
 inline int32_t ask_filter(const jq_node *node, void *user_data) {
   void *torch_node = nullptr;
   if (jq_node_to_torch(node, &torch_node) != JQ_OK)
     return -1;
-  auto &filter = *static_cast<Callback<const PrePackParamFilterFn &> *>(user_data);
-  return filter.call(-1, static_cast<torch::jit::Node *>(torch_node));
+  const auto &filter = *static_cast<const PrePackParamFilterFn *>(user_data);
+  return detail::call_back(-1, filter, static_cast<torch::jit::Node *>(torch_node));
 }
 
 template <class Pass>
 Module observe(Pass pass, const Module &module, const std::string &method, const QConfigDict &qconfig_dict,
                bool inplace, QuantType quant_type) {
-  auto input = share(module);
+  auto input = detail::share(module);
   std::vector<ModuleHandle> observers;
   std::vector<jq_qconfig> qconfigs;
   for (const auto &[path, qconfig] : qconfig_dict) {
     jq_qconfig entry{path.c_str(), nullptr, nullptr};
     if (qconfig) {
-      observers.push_back(share(std::get<0>(*qconfig)));
+      observers.push_back(detail::share(std::get<0>(*qconfig)));
       entry.activation = observers.back().get();
-      observers.push_back(share(std::get<1>(*qconfig)));
+      observers.push_back(detail::share(std::get<1>(*qconfig)));
       entry.weight = observers.back().get();
     }
     qconfigs.push_back(entry);
   }
   ModuleHandle observed;
-  check(pass(input.get(), method.c_str(), qconfigs.data(), qconfigs.size(), inplace, quant_type, observed.out()));
-  return module_of(observed);
+  detail::check(pass(input.get(), method.c_str(), qconfigs.data(), qconfigs.size(), inplace, quant_type, observed.out()));
+  return detail::module_of(observed);
 }
 
 template <class Pass>
 Module quantize(Pass pass, const Module &module, const std::string &method, bool inplace, bool debug,
                 QuantType quant_type) {
   ModuleHandle quantized;
-  check(pass(share(module).get(), method.c_str(), inplace, debug, quant_type, quantized.out()));
-  return module_of(quantized);
+  detail::check(pass(detail::share(module).get(), method.c_str(), inplace, debug, quant_type, quantized.out()));
+  return detail::module_of(quantized);
 }
 
 template <class Pass> void change(Pass &&pass, std::shared_ptr<Graph> &graph) {
-  check_library();
-  check(pass(&graph));
+  detail::check_library();
+  detail::check(pass(&graph));
 }
 
 template <class Pass> void change_methods(const Module &module, Pass &&pass) {
@@ -265,7 +270,7 @@ inline void SwapFunctionalLinear(std::shared_ptr<Graph> &graph) { detail::change
 
 // The same in every method of `module` and of the modules in it.
 inline void SwapFunctionalLinear(Module &module) {
-  detail::change_methods(module, [](std::shared_ptr<Graph> &graph) { SwapFunctionalLinear(graph); });
+  detail::change_methods(module, [](std::shared_ptr<Graph> &graph) { jitquant::SwapFunctionalLinear(graph); });
 }
 
 // What joins branches and is quantized then is quantized in each branch.
@@ -282,7 +287,7 @@ inline void InsertPrepackUnpack(std::shared_ptr<Graph> &graph) { detail::change(
 
 // The same in every method of `module` and of the modules in it.
 inline void InsertPrepackUnpack(Module &module) {
-  detail::change_methods(module, [](std::shared_ptr<Graph> &graph) { InsertPrepackUnpack(graph); });
+  detail::change_methods(module, [](std::shared_ptr<Graph> &graph) { jitquant::InsertPrepackUnpack(graph); });
 }
 
 // Float operators between dequantize and quantize become quantized ones.
@@ -318,10 +323,10 @@ inline Module to_native(const Module &module) {
 inline std::unordered_set<std::string> RegisterPrePackParams(Module &module, const std::string &method_name,
                                                              const PrePackParamFilterFn &is_packed_param,
                                                              const std::string &attr_prefix) {
-  detail::Callback<const PrePackParamFilterFn &> filter{is_packed_param, nullptr};
   detail::StringsHandle strings;
-  filter.check(jq_register_prepack_params(detail::share(module).get(), method_name.c_str(), detail::ask_filter, &filter,
-                                          attr_prefix.c_str(), strings.out()));
+  auto *filter = const_cast<PrePackParamFilterFn *>(&is_packed_param);
+  detail::check_call(jq_register_prepack_params(detail::share(module).get(), method_name.c_str(), detail::ask_filter,
+                                                filter, attr_prefix.c_str(), strings.out()));
   std::vector<std::string> names = detail::texts(strings);
   return {names.begin(), names.end()};
 }
@@ -339,6 +344,8 @@ struct Report {
   size_t quantized_layers = 0;
   std::vector<Layer> layers;                             // of inspect all, of convert those that stayed in float
   std::vector<std::pair<std::string, size_t>> operators; // the quantized:: ones of a converted module
+  // What the check at the end of a conversion measured; samples is 0 where there were none.
+  jq_check check{};
 
   explicit Report(const detail::ReportHandle &report) {
     size_t count = 0;
@@ -356,6 +363,7 @@ struct Report {
       detail::check(jq_report_operator(report.get(), i, &name, &nodes));
       operators.emplace_back(name, nodes);
     }
+    detail::check(jq_report_check(report.get(), &check));
   }
 };
 
@@ -371,12 +379,28 @@ using Progress = std::function<bool(const std::string &stage, size_t done, size_
 
 namespace detail {
 
-using ProgressCallback = Callback<Progress>;
+// The function that is told, which may set another one while it runs.
+class ProgressCallback {
+public:
+  void set(Progress function) {
+    auto shared = function ? std::make_shared<const Progress>(std::move(function)) : nullptr;
+    std::lock_guard<std::mutex> lock(mutex_);
+    function_ = std::move(shared);
+  }
+  std::shared_ptr<const Progress> get() {
+    std::lock_guard<std::mutex> lock(mutex_);
+    return function_;
+  }
+
+private:
+  std::mutex mutex_;
+  std::shared_ptr<const Progress> function_;
+};
 
 inline int32_t ask_progress(const char *stage, size_t done, size_t total, void *user_data) {
   // The C ABI asks "end it?", the function answers "go on?": an exception ends it.
-  auto &progress = *static_cast<ProgressCallback *>(user_data);
-  return progress.call(0, stage, done, total) == 0;
+  const std::shared_ptr<const Progress> progress = static_cast<ProgressCallback *>(user_data)->get();
+  return progress != nullptr && detail::call_back(0, *progress, stage, done, total) == 0;
 }
 
 } // namespace detail
@@ -393,7 +417,7 @@ public:
       values.push_back(handles.back().get());
     }
     detail::ValueHandle output;
-    progress_->check(jq_prepared_calibrate_values(prepared_.get(), values.data(), values.size(), output.out()));
+    detail::check_call(jq_prepared_calibrate_values(prepared_.get(), values.data(), values.size(), output.out()));
     return detail::ivalue_of(output);
   }
 
@@ -411,7 +435,7 @@ public:
   Converted convert() const {
     detail::ModuleHandle module;
     detail::ReportHandle report;
-    progress_->check(jq_prepared_convert(prepared_.get(), module.out(), report.out()));
+    detail::check_call(jq_prepared_convert(prepared_.get(), module.out(), report.out()));
     return {detail::module_of(module), Report(report)};
   }
 
@@ -477,7 +501,7 @@ public:
       handles.push_back(detail::share(input));
       values.push_back(handles.back().get());
     }
-    progress_->check(jq_qat_calibrate_values(qat_.get(), values.data(), values.size()));
+    detail::check_call(jq_qat_calibrate_values(qat_.get(), values.data(), values.size()));
   }
 
   // The same, for a model of one argument.
@@ -485,7 +509,7 @@ public:
 
   // Has observers that leave the choice of their range (auto, the default) take what loses less at the outputs on the
   // samples to calibrate with of `data`; without it they take all that they have seen.
-  void choose_ranges(const Data &data) { progress_->check(jq_qat_choose_ranges(qat_.get(), data.data_.get())); }
+  void choose_ranges(const Data &data) { detail::check_call(jq_qat_choose_ranges(qat_.get(), data.data_.get())); }
 
   // The module that is trained, in training or evaluation mode as module().train() says; to save it and go on later
   // with Quantizer::resume_qat.
@@ -529,7 +553,7 @@ public:
   Converted convert() const {
     detail::ModuleHandle module;
     detail::ReportHandle report;
-    progress_->check(jq_qat_convert(qat_.get(), module.out(), report.out()));
+    detail::check_call(jq_qat_convert(qat_.get(), module.out(), report.out()));
     return {detail::module_of(module), Report(report)};
   }
 
@@ -603,10 +627,19 @@ public:
     detail::check(jq_quantizer_set_form(quantizer_.get(), JQ_NATIVE));
     return *this;
   }
+  // Whether Prepared::convert ends with a check of the INT8 model beside the float one (it does by default): layers that
+  // break the model stay in float, and where that does not help the conversion throws.
+  Quantizer &check(bool on) & {
+    detail::check(jq_quantizer_set_check(quantizer_.get(), on));
+    return *this;
+  }
   // Has `progress` told of the stages of every call that takes the quantizer or what it prepared.
   Quantizer &on_progress(Progress progress) & {
-    progress_->function = std::move(progress);
-    auto callback = progress_->function ? detail::ask_progress : nullptr;
+    const bool is_set = static_cast<bool>(progress);
+    if (progress_ == nullptr) // moved from
+      progress_ = std::make_shared<detail::ProgressCallback>();
+    progress_->set(std::move(progress));
+    auto callback = is_set ? detail::ask_progress : nullptr;
     detail::check(jq_quantizer_set_progress(quantizer_.get(), callback, progress_.get()));
     return *this;
   }
@@ -614,6 +647,7 @@ public:
   Quantizer skip(const std::string &path) && { return std::move(this->skip(path)); }
   Quantizer preserve(const std::string &name) && { return std::move(this->preserve(name)); }
   Quantizer native() && { return std::move(this->native()); }
+  Quantizer check(bool on) && { return std::move(this->check(on)); }
   Quantizer on_progress(Progress progress) && { return std::move(on_progress(std::move(progress))); }
 
   // Ends the call in progress, or the next one; from any thread.
@@ -622,35 +656,35 @@ public:
   // The layers of `module`, each with why it would stay in float.
   Report inspect(const Module &module) const {
     detail::ReportHandle report;
-    progress_->check(jq_quantizer_inspect(quantizer_.get(), detail::share(module).get(), report.out()));
+    detail::check_call(jq_quantizer_inspect(quantizer_.get(), detail::share(module).get(), report.out()));
     return Report(report);
   }
 
   // Puts observers into a copy of `module`.
   Prepared prepare(const Module &module) const {
     Prepared prepared(progress_);
-    progress_->check(jq_quantizer_prepare(quantizer_.get(), detail::share(module).get(), prepared.prepared_.out()));
+    detail::check_call(jq_quantizer_prepare(quantizer_.get(), detail::share(module).get(), prepared.prepared_.out()));
     return prepared;
   }
 
   // Goes on with what Prepared::module gave, saved and loaded since.
   Prepared resume(const Module &observed) const {
     Prepared prepared(progress_);
-    progress_->check(jq_quantizer_resume(quantizer_.get(), detail::share(observed).get(), prepared.prepared_.out()));
+    detail::check_call(jq_quantizer_resume(quantizer_.get(), detail::share(observed).get(), prepared.prepared_.out()));
     return prepared;
   }
 
   // Makes a copy of `module` for quantization-aware training.
   QatModule prepare_qat(const Module &module) const {
     QatModule qat(progress_);
-    progress_->check(jq_quantizer_prepare_qat(quantizer_.get(), detail::share(module).get(), qat.qat_.out()));
+    detail::check_call(jq_quantizer_prepare_qat(quantizer_.get(), detail::share(module).get(), qat.qat_.out()));
     return qat;
   }
 
   // Goes on with what QatModule::module gave, saved and loaded since.
   QatModule resume_qat(const Module &module) const {
     QatModule qat(progress_);
-    progress_->check(jq_quantizer_resume_qat(quantizer_.get(), detail::share(module).get(), qat.qat_.out()));
+    detail::check_call(jq_quantizer_resume_qat(quantizer_.get(), detail::share(module).get(), qat.qat_.out()));
     return qat;
   }
 
@@ -670,7 +704,7 @@ public:
     detail::ModuleHandle converted;
     detail::ReportHandle report;
     jq_figures figures{};
-    progress_->check(jq_quantizer_tune(quantizer_.get(), detail::share(module).get(), data.data_.get(), &wanted,
+    detail::check_call(jq_quantizer_tune(quantizer_.get(), detail::share(module).get(), data.data_.get(), &wanted,
                                        minutes, state.empty() ? nullptr : state.c_str(), converted.out(), report.out(),
                                        &figures));
     return {detail::module_of(converted), Report(report), figures};
@@ -681,7 +715,7 @@ public:
   // loops.
   size_t only_faster(const Module &module, const Data &data, size_t samples = 1, bool accelerated = false) {
     size_t left = 0;
-    progress_->check(jq_quantizer_only_faster(quantizer_.get(), detail::share(module).get(), data.data_.get(), samples,
+    detail::check_call(jq_quantizer_only_faster(quantizer_.get(), detail::share(module).get(), data.data_.get(), samples,
                                               accelerated, &left));
     return left;
   }

@@ -51,6 +51,8 @@ pub mod analysis;
 #[allow(unsafe_code)]
 pub mod capi;
 #[cfg(feature = "torch")]
+mod check;
+#[cfg(feature = "torch")]
 pub mod control;
 #[cfg(feature = "torch")]
 pub mod distributed;
@@ -89,6 +91,8 @@ pub mod watch;
 #[cfg(feature = "torch")]
 mod zero_touch;
 
+#[cfg(feature = "torch")]
+pub use check::{Check, SlowLayer};
 pub use error::{Error, Result};
 #[cfg(feature = "torch")]
 pub use methods::{Methods, Rounding};

@@ -48,6 +48,11 @@ impl Comparison {
         self.classified += samples;
     }
 
+    /// The sum of the squares of the reference.
+    pub fn signal(&self) -> f64 {
+        self.signal
+    }
+
     /// Signal to quantization noise ratio in dB: `10 log10(sum a^2 / sum (a - b)^2)`. Infinite where nothing differs.
     pub fn sqnr_db(&self) -> f64 {
         if self.noise == 0.0 { f64::INFINITY } else { 10.0 * (self.signal / self.noise).log10() }

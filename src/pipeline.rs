@@ -2,6 +2,8 @@
 
 use std::collections::BTreeMap;
 
+use crate::check::{self, Check, CheckSamples, Misfit, Reference};
+use crate::control::{Patient, Ranges};
 use crate::error::{Context, Error, Result};
 use crate::ir::{DType, GeneralPass, IValue, Module, Node, Tensor};
 use crate::methods::{Methods, Rounding};
@@ -38,7 +40,7 @@ use crate::watch::step;
 /// let y = converted.module.forward(&[batch])?;                        // converted.module.save("model.int8.pt")?
 /// # Ok::<(), jitquant::Error>(())
 /// ```
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug)]
 pub struct Quantizer {
     quant_type: QuantType,
     spec: QConfigSpec,
@@ -51,6 +53,25 @@ pub struct Quantizer {
     reduce_range: bool,
     form: ModelForm,
     weight_only: Option<WeightOnly>,
+    /// The least SQNR of an output in dB, at the check that ends a conversion; `None` where there is no check.
+    check: Option<f64>,
+}
+
+impl Default for Quantizer {
+    fn default() -> Self {
+        Self {
+            quant_type: QuantType::default(),
+            spec: QConfigSpec::default(),
+            skip: Vec::new(),
+            skip_layers: BTreeMap::new(),
+            tags: false,
+            preserve: Vec::new(),
+            reduce_range: false,
+            form: ModelForm::default(),
+            weight_only: None,
+            check: Some(check::LEAST_DB),
+        }
+    }
 }
 
 /// Which operators an INT8 model calls.
@@ -175,6 +196,20 @@ impl Quantizer {
         self
     }
 
+    /// Whether [`Prepared::convert`] ends with a check (it does by default): both models run on up to 32 of the samples that
+    /// calibrated, the INT8 one read back as a file. Layers that break the model stay in float; where that does not help,
+    /// no model is made.
+    pub fn check(mut self, on: bool) -> Self {
+        self.check = on.then_some(check::LEAST_DB);
+        self
+    }
+
+    /// The least signal to quantization noise ratio that the check asks of each output, in dB; 10 where it is not said.
+    pub fn check_min_sqnr(mut self, least_db: f64) -> Self {
+        self.check = Some(least_db);
+        self
+    }
+
     fn resolved(&self, module: &Module, make: MakeObserver<'_>) -> Result<QConfigDict> {
         let mut spec = self.spec.clone();
         for path in &self.skip {
@@ -191,8 +226,8 @@ impl Quantizer {
     /// # Errors
     /// Where the module as a whole cannot be quantized, or the configuration does not fit it.
     pub fn verdicts(&self, module: &Module) -> Result<Vec<(Layer, Option<String>)>> {
-        let (_, _, layers) = self.flat(module, &|observer, _| observer.module(), |copy| self.flatten(copy))?;
-        Ok(layers.into_iter().map(|planned| (planned.layer, planned.reason)).collect())
+        let flat = self.flat(module, &|observer, _| observer.module(), |copy| self.flatten(copy))?;
+        Ok(flat.layers.into_iter().map(|planned| (planned.layer, planned.reason)).collect())
     }
 
     /// The module as one flat graph, and the batch norms that stay in it, with why.
@@ -210,7 +245,7 @@ impl Quantizer {
         module: &Module,
         make: MakeObserver<'_>,
         flatten: impl FnOnce(&Module) -> Result<(Module, Vec<(Layer, String)>)>,
-    ) -> Result<(Module, QConfigDict, Vec<PlannedLayer>)> {
+    ) -> Result<Flat> {
         crate::init()?;
         step("reading the model", 0, 4)?;
         refuse_unfit(module)?;
@@ -248,7 +283,7 @@ impl Quantizer {
         drop(graph);
         let kept = batch_norms.into_iter().map(|(layer, why)| (layer, format!("not folded: {why}")));
         planned.extend(kept.map(|(layer, why)| PlannedLayer { layer, reason: Some(why) }));
-        Ok((flat, qconfigs, planned))
+        Ok(Flat { module: flat, qconfigs, layers: planned, float: copy })
     }
 
     fn quantizes_attention(&self) -> bool {
@@ -283,7 +318,7 @@ impl Quantizer {
         make: MakeObserver<'_>,
         flatten: impl FnOnce(&Module) -> Result<(Module, Vec<(Layer, String)>)>,
     ) -> Result<Prepared> {
-        let (flat, qconfigs, layers) = self.flat(module, make, flatten)?;
+        let Flat { module: flat, qconfigs, layers, float } = self.flat(module, make, flatten)?;
         if layers.iter().all(|planned| planned.reason.is_some()) {
             return Err(Error::invalid(match layers.first().and_then(|planned| planned.reason.as_ref()) {
                 None => format!("'{METHOD}' has no layer that could be quantized (convolution, linear, …)"),
@@ -291,7 +326,7 @@ impl Quantizer {
             }));
         }
         if self.weight_only.is_some() {
-            return Ok(self.prepared(flat, qconfigs, layers));
+            return self.prepared(flat, qconfigs, layers, Some(&float));
         }
         step("inserting observers", 3, 4)?;
         let methods = &self.spec.methods;
@@ -311,12 +346,23 @@ impl Quantizer {
         insert_observers_by_scope(&flat, METHOD, &qconfigs, self.quant_type, &lone_layers)?;
         mark_lone_linear(&flat, &graph, lone, &lone_layers)?;
         drop(graph);
-        Ok(self.prepared(flat, qconfigs, layers))
+        self.prepared(flat, qconfigs, layers, Some(&float))
     }
 
-    fn prepared(&self, module: Module, qconfigs: QConfigDict, layers: Vec<PlannedLayer>) -> Prepared {
-        Prepared {
+    fn prepared(
+        &self,
+        module: Module,
+        qconfigs: QConfigDict,
+        layers: Vec<PlannedLayer>,
+        float: Option<&Module>,
+    ) -> Result<Prepared> {
+        // Its state as it is now: calibration and the application may change the caller's.
+        let float = float.filter(|_| self.check.is_some()).map(Module::clone_with_own_state).transpose()?;
+        Ok(Prepared {
             module,
+            quantizer: self.clone(),
+            float,
+            check_samples: CheckSamples::default(),
             quant_type: self.quant_type,
             form: self.form,
             weight_only: self.weight_only,
@@ -327,7 +373,7 @@ impl Quantizer {
             layers,
             inputs: Samples::default(),
             batches: 0,
-        }
+        })
     }
 
     /// Goes on with an observed module that [`Prepared::module`] gave and that was saved and loaded since. Batches that it
@@ -343,7 +389,7 @@ impl Quantizer {
         }
         let layers = layers(observed, METHOD)?.into_iter().map(|layer| PlannedLayer { layer, reason: None }).collect();
         let default = QConfigSpec { default: self.spec.default.clone(), ..QConfigSpec::default() };
-        Ok(self.prepared(observed.clone(), default.resolve(observed, self.quant_type)?, layers))
+        self.prepared(observed.clone(), default.resolve(observed, self.quant_type)?, layers, None)
     }
 }
 
@@ -360,10 +406,25 @@ struct PlannedLayer {
     reason: Option<String>,
 }
 
+/// What [`Quantizer::flat`] makes.
+struct Flat {
+    module: Module,
+    qconfigs: QConfigDict,
+    layers: Vec<PlannedLayer>,
+    /// The model as it came, in evaluation mode.
+    float: Module,
+}
+
 /// A module with observers.
 #[derive(Debug)]
 pub struct Prepared {
     module: Module,
+    /// What prepared it.
+    quantizer: Quantizer,
+    /// The model as it came, for the check; `None` where there is none.
+    float: Option<Module>,
+    /// What the check runs on.
+    check_samples: CheckSamples,
     quant_type: QuantType,
     form: ModelForm,
     weight_only: Option<WeightOnly>,
@@ -392,6 +453,9 @@ impl Prepared {
     pub(crate) fn with_module(&self, module: Module) -> Self {
         Self {
             module,
+            quantizer: self.quantizer.clone(),
+            float: None,
+            check_samples: CheckSamples::default(),
             quant_type: self.quant_type,
             form: self.form,
             weight_only: self.weight_only,
@@ -413,9 +477,12 @@ impl Prepared {
 
     /// Keeps calibration batches for the methods that run the model again ([`Prepared::needs_inputs`]), without observing
     /// them: for a module whose ranges are known ([`crate::control::Ranges`]).
-    pub fn supply(&mut self, batches: &[Vec<IValue>]) {
-        self.inputs = Samples::default();
-        batches.iter().for_each(|batch| self.keep(batch.clone()));
+    ///
+    /// # Errors
+    /// Where memory is short.
+    pub fn supply(&mut self, batches: &[Vec<IValue>]) -> Result<()> {
+        (self.inputs, self.check_samples) = (Samples::default(), CheckSamples::default());
+        batches.iter().try_for_each(|batch| self.keep(batch.clone()))
     }
 
     /// The layers that will be quantized.
@@ -434,20 +501,85 @@ impl Prepared {
     {
         step("running the model", 0, 0)?;
         let output = self.module.call(METHOD, inputs)?;
-        self.keep(inputs.iter().map(IValue::from).collect());
+        self.keep(inputs.iter().map(IValue::from).collect())?;
         self.batches += 1;
         Ok(output)
     }
 
-    /// Makes the INT8 module. The prepared one stays as it is.
+    /// Makes the INT8 module and checks it on up to 32 of the samples that it was calibrated with ([`Quantizer::check`]).
+    /// The prepared module stays as it is.
+    ///
+    /// A layer that breaks the model stays in float; the report says which, and what the check measured
+    /// ([`Report::check`], `None` where there were no samples).
     ///
     /// # Errors
-    /// Where static quantization saw no data, or a pass refuses the module.
+    /// Where static quantization saw no data, a pass refuses the module, or the INT8 model does not fit the float one and
+    /// leaving layers in float does not help.
     pub fn convert(&self) -> Result<Converted> {
+        let made = self.convert_unchecked();
+        let Some(least_db) = self.quantizer.check else { return made };
+        let Some(float) = &self.float else { return made };
+        let misfit = match (&made, self.is_ready()) {
+            (Err(Error::Cancelled), _) | (Err(_), false) => return made,
+            (Err(error), true) => Some(Misfit::Fails(error.to_string())),
+            (Ok(_), _) => None,
+        };
+        let batches = self.check_samples.batches();
+        if batches.is_empty() && misfit.is_none() {
+            return made;
+        }
+        let reference = match batches {
+            [] => None,
+            batches => Some(Reference::of(&float.clone_with_own_state()?, batches, least_db)?),
+        };
+        let outcome = match (misfit, &reference, &made) {
+            (None, Some(reference), Ok(converted)) => reference.compare(&converted.module)?,
+            (Some(misfit), ..) => Err(misfit),
+            _ => return made,
+        };
+        let (mut converted, checked, left_in_float) = match (outcome, made) {
+            (Ok(checked), Ok(converted)) => (converted, Some(checked), Vec::new()),
+            (Err(misfit), made) => {
+                tracing::info!("{misfit}; looking for where it begins");
+                let chosen = made.as_ref().ok().and_then(|converted| converted.report.chosen_range);
+                let known = if self.inputs.is_empty() { batches } else { self.inputs.batches() };
+                let patient = Patient {
+                    quantizer: &self.quantizer,
+                    float,
+                    batches: known,
+                    ranges: Ranges::seen(self, chosen)?,
+                    reference: reference.as_ref(),
+                    least_db,
+                };
+                // Where nothing helps, the first error is the one that tells most.
+                let repaired = match (patient.repair(&misfit), made) {
+                    (Err(Error::Cancelled), _) => return Err(Error::Cancelled),
+                    (Err(_), Err(first)) => return Err(first),
+                    (repaired, _) => repaired?,
+                };
+                (repaired.converted, repaired.checked, repaired.left_in_float)
+            }
+            (Ok(_), Err(error)) => return Err(error),
+        };
+        if let (Some((fit, fresh)), Some(batch)) = (checked, batches.first()) {
+            let mut found = Check { left_in_float, ..Check::of(&fit) };
+            found.measure_speed(&float.clone_with_own_state()?, &fresh, batch)?;
+            converted.report.check = Some(found);
+        }
+        Ok(converted)
+    }
+
+    /// Whether there is what conversion needs.
+    fn is_ready(&self) -> bool {
+        self.weight_only.is_some() || self.quant_type == QuantType::Dynamic || self.batches > 0 || self.was_calibrated()
+    }
+
+    /// [`Prepared::convert`] without the check.
+    pub(crate) fn convert_unchecked(&self) -> Result<Converted> {
         if let Some(form) = self.weight_only {
             return self.convert_weights(form);
         }
-        if self.quant_type == QuantType::Static && self.batches == 0 && !self.was_calibrated() {
+        if !self.is_ready() {
             return Err(Error::invalid("static quantization needs data: call calibrate before convert"));
         }
         step("rounding weights", 0, 3)?;
@@ -533,17 +665,24 @@ impl Prepared {
     /// # Errors
     /// Where an observer's state cannot be set.
     pub fn forget(&mut self) -> Result<()> {
-        (self.batches, self.inputs) = (0, Samples::default());
+        (self.batches, self.inputs, self.check_samples) = (0, Samples::default(), CheckSamples::default());
         forget_observations(&self.module)
     }
 
     /// Keeps a batch, where batches are run again.
-    pub(crate) fn keep(&mut self, inputs: Vec<IValue>) {
+    ///
+    /// # Errors
+    /// Where memory is short.
+    pub(crate) fn keep(&mut self, inputs: Vec<IValue>) -> Result<()> {
+        if self.float.is_some() {
+            self.check_samples.keep(&inputs)?;
+        }
         if self.requires_inputs() {
             self.inputs.push(inputs);
         } else if self.needs_inputs() {
             self.inputs.push_some(inputs);
         }
+        Ok(())
     }
 
     fn convert_weights(&self, form: WeightOnly) -> Result<Converted> {
@@ -568,7 +707,13 @@ impl Prepared {
         };
         Ok(Converted {
             module,
-            report: Report { quantized_layers, quantized_operators: outcome.kept, float, chosen_range: None },
+            report: Report {
+                quantized_layers,
+                quantized_operators: outcome.kept,
+                float,
+                chosen_range: None,
+                check: None,
+            },
         })
     }
 
@@ -629,7 +774,7 @@ impl Prepared {
         }
         float.extend(unmeant);
         let quantized_layers = coverage.quantized_layers();
-        Ok(Report { quantized_layers, quantized_operators: coverage.quantized, float, chosen_range: None })
+        Ok(Report { quantized_layers, quantized_operators: coverage.quantized, float, chosen_range: None, check: None })
     }
 }
 
@@ -663,7 +808,7 @@ pub struct Converted {
 }
 
 /// What became of a model's layers.
-#[derive(Clone, Debug, Default, PartialEq, Eq, serde::Serialize)]
+#[derive(Clone, Debug, Default, PartialEq, serde::Serialize)]
 pub struct Report {
     /// How many layers are quantized.
     pub quantized_layers: usize,
@@ -674,6 +819,8 @@ pub struct Report {
     /// Which range observers took that leave the choice ([`ObserverKind::Auto`]), where it was made in this conversion.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub chosen_range: Option<ObserverKind>,
+    /// What the check at the end found; `None` where there were no samples to check with, or no check was wanted.
+    pub check: Option<Check>,
 }
 
 /// A layer that stays in float.

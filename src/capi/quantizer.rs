@@ -255,6 +255,18 @@ pub unsafe extern "C" fn jq_quantizer_set_form(quantizer: *mut jq_quantizer, for
     })
 }
 
+/// Whether `jq_prepared_convert` ends with a check, which it does by default (`on` is not 0): the float model and the INT8
+/// one, read back as a file, run on up to 32 of the samples that calibrated. Layers that break the model stay in float; where
+/// that does not help, the conversion fails. `jq_report_check` has what was measured. Any thread.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn jq_quantizer_set_check(quantizer: *mut jq_quantizer, on: i32) -> jq_status {
+    enter(|| {
+        let quantizer = handle::resolve(quantizer, "quantizer")?;
+        quantizer.change(|quantizer| quantizer.check(on != 0));
+        Ok(())
+    })
+}
+
 /// For a quantizer made with `JQ_WEIGHT_ONLY`: weights of `bits` bits, 8 (the default) or 4. With 4, linear layers have a
 /// scale and an offset for each `group` of inputs, 32, 64 or 128; what else has weights keeps 8. Any thread.
 #[unsafe(no_mangle)]

@@ -5,8 +5,8 @@ use std::ffi::{CString, c_char};
 use super::argument;
 use super::handle::{self, Handle};
 use super::status::{c_text, enter, jq_status};
-use crate::Report;
 use crate::pass::Layer;
+use crate::{Check, Report};
 
 /// What becomes, or became, of a model's layers. It does not change. Free it with `jq_report_free`.
 pub struct jq_report {
@@ -31,6 +31,19 @@ pub struct jq_layer {
     pub reason: *const c_char,
 }
 
+/// What the check at the end of a conversion measured; NaN where a figure is not known.
+#[repr(C)]
+pub struct jq_check {
+    /// How many samples both models ran on; 0 where there were none, and nothing was checked.
+    pub samples: usize,
+    /// Signal to quantization noise ratio of the outputs in dB; infinite where nothing differs.
+    pub sqnr_db: f64,
+    /// The share of samples for which both models put the same class first.
+    pub agreement: f64,
+    /// The float model's time over the INT8 model's, for one sample on this machine.
+    pub speed_up: f64,
+}
+
 /// A layer's texts.
 struct LayerTexts {
     path: CString,
@@ -43,6 +56,7 @@ pub(super) struct Contents {
     quantized_layers: usize,
     layers: Vec<LayerTexts>,
     operators: Vec<(CString, usize)>,
+    check: Option<Check>,
 }
 
 impl Contents {
@@ -58,6 +72,7 @@ impl Contents {
             quantized_layers: report.quantized_layers,
             layers: report.float.iter().map(layer).collect(),
             operators: report.quantized_operators.iter().map(|(name, count)| (c_text(name), *count)).collect(),
+            check: report.check.clone(),
         }
     }
 
@@ -73,6 +88,7 @@ impl Contents {
             quantized_layers: verdicts.iter().filter(|(_, reason)| reason.is_none()).count(),
             layers: verdicts.iter().map(layer).collect(),
             operators: Vec::new(),
+            check: None,
         }
     }
 }
@@ -152,6 +168,27 @@ pub unsafe extern "C" fn jq_report_operator(
             name_room.put(name.as_ptr());
             nodes_room.put(*nodes);
         }
+        Ok(())
+    })
+}
+
+/// What the check at the end of `jq_prepared_convert` measured, into `*check`: `samples` is 0 where nothing was checked (no
+/// samples, a check that was switched off, `jq_quantizer_inspect`). Any thread.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn jq_report_check(report: *const jq_report, check: *mut jq_check) -> jq_status {
+    enter(|| {
+        let room = argument::room(check, "check")?;
+        let report = handle::resolve(report, "report")?;
+        let known = |figure: Option<f64>| figure.unwrap_or(f64::NAN);
+        let found = report.check.clone().unwrap_or_default();
+        let found = jq_check {
+            samples: found.samples,
+            sqnr_db: known(found.sqnr_db),
+            agreement: known(found.agreement),
+            speed_up: known(found.speed_up),
+        };
+        // SAFETY: the caller's promise.
+        unsafe { room.put(found) };
         Ok(())
     })
 }

@@ -197,7 +197,7 @@ pub(super) fn samples_of(inputs: &[IValue]) -> usize {
 }
 
 /// The first `count` samples of a batch. What does not count samples stays as it is.
-pub(super) fn first_samples(batch: &[IValue], count: usize) -> Result<Vec<IValue>> {
+pub(crate) fn first_samples(batch: &[IValue], count: usize) -> Result<Vec<IValue>> {
     let samples = samples_of(batch);
     let cut = |value: &IValue| {
         let Some(tensor) = value.as_tensor() else { return Ok(value.clone()) };

@@ -28,6 +28,7 @@ mod latency;
 mod outcome;
 mod profile;
 mod ranges;
+mod repair;
 mod search;
 mod shares;
 mod state;
@@ -37,11 +38,13 @@ mod workshop;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
+pub(crate) use self::evaluation::first_samples;
 pub use self::evaluation::{Figures, Outputs};
 pub use self::latency::{Latency, LayerTimes, only_faster};
 pub use self::outcome::{LayerShare, Outcome, Remedy};
 pub use self::ranges::Ranges;
 pub(crate) use self::ranges::{restore, watched};
+pub(crate) use self::repair::Patient;
 pub use self::search::tune;
 pub use self::timing::{ModelTimes, Runs};
 

@@ -44,8 +44,16 @@ impl Ranges {
     /// # Errors
     /// Where an observer cannot be read, or the model does not convert.
     pub fn of(prepared: &Prepared) -> Result<Self> {
+        Self::seen(prepared, prepared.choose_range(prepared.module())?)
+    }
+
+    /// As [`Ranges::of`], where the choice is known.
+    ///
+    /// # Errors
+    /// Where an observer cannot be read.
+    pub(crate) fn seen(prepared: &Prepared, choice: Option<ObserverKind>) -> Result<Self> {
         let mut ranges = Self::default();
-        ranges.model.range = prepared.choose_range(prepared.module())?;
+        ranges.model.range = choice;
         for (tensor, observer) in watched(prepared.module())? {
             // Those that saw nothing too: no data would reach them.
             ranges.model.observers.insert(tensor, State::of(&observer)?);

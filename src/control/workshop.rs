@@ -134,7 +134,7 @@ impl<'d> Workshop<'d> {
         if methods.rounding == Rounding::Auto {
             methods.rounding = Rounding::Sums;
         }
-        let quantizer = quantizer.clone().methods(methods);
+        let quantizer = quantizer.clone().methods(methods).check(false);
         let mut workshop =
             Self { quantizer, float, calibration, flat, kept, ranges, range: None, reasons: BTreeMap::new() };
         let prepared = workshop.calibrated(workshop.quantizer.clone(), progress)?;
@@ -179,7 +179,7 @@ impl<'d> Workshop<'d> {
                 missing[0]
             )));
         }
-        prepared.supply(self.calibration);
+        prepared.supply(self.calibration)?;
         Ok(prepared)
     }
 
@@ -216,7 +216,10 @@ impl<'d> Workshop<'d> {
     /// [`Error::Cancelled`] where time runs out.
     pub fn convert(&mut self, plan: &Plan, clock: Clock) -> Result<Converted> {
         use std::ops::ControlFlow::{Break, Continue};
-        watched(move |_| if clock.is_over() { Break(()) } else { Continue(()) }, || self.prepared(plan)?.convert())
+        watched(
+            move |_| if clock.is_over() { Break(()) } else { Continue(()) },
+            || self.prepared(plan)?.convert_unchecked(),
+        )
     }
 
     /// The layers that are quantized where the plan says nothing else, and their numbers.

@@ -80,7 +80,7 @@ impl<'a> Calibration<'a> {
         IValue: From<&'t T>,
     {
         if !self.is_mine(number) {
-            self.prepared.keep(inputs.iter().map(IValue::from).collect());
+            self.prepared.keep(inputs.iter().map(IValue::from).collect())?;
             return Ok(());
         }
         self.prepared.calibrate(inputs)?;

@@ -160,6 +160,29 @@ impl IValue {
         }
     }
 
+    /// The same with tensors of its own, through tuples, lists and dictionaries: a model that writes into its arguments
+    /// leaves the original alone.
+    ///
+    /// # Errors
+    /// Where memory is short.
+    pub fn deep_clone(&self) -> Result<Self> {
+        let all = |items: &[Self]| items.iter().map(Self::deep_clone).collect::<Result<Vec<_>>>();
+        Ok(match self {
+            Self::Tensor(tensor) if tensor.is_defined() => Self::Tensor(tensor.deep_clone()?),
+            Self::Tuple(items) => Self::Tuple(all(items)?),
+            Self::List { element, items } => Self::List { element: element.clone(), items: all(items)? },
+            Self::Dict { key, value, items } => Self::Dict {
+                key: key.clone(),
+                value: value.clone(),
+                items: items
+                    .iter()
+                    .map(|(key, value)| Ok((key.clone(), value.deep_clone()?)))
+                    .collect::<Result<_>>()?,
+            },
+            other => other.clone(),
+        })
+    }
+
     /// The value of the host's `c10::IValue`.
     ///
     /// # Safety

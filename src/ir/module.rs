@@ -180,11 +180,30 @@ impl Module {
     /// # Errors
     /// Where the folder cannot be written, or the disk is full.
     pub fn save_with(&self, path: impl AsRef<Path>, extra: &[ExtraFile]) -> Result<()> {
-        crate::file::write_atomically(path.as_ref(), |temporary| {
+        let path = path.as_ref();
+        crate::file::write_atomically(path, |temporary| self.write(temporary, path, extra))
+    }
+
+    /// As [`Module::save_with`], and reads the file before it takes the place of an older one.
+    ///
+    /// # Errors
+    /// Those of [`Module::save_with`], and where the file cannot be loaded; the old file is as it was then.
+    pub fn save_checked(&self, path: impl AsRef<Path>, extra: &[ExtraFile]) -> Result<()> {
+        let path = path.as_ref();
+        crate::file::write_atomically(path, |temporary| {
+            self.write(temporary, path, extra)?;
             let text = temporary.to_str().ok_or_else(|| Error::file(temporary, "the path is not UTF-8"))?;
-            ffi::module_save_file(self.raw(), text, extra)
-                .map_err(|e| Error::file(path.as_ref(), format!("could not be written: {}", first_line(e.what()))))
+            let fault = |e: cxx::Exception| {
+                Error::file(path, format!("what was written cannot be loaded: {}", first_line(e.what())))
+            };
+            ffi::module_load_file(text).map(drop).map_err(fault)
         })
+    }
+
+    fn write(&self, temporary: &Path, path: &Path, extra: &[ExtraFile]) -> Result<()> {
+        let text = temporary.to_str().ok_or_else(|| Error::file(temporary, "the path is not UTF-8"))?;
+        ffi::module_save_file(self.raw(), text, extra)
+            .map_err(|e| Error::file(path, format!("could not be written: {}", first_line(e.what()))))
     }
 
     /// The content of a TorchScript file that holds it.
@@ -202,6 +221,29 @@ impl Module {
     /// Where libtorch refuses to clone it.
     pub fn deep_clone(&self) -> Result<Self> {
         Ok(Self::from_raw(ffi::module_clone(self.raw())?))
+    }
+
+    /// As [`Module::deep_clone`], with copies of all attributes but the parameters, whose data is shared: running it leaves
+    /// the original's state as it is.
+    ///
+    /// # Errors
+    /// Where libtorch refuses to clone it, or an attribute cannot be copied.
+    pub(crate) fn clone_with_own_state(&self) -> Result<Self> {
+        let clone = self.deep_clone()?;
+        let mut memo = ffi::copy_memo_new();
+        let mut done = std::collections::HashSet::new();
+        for (path, part) in clone.modules() {
+            if !done.insert(part.id()) {
+                continue;
+            }
+            for attribute in
+                part.attributes().iter().filter(|attribute| !attribute.is_parameter && !attribute.is_module)
+            {
+                ffi::module_deepcopy_attribute(part.raw(), &attribute.name, part.raw(), memo.pin_mut())
+                    .context(|| format!("copying '{}' of module '{path}'", attribute.name))?;
+            }
+        }
+        Ok(clone)
     }
 
     /// A module of the same class with copies of all attributes, tensors included.

@@ -38,6 +38,11 @@ impl DType {
         Self::ALL.into_iter().find(|dtype| *dtype as i32 == code)
     }
 
+    /// Whether it is one of the plain floating-point types.
+    pub fn is_floating(self) -> bool {
+        matches!(self, Self::F16 | Self::BF16 | Self::F32 | Self::F64)
+    }
+
     /// Bytes that one element takes.
     pub fn size(self) -> usize {
         use DType::*;

@@ -47,7 +47,7 @@ fn relu() -> Module {
     module
 }
 
-fn linear(inputs: i64, outputs: i64, seed: u64) -> Module {
+pub fn linear(inputs: i64, outputs: i64, seed: u64) -> Module {
     let module = Module::new("torch.nn.modules.linear.Linear").unwrap();
     parameter(&module, "weight", &[outputs, inputs], 0.3, seed);
     parameter(&module, "bias", &[outputs], 0.1, seed + 1);

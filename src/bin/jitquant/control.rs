@@ -308,7 +308,7 @@ fn calibrate(
     if let Some(known) = known {
         let missing = known.restore(prepared)?;
         if missing.is_empty() {
-            prepared.supply(&data.calibration);
+            prepared.supply(&data.calibration)?;
             ensure!(
                 !prepared.requires_inputs() || !data.calibration.is_empty(),
                 "learned rounding, bias correction and equalization run the model on the samples again: --calibrate DATA"

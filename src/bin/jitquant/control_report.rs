@@ -34,6 +34,13 @@ pub struct AccuracyReport {
     notes: Vec<String>,
 }
 
+impl ControlReport {
+    /// Whether the accuracy was measured.
+    pub fn is_measured(&self) -> bool {
+        self.accuracy.is_some()
+    }
+}
+
 impl AccuracyReport {
     /// The report, and the model.
     pub fn of(goal: Goal, outcome: Outcome) -> (Self, Converted) {

@@ -11,7 +11,7 @@ use jitquant::ir::Module;
 use jitquant::observer::{ObserverConfig, ObserverKind};
 use jitquant::pass::QuantType;
 use jitquant::qconfig::QConfigSpec;
-use jitquant::{Converted, ModelForm, Prepared, Quantizer, Report, Rounding, WeightOnly};
+use jitquant::{Check, Converted, ModelForm, Prepared, Quantizer, Report, Rounding, WeightOnly};
 use serde::Serialize;
 
 use crate::control::{self, ControlOptions, Samples};
@@ -137,6 +137,10 @@ pub struct Arguments {
     finetune_batch: NonZeroUsize,
     #[command(flatten)]
     control: ControlOptions,
+    /// Do not run the INT8 model beside the float one before it is written. By default both run on up to 32 of the samples:
+    /// layers that break the model stay in float, and where that does not help nothing is written.
+    #[arg(long)]
+    no_check: bool,
     /// Do not write into the model's file how it was made (this command, what stays in float and why), which `report` shows.
     #[arg(long)]
     no_record: bool,
@@ -233,6 +237,10 @@ struct Outcome {
     report: Report,
     #[serde(flatten)]
     control: ControlReport,
+    #[serde(skip)]
+    no_check: bool,
+    #[serde(skip)]
+    native: bool,
 }
 
 pub fn run(arguments: &Arguments) -> Result<()> {
@@ -262,7 +270,7 @@ fn quantize(arguments: &Arguments, group: Option<&Group>) -> Result<()> {
     if !arguments.no_record {
         Provenance::of_this_command(arguments.mode.name(), &report).put_into(&mut extra)?;
     }
-    converted.save_with(&arguments.output, &extra)?;
+    converted.save_checked(&arguments.output, &extra)?;
     if arguments.finetune.is_some() {
         std::fs::remove_file(arguments.checkpoint()).ok();
     }
@@ -276,6 +284,8 @@ fn quantize(arguments: &Arguments, group: Option<&Group>) -> Result<()> {
         seconds: start.elapsed().as_secs_f64(),
         report,
         control,
+        no_check: arguments.no_check,
+        native: matches!(arguments.form, Form::Native),
     };
     if arguments.json {
         return output::json(&outcome);
@@ -331,6 +341,7 @@ impl Arguments {
             _ => Quantizer::new(quant_type),
         };
         let quantizer = quantizer.qconfig(spec).form(form).reduce_range(is_dynamic && self.reduce_range);
+        let quantizer = if self.no_check { quantizer.check(false) } else { quantizer };
         let quantizer = self.skip.iter().fold(quantizer, |quantizer, path| quantizer.skip(path));
         let by_user = "left in float by the configuration";
         let quantizer =
@@ -437,13 +448,59 @@ impl Outcome {
             table.add_row(["ranges".to_owned(), format!("{} (lost least at the outputs)", range.name())]);
         }
         table.add_row(["time".to_owned(), output::seconds(self.seconds)]);
+        for (name, value) in check_rows(report.check.as_ref(), self.no_check || self.control.is_measured()) {
+            table.add_row([name.to_owned(), value]);
+        }
         println!("{table}");
         self.control.print();
+        if let Some(check) = &report.check {
+            print_slower(check, self.native);
+            check.notes.iter().for_each(|note| println!("note: not compared: {note}"));
+        }
         if !report.float.is_empty() {
             println!("{}", float_table(report));
         }
         println!("wrote {}", self.output.display());
     }
+}
+
+/// What the check found, as rows of the table.
+fn check_rows(check: Option<&Check>, is_known: bool) -> Vec<(&'static str, String)> {
+    let Some(check) = check else {
+        let nothing = "nothing was checked: there are no samples (--calibrate DATA)".to_owned();
+        return if is_known { Vec::new() } else { vec![("check", nothing)] };
+    };
+    let mut rows = Vec::new();
+    if let Some(sqnr) = check.sqnr_db {
+        rows.push(("SQNR of the outputs", format!("{sqnr:.1} dB on {} samples", check.samples)));
+    } else {
+        rows.push(("check", format!("runs on {} samples; no output is a floating-point tensor", check.samples)));
+    }
+    if let Some(agreement) = check.agreement {
+        rows.push(("top-1 agreement", output::percent(agreement)));
+    }
+    if let Some(speed_up) = check.speed_up {
+        let words = if speed_up < 1.0 { "slower than float here" } else { "as fast as float here" };
+        rows.push(("speed, one sample", format!("{speed_up:.2} times, {words}").replace("times, as", "times as")));
+    }
+    rows
+}
+
+/// Where the INT8 model is slower than the float one: the layers that make it so, and what to do.
+fn print_slower(check: &Check, native: bool) {
+    if check.speed_up.is_none_or(|speed_up| speed_up >= 1.0) {
+        return;
+    }
+    if !check.slower.is_empty() {
+        let mut table = output::table(&["slower in INT8", "", "float", "INT8"]);
+        for layer in &check.slower {
+            let (float, int8) = (output::seconds(layer.float_seconds), output::seconds(layer.int8_seconds));
+            table.add_row([layer.path.clone(), layer.operator.clone(), float, int8]);
+        }
+        println!("{table}");
+    }
+    let form = if native { "" } else { "--form native runs on jitquant's kernels; " };
+    println!("note: INT8 is slower than float on this machine. {form}--only-faster leaves such layers in float");
 }
 
 /// The layers left in float, those alike in one row.
