@@ -99,7 +99,7 @@ pub use methods::{Methods, Rounding};
 #[cfg(feature = "torch")]
 pub use pass::WeightOnly;
 #[cfg(feature = "torch")]
-pub use pipeline::{Converted, FloatLayer, ModelForm, Prepared, Quantizer, Report};
+pub use pipeline::{Converted, FloatLayer, ModelForm, Prepared, Quantizer, Report, StockEngine};
 
 /// Registers jitquant's operators with libtorch; later calls do nothing.
 ///

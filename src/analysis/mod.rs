@@ -29,6 +29,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 
 use crate::error::{Context, Error, Result};
 use crate::ir::{IValue, Module};
+use crate::pass::for_fbgemm;
 use crate::pass::prepare::{canonicalize, flatten, prepare};
 use matching::Place;
 use timing::Known;
@@ -60,6 +61,7 @@ impl LayerComparison {
     pub fn new(float: &Module, int8: &Module) -> Result<Self> {
         crate::init()?;
         let int8 = evaluating(int8).and_then(|int8| flatten(&int8, &[])).context(|| "reading the INT8 model".into())?;
+        for_fbgemm(&mut int8.graph(METHOD)?)?;
         let float = evaluating(float)?;
         let float = match kinds(&int8)?.iter().any(|kind| kind.contains("batch_norm")) {
             true => {

@@ -68,7 +68,7 @@ fn insert<'g>(layer: Node<'g>, kind: &str, inputs: &[Value<'g>]) -> Result<Value
 
 /// Scale and zero point of a quantized tensor, where the operator that made it, or that made what it was moved from, has them
 /// as constant arguments.
-fn parameters(x: Value<'_>) -> Option<[Value<'_>; 2]> {
+pub(super) fn parameters(x: Value<'_>) -> Option<[Value<'_>; 2]> {
     let node = x.node();
     let named = |name: &str| {
         let value = node.named_input(&format!("output_{name}")).or_else(|| node.named_input(name))?;

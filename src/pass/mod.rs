@@ -1,5 +1,6 @@
 //! Quantization passes over TorchScript modules.
 
+mod any_engine;
 mod block_order;
 mod dedup_module_uses;
 mod finalize;
@@ -18,6 +19,7 @@ mod register_prepack_params;
 mod replace_convolution;
 pub(crate) mod weight_only;
 
+pub(crate) use any_engine::{for_any_engine, for_fbgemm};
 pub use dedup_module_uses::dedup_module_uses;
 pub use finalize::{
     finalize, fold_constant_prepacks, fold_quantized_prepacking_ops, insert_prepack_unpack, quant_fusion,

@@ -2,7 +2,7 @@
 
 use jitquant::ir::{IValue, Module, Tensor};
 use jitquant::measure::Comparison;
-use jitquant::{Quantizer, Report};
+use jitquant::{Quantizer, Report, StockEngine};
 
 use crate::models::*;
 
@@ -90,7 +90,7 @@ fn a_layer_whose_weight_is_computed_is_listed_and_the_rest_goes_on() {
     model
         .define("def forward(self, x: Tensor) -> Tensor:\n    return torch.linear(torch.linear(x, self.w), self.w * x.sum())\n")
         .unwrap();
-    let (int8, report) = static_int8(&model, &[&[4, 4]], &Quantizer::static_ptq());
+    let (int8, report) = static_int8(&model, &[&[4, 4]], &Quantizer::static_ptq().engine(StockEngine::Fbgemm));
     let int8_layer = "quantized::linear_with_input_q_dq_qweight_dq_output_fp32";
     assert_eq!((report.quantized_layers, count(&int8, int8_layer), count(&int8, "aten::linear")), (1, 1, 1));
     let [layer] = &report.float[..] else { panic!("{:?}", report.float) };

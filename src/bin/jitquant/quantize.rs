@@ -11,7 +11,7 @@ use jitquant::ir::Module;
 use jitquant::observer::{ObserverConfig, ObserverKind};
 use jitquant::pass::QuantType;
 use jitquant::qconfig::QConfigSpec;
-use jitquant::{Check, Converted, ModelForm, Prepared, Quantizer, Report, Rounding, WeightOnly};
+use jitquant::{Check, Converted, ModelForm, Prepared, Quantizer, Report, Rounding, StockEngine, WeightOnly};
 use serde::Serialize;
 
 use crate::control::{self, ControlOptions, Samples};
@@ -91,8 +91,12 @@ pub struct Arguments {
     /// libtorch, less accurate where few tokens have outliers.
     #[arg(long)]
     per_tensor: bool,
-    /// Round the last linear layers' results to 8 bits too, and smooth none in static quantization: for stock libtorch on
-    /// its engines qnnpack (ARM) and onednn, which have no INT8 linear layer with a float result. Costs accuracy.
+    /// Which engine of stock libtorch the INT8 model is for. By default it runs on all of them, on x86 and on ARM, with the same
+    /// numbers.
+    #[arg(long, value_enum, default_value_t = Engine::Any)]
+    engine: Engine,
+    /// Round the last linear layers' results to 8 bits too, and smooth none in static quantization, as libtorch's own passes
+    /// do. Costs accuracy.
     #[arg(long)]
     int8_results: bool,
     /// Quantize attention too: the products of two activations (matmul, bmm, scaled_dot_product_attention). Faster with
@@ -177,6 +181,32 @@ enum Form {
     Portable,
     /// jitquant's: faster, and libjitquant.so has to be loaded where the model runs.
     Native,
+}
+
+#[derive(Clone, Copy, ValueEnum)]
+enum Engine {
+    /// All of them.
+    Any,
+    /// libtorch's default on x86.
+    X86,
+    /// FBGEMM alone.
+    Fbgemm,
+    /// oneDNN.
+    Onednn,
+    /// libtorch's engine on ARM.
+    Qnnpack,
+}
+
+impl Engine {
+    fn stock(self) -> StockEngine {
+        match self {
+            Self::Any => StockEngine::Any,
+            Self::X86 => StockEngine::X86,
+            Self::Fbgemm => StockEngine::Fbgemm,
+            Self::Onednn => StockEngine::Onednn,
+            Self::Qnnpack => StockEngine::Qnnpack,
+        }
+    }
 }
 
 #[derive(Clone, Copy, ValueEnum)]
@@ -340,7 +370,11 @@ impl Arguments {
             Mode::WeightOnly => Quantizer::weight_only(WeightOnly::new(self.weight_bits, self.group)?),
             _ => Quantizer::new(quant_type),
         };
-        let quantizer = quantizer.qconfig(spec).form(form).reduce_range(is_dynamic && self.reduce_range);
+        let quantizer = quantizer
+            .qconfig(spec)
+            .form(form)
+            .engine(self.engine.stock())
+            .reduce_range(is_dynamic && self.reduce_range);
         let quantizer = if self.no_check { quantizer.check(false) } else { quantizer };
         let quantizer = self.skip.iter().fold(quantizer, |quantizer, path| quantizer.skip(path));
         let by_user = "left in float by the configuration";

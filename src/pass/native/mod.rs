@@ -73,6 +73,7 @@ pub(crate) fn rewrite_executed(graph: &mut Graph) -> Result<usize> {
 }
 
 fn rewrite(graph: &mut Graph, weights: &mut Weights<'_>) -> Result<usize> {
+    super::for_fbgemm(graph)?;
     let converted = convert(graph, weights)?;
     let small = weight_only::to_native(graph, weights)?;
     if small > 0 {
