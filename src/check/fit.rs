@@ -171,8 +171,8 @@ fn pair<'v>(
             if one.len() != other.len() {
                 return differ(format!("has {} items in float and {} in INT8", one.len(), other.len()));
             }
-            let items = std::iter::zip(one, other).enumerate();
-            items.map(|(index, (one, other))| pair(one, other, format!("{name} [{index}]"), pairs)).collect()
+            let mut items = std::iter::zip(one, other).enumerate();
+            items.try_for_each(|(index, (one, other))| pair(one, other, format!("{name} [{index}]"), pairs))
         }
         (IValue::Dict { items: one, .. }, IValue::Dict { items: other, .. }) => {
             if one.len() != other.len() {
