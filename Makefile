@@ -43,7 +43,7 @@ conformity: ## Runs PyTorch's own test suites on jitquant's passes (PYTORCH_SOUR
 generated: setup ## Compares our passes with libtorch's on 10,000 generated models (half an hour; `make test` has 300).
 	@scripts/generated.sh
 
-sanitize: ## Runs the kernel tests under Rust's thread and address sanitizers (needs a nightly Rust with rust-src; not part of the tests).
+sanitize: setup ## Runs the kernel tests under thread and address sanitizers, and all operators on odd arguments (needs a nightly Rust; long).
 	@scripts/sanitize.sh
 
 matrix: setup ## Builds and tests the library against libtorch 2.9, 2.11, 2.13 and 2.15 (downloads 2 GB; long).

@@ -19,6 +19,7 @@ mod torch {
         let include = libtorch.join("include");
         let mut build = cxx_build::bridges([
             "src/ir/ffi.rs",
+            "src/ir/operators.rs",
             "src/observer/operators.rs",
             "src/engine/bridge.rs",
             "src/engine/weight_only.rs",
@@ -34,6 +35,7 @@ mod torch {
             "native_elements",
             "native_layers",
             "observers",
+            "operators",
             "packed",
             "plugin",
             "weight_only",

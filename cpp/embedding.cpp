@@ -241,7 +241,7 @@ Tensor embedding(const Tensor &table, const Tensor &indices, int64_t bits) {
 }
 
 Tensor embedding_shape(const Tensor &table, const Tensor &indices, int64_t bits) {
-  return rows_shape(table, indices, bits, kEmbedding);
+  return rows_shape(on_meta(table), indices, bits, kEmbedding);
 }
 
 Tensor bag(const Tensor &table, const Tensor &indices, const MaybeTensor &offsets, int64_t bits, bool mean,
@@ -251,7 +251,7 @@ Tensor bag(const Tensor &table, const Tensor &indices, const MaybeTensor &offset
 
 Tensor bag_shape(const Tensor &table, const Tensor &indices, const MaybeTensor &offsets, int64_t bits, bool,
                  const MaybeTensor &, const MaybeTensor &, bool include_last_offset) {
-  return bags_shape(table, indices, offsets, bits, include_last_offset, kBag);
+  return bags_shape(on_meta(table), indices, offsets, bits, include_last_offset, kBag);
 }
 
 } // namespace

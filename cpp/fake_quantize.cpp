@@ -90,13 +90,45 @@ std::tuple<Tensor, Tensor, Tensor> fake_quantize_learned_backward(const Tensor &
   return {dx, dscale.mul_(grad_factor), dzero.mul_(grad_factor)};
 }
 
-Tensor fake_quantize_shape(const Tensor &x, const Tensor &, const Tensor &, int64_t, int64_t, int64_t) {
-  return at::empty_like(x);
+// --- shapes ---
+
+Tensor fake_quantize_shape(const Tensor &x, const Tensor &, const Tensor &, int64_t axis, int64_t, int64_t) {
+  Tensor given = on_meta(x);
+  return at::empty_like(axis == -1 && given.is_non_overlapping_and_dense() ? given : given.contiguous());
 }
 
-Tensor fake_quantize_learned_shape(const Tensor &x, const Tensor &, const Tensor &, int64_t, int64_t, int64_t, double) {
-  return at::empty_like(x);
+Tensor fake_quantize_learned_shape(const Tensor &x, const Tensor &scale, const Tensor &zero_point, int64_t axis,
+                                   int64_t quant_min, int64_t quant_max, double) {
+  return fake_quantize_shape(x, scale, zero_point, axis, quant_min, quant_max);
 }
+
+Tensor fake_quantize_backward_shape(const Tensor &, const Tensor &x, const Tensor &scale, const Tensor &zero_point,
+                                    int64_t axis, int64_t quant_min, int64_t quant_max) {
+  return fake_quantize_shape(x, scale, zero_point, axis, quant_min, quant_max);
+}
+
+std::tuple<Tensor, Tensor, Tensor> fake_quantize_learned_backward_shape(const Tensor &, const Tensor &x,
+                                                                        const Tensor &scale, const Tensor &zero_point,
+                                                                        int64_t axis, int64_t quant_min,
+                                                                        int64_t quant_max, double) {
+  Tensor step = on_meta(scale).contiguous(), zero = on_meta(zero_point).contiguous();
+  return {fake_quantize_shape(x, scale, zero_point, axis, quant_min, quant_max), at::empty_like(step),
+          at::empty_like(zero, zero.options().dtype(c10::kFloat))};
+}
+
+// --- gradients ---
+
+// The operators as whoever calls them by name finds them: fake tensors and modes of dispatch have their say below
+// autograd.
+template <class Signature> auto operator_of(const char *name) {
+  return c10::Dispatcher::singleton().findSchemaOrThrow(name, "").typed<Signature>();
+}
+
+using Plain = Tensor(const Tensor &, const Tensor &, const Tensor &, int64_t, int64_t, int64_t);
+using Learned = Tensor(const Tensor &, const Tensor &, const Tensor &, int64_t, int64_t, int64_t, double);
+using PlainBackward = Tensor(const Tensor &, const Tensor &, const Tensor &, const Tensor &, int64_t, int64_t, int64_t);
+using LearnedBackward = std::tuple<Tensor, Tensor, Tensor>(const Tensor &, const Tensor &, const Tensor &,
+                                                           const Tensor &, int64_t, int64_t, int64_t, double);
 
 void remember(AutogradContext *context, variable_list tensors, int64_t axis, int64_t quant_min, int64_t quant_max) {
   context->save_for_backward(std::move(tensors));
@@ -111,16 +143,18 @@ struct WithGradient : Function<WithGradient> {
   static Tensor forward(AutogradContext *context, const Tensor &x, const Tensor &scale, const Tensor &zero_point,
                         int64_t axis, int64_t quant_min, int64_t quant_max) {
     at::AutoDispatchBelowADInplaceOrView below;
-    Tensor y = fake_quantize(x, scale, zero_point, axis, quant_min, quant_max);
+    static auto forward_below = operator_of<Plain>("jitquant::fake_quantize");
+    Tensor y = forward_below.call(x, scale, zero_point, axis, quant_min, quant_max);
     // An observer may change its scale before the gradient is asked for.
     remember(context, {x, scale.detach().clone(), zero_point.detach().clone()}, axis, quant_min, quant_max);
     return y;
   }
   static variable_list backward(AutogradContext *context, const variable_list &gradients) {
     auto saved = context->get_saved_variables();
+    static auto backward_below = operator_of<PlainBackward>("jitquant::fake_quantize_backward");
     Tensor dx =
-        fake_quantize_backward(gradients[0].detach(), saved[0].detach(), saved[1], saved[2], number(context, "axis"),
-                               number(context, "quant_min"), number(context, "quant_max"));
+        backward_below.call(gradients[0].detach(), saved[0].detach(), saved[1], saved[2], number(context, "axis"),
+                            number(context, "quant_min"), number(context, "quant_max"));
     return {dx, Tensor(), Tensor(), Tensor(), Tensor(), Tensor()};
   }
 };
@@ -129,14 +163,16 @@ struct WithLearnedStep : Function<WithLearnedStep> {
   static Tensor forward(AutogradContext *context, const Tensor &x, const Tensor &scale, const Tensor &zero_point,
                         int64_t axis, int64_t quant_min, int64_t quant_max, double grad_factor) {
     at::AutoDispatchBelowADInplaceOrView below;
-    Tensor y = fake_quantize(x, scale, zero_point, axis, quant_min, quant_max);
+    static auto forward_below = operator_of<Learned>("jitquant::fake_quantize_learned");
+    Tensor y = forward_below.call(x, scale, zero_point, axis, quant_min, quant_max, grad_factor);
     remember(context, {x, scale, zero_point}, axis, quant_min, quant_max);
     context->saved_data["grad_factor"] = grad_factor;
     return y;
   }
   static variable_list backward(AutogradContext *context, const variable_list &gradients) {
     auto saved = context->get_saved_variables();
-    auto [dx, dscale, dzero] = fake_quantize_learned_backward(
+    static auto backward_below = operator_of<LearnedBackward>("jitquant::fake_quantize_learned_backward");
+    auto [dx, dscale, dzero] = backward_below.call(
         gradients[0].detach(), saved[0].detach(), saved[1].detach(), saved[2].detach(), number(context, "axis"),
         number(context, "quant_min"), number(context, "quant_max"), context->saved_data["grad_factor"].toDouble());
     // An integer zero point has no gradient.
@@ -190,7 +226,9 @@ JITQUANT_KERNELS(fake_quantize_gradients_of, Autograd, m) {
 
 JITQUANT_KERNELS(fake_quantize_shapes, Meta, m) {
   m.impl("fake_quantize", fake_quantize_shape);
+  m.impl("fake_quantize_backward", fake_quantize_backward_shape);
   m.impl("fake_quantize_learned", fake_quantize_learned_shape);
+  m.impl("fake_quantize_learned_backward", fake_quantize_learned_backward_shape);
 }
 
 } // namespace jitquant

@@ -15,8 +15,8 @@ using at::Tensor;
 using Sizes = rust::Slice<const int64_t>;
 
 void check(const Tensor &x, c10::ScalarType type, const char *op) {
-  TORCH_CHECK(x.scalar_type() == type && x.is_cpu(), op, ": an input is ", x.toString(), "; a tensor of ", type,
-              " on the CPU is accepted");
+  TORCH_CHECK(x.scalar_type() == type && (x.is_cpu() || x.is_meta()), op, ": an input is ", x.toString(),
+              "; a tensor of ", type, " on the CPU is accepted");
 }
 
 Sizes sizes_of(const Tensor &x) { return {x.sizes().data(), x.sizes().size()}; }
@@ -27,10 +27,16 @@ Tensor dense(const Tensor &x) { return x.is_non_overlapping_and_dense() ? x : x.
 
 // --- element-wise ---
 
+// A tensor of type `to` for one of type `from`, on any device; `given` becomes dense.
+Tensor mapped_like(Tensor &given, c10::ScalarType from, c10::ScalarType to, const char *op) {
+  check(given, from, op);
+  given = dense(given);
+  return at::empty_like(given, given.options().dtype(to));
+}
+
 template <class From, class To, class Run>
 Tensor mapped(const Tensor &x, c10::ScalarType from, c10::ScalarType to, const char *op, const Run &run) {
-  check(x, from, op);
-  Tensor given = dense(x), output = at::empty_like(given, given.options().dtype(to));
+  Tensor given = x, output = mapped_like(given, from, to, op);
   in_rust([&] { run(values<From>(given), writable<To>(output)); });
   return output;
 }
@@ -80,11 +86,13 @@ Tensor activation_table(c10::string_view name, c10::ArrayRef<double> parameters,
   return table;
 }
 
+// Zero points; those that are none stay none where they become smaller integers.
+Tensor small_integers(const Tensor &x) { return x.to(c10::kLong).clamp(-1024, 1024).to(c10::kInt).contiguous(); }
+
 Tensor per_channel(const Tensor &x, const Tensor &scales, const Tensor &zero_points, int64_t axis, bool quantizes) {
   const char *op = quantizes ? "jitquant::quantize_per_channel" : "jitquant::dequantize_per_channel";
   check(x, quantizes ? c10::kFloat : c10::kChar, op);
-  Tensor given = x.contiguous(), steps = scales.to(c10::kFloat).contiguous(),
-         zeros = zero_points.to(c10::kInt).contiguous();
+  Tensor given = x.contiguous(), steps = scales.to(c10::kFloat).contiguous(), zeros = small_integers(zero_points);
   Tensor output = at::empty(x.sizes(), x.options().dtype(quantizes ? c10::kChar : c10::kFloat));
   int64_t along = c10::maybe_wrap_dim(axis, x.dim());
   in_rust([&] {
@@ -106,20 +114,28 @@ Tensor dequantize_per_channel(const Tensor &x, const Tensor &scales, const Tenso
   return per_channel(x, scales, zero_points, axis, false);
 }
 
-// Runs an operator of two tensors that are broadcast.
-template <class Run> Tensor binary(const Tensor &a, const Tensor &b, const char *op, const Run &run) {
-  check(a, c10::kByte, op);
-  check(b, c10::kByte, op);
-  bool alike = a.sizes() == b.sizes() && a.strides() == b.strides() && a.is_non_overlapping_and_dense();
-  Tensor x = a, y = b;
-  if (!alike) {
+// Two tensors that are broadcast, alike in memory, on any device.
+struct Pair {
+  Tensor x, y;
+
+  Pair(const Tensor &a, const Tensor &b, const char *op) : x(a), y(b) {
+    check(a, c10::kByte, op);
+    check(b, c10::kByte, op);
+    if (a.sizes() == b.sizes() && a.strides() == b.strides() && a.is_non_overlapping_and_dense())
+      return;
     auto format = a.dim() >= b.dim() ? a.suggest_memory_format() : b.suggest_memory_format();
     auto broadcast = at::broadcast_tensors({a, b});
     x = broadcast[0].contiguous(format);
     y = broadcast[1].contiguous(format);
   }
-  Tensor output = at::empty_like(x);
-  in_rust([&] { run(values<uint8_t>(x), values<uint8_t>(y), writable<uint8_t>(output)); });
+
+  Tensor output() const { return at::empty_like(x); }
+};
+
+template <class Run> Tensor binary(const Tensor &a, const Tensor &b, const char *op, const Run &run) {
+  Pair pair(a, b, op);
+  Tensor output = pair.output();
+  in_rust([&] { run(values<uint8_t>(pair.x), values<uint8_t>(pair.y), writable<uint8_t>(output)); });
   return output;
 }
 
@@ -149,42 +165,65 @@ struct Matrices {
   }
 };
 
+// Operands and result of a product, on any device. As at::matmul: a vector is a matrix of one row or one column, other
+// dimensions are broadcast.
+struct Product {
+  Tensor left, right, output;
+  bool transposed;
+  ProductSizes sizes;
+
+  Product(const Tensor &a, const Tensor &b, const char *op) : a_(a), b_(b) {
+    check(a, c10::kByte, op);
+    check(b, c10::kByte, op);
+    TORCH_CHECK(a.dim() >= 1 && b.dim() >= 1, op, ": an input without dimensions");
+    Tensor rows = a.dim() == 1 ? a.unsqueeze(0) : a, columns = b.dim() == 1 ? b.unsqueeze(1) : b;
+    sizes = {rows.size(-2), rows.size(-1), columns.size(-1)};
+    TORCH_CHECK(columns.size(-2) == sizes.k, op, ": sizes ", a.sizes(), " and ", b.sizes(),
+                "; the last dimension of the first and the one before the last of the second have to be the same");
+    auto dims = [](const Tensor &x) { return x.sizes().slice(0, x.dim() - 2); };
+    std::vector<int64_t> batch = at::infer_size(dims(rows), dims(columns));
+    auto expanded = [&](const Tensor &x) {
+      std::vector<int64_t> to = batch;
+      to.insert(to.end(), {x.size(-2), x.size(-1)});
+      return x.expand(to);
+    };
+    left = expanded(rows).contiguous();
+    Matrices matrices(expanded(columns));
+    right = matrices.values;
+    transposed = matrices.transposed;
+    batch.insert(batch.end(), {sizes.m, sizes.n});
+    output = at::empty(batch, left.options());
+  }
+
+  // The output with the dimensions that at::matmul gives it.
+  Tensor shaped() const {
+    Tensor y = b_.dim() == 1 ? output.squeeze(-1) : output;
+    return a_.dim() == 1 ? y.squeeze(b_.dim() == 1 ? -1 : -2) : y;
+  }
+
+private:
+  const Tensor &a_, &b_;
+};
+
+constexpr auto kMatmul = "jitquant::matmul";
+
 Tensor matmul(const Tensor &a, double a_scale, int64_t a_zero, const Tensor &b, double b_scale, int64_t b_zero,
               double scale, int64_t zero_point) {
-  constexpr auto op = "jitquant::matmul";
-  check(a, c10::kByte, op);
-  check(b, c10::kByte, op);
-  TORCH_CHECK(a.dim() >= 1 && b.dim() >= 1, op, ": an input without dimensions");
-  // As at::matmul: a vector is a matrix of one row or one column, other dimensions are broadcast.
-  Tensor rows = a.dim() == 1 ? a.unsqueeze(0) : a, columns = b.dim() == 1 ? b.unsqueeze(1) : b;
-  int64_t m = rows.size(-2), k = rows.size(-1), n = columns.size(-1);
-  TORCH_CHECK(columns.size(-2) == k, op, ": sizes ", a.sizes(), " and ", b.sizes(),
-              "; the last dimension of the first and the one before the last of the second have to be the same");
-  auto dims = [](const Tensor &x) { return x.sizes().slice(0, x.dim() - 2); };
-  std::vector<int64_t> sizes = at::infer_size(dims(rows), dims(columns));
-  auto expanded = [&](const Tensor &x) {
-    std::vector<int64_t> to = sizes;
-    to.insert(to.end(), {x.size(-2), x.size(-1)});
-    return x.expand(to);
-  };
-  Tensor left = expanded(rows).contiguous();
-  Matrices right(expanded(columns));
-  sizes.insert(sizes.end(), {m, n});
-  Tensor output = at::empty(sizes, left.options());
+  Product product(a, b, kMatmul);
   in_rust([&] {
-    matmul_u8(values<uint8_t>(left), {a_scale, a_zero}, values<uint8_t>(right.values), {b_scale, b_zero},
-              right.transposed, {m, k, n}, {scale, zero_point}, writable<uint8_t>(output));
+    matmul_u8(values<uint8_t>(product.left), {a_scale, a_zero}, values<uint8_t>(product.right), {b_scale, b_zero},
+              product.transposed, product.sizes, {scale, zero_point}, writable<uint8_t>(product.output));
   });
-  if (b.dim() == 1)
-    output = output.squeeze(-1);
-  return a.dim() == 1 ? output.squeeze(b.dim() == 1 ? -1 : -2) : output;
+  return product.shaped();
 }
 
 // What static quantization may make a `matmul` above.
 Tensor product(const Tensor &a, const Tensor &b) { return at::matmul(a, b); }
 
-Tensor cat(at::TensorList tensors, c10::ArrayRef<double> scales, c10::IntArrayRef zero_points, int64_t dim,
-           double scale, int64_t zero_point) {
+// Concatenates tensors, each one as it is where its bytes mean what the output's mean, or as `convert` makes it.
+template <class Convert>
+Tensor concatenated(at::TensorList tensors, c10::ArrayRef<double> scales, c10::IntArrayRef zero_points, int64_t dim,
+                    double scale, int64_t zero_point, const Convert &convert) {
   constexpr auto op = "jitquant::cat";
   TORCH_CHECK(!tensors.empty() && tensors.size() == scales.size() && tensors.size() == zero_points.size(), op, ": ",
               tensors.size(), " tensors, ", scales.size(), " scales and ", zero_points.size(),
@@ -193,9 +232,16 @@ Tensor cat(at::TensorList tensors, c10::ArrayRef<double> scales, c10::IntArrayRe
   for (size_t i = 0; i < tensors.size(); ++i) {
     check(tensors[i], c10::kByte, op);
     bool fits = scales[i] == scale && zero_points[i] == zero_point;
-    same.push_back(fits ? tensors[i] : requantize(tensors[i], scales[i], zero_points[i], scale, zero_point));
+    same.push_back(fits ? tensors[i] : convert(tensors[i], scales[i], zero_points[i]));
   }
   return at::cat(same, dim);
+}
+
+Tensor cat(at::TensorList tensors, c10::ArrayRef<double> scales, c10::IntArrayRef zero_points, int64_t dim,
+           double scale, int64_t zero_point) {
+  return concatenated(
+      tensors, scales, zero_points, dim, scale, zero_point,
+      [&](const Tensor &x, double from, int64_t zero) { return requantize(x, from, zero, scale, zero_point); });
 }
 
 // --- pooling ---
@@ -218,10 +264,20 @@ struct Image {
     return dimensions == 3 ? c10::MemoryFormat::ChannelsLast3d : c10::MemoryFormat::ChannelsLast;
   }
 
-  // An output of the kernels' spatial sizes.
+  // The image's sizes, with those spatial ones only that it was given with.
+  std::vector<int64_t> sizes() const {
+    std::vector<int64_t> sizes = values.sizes().vec();
+    if (dimensions == 1)
+      sizes.erase(sizes.begin() + 2);
+    return sizes;
+  }
+
+  // An output of these spatial sizes.
   Tensor output(const rust::Vec<int64_t> &spatial) const {
     std::vector<int64_t> sizes{values.size(0), values.size(1)};
-    sizes.insert(sizes.end(), spatial.end() - std::max<int64_t>(dimensions, 2), spatial.end());
+    if (dimensions == 1)
+      sizes.push_back(1);
+    sizes.insert(sizes.end(), spatial.begin(), spatial.end());
     return at::empty(sizes, values.options(), format());
   }
 
@@ -238,20 +294,30 @@ PoolWindow window(c10::IntArrayRef kernel, c10::IntArrayRef stride, c10::IntArra
           ceil_mode};
 }
 
+// The output of a window that slides over an image, on any device.
+Tensor pooled(const Image &image, const PoolWindow &pool) {
+  auto sizes = image.sizes();
+  return image.output(in_rust([&] { return pool_sizes({sizes.data(), sizes.size()}, pool); }));
+}
+
+constexpr auto kMaxPool = "jitquant::max_pool";
+constexpr auto kAvgPool = "jitquant::avg_pool";
+constexpr auto kAdaptive = "jitquant::adaptive_avg_pool";
+
 Tensor max_pool(const Tensor &x, c10::IntArrayRef kernel, c10::IntArrayRef stride, c10::IntArrayRef padding,
                 c10::IntArrayRef dilation, bool ceil_mode) {
-  Image image(x, static_cast<int64_t>(kernel.size()), "jitquant::max_pool");
+  Image image(x, static_cast<int64_t>(kernel.size()), kMaxPool);
   PoolWindow pool = window(kernel, stride, padding, dilation, ceil_mode);
-  Tensor output = image.output(in_rust([&] { return pool_sizes(sizes_of(image.values), pool); }));
+  Tensor output = pooled(image, pool);
   in_rust([&] { max_pool_u8(values<uint8_t>(image.values), sizes_of(image.values), pool, writable<uint8_t>(output)); });
   return image.shaped(output, x);
 }
 
 Tensor avg_pool(const Tensor &x, int64_t zero_point, c10::IntArrayRef kernel, c10::IntArrayRef stride,
                 c10::IntArrayRef padding, bool ceil_mode, bool count_include_pad, std::optional<int64_t> divisor) {
-  Image image(x, static_cast<int64_t>(kernel.size()), "jitquant::avg_pool");
+  Image image(x, static_cast<int64_t>(kernel.size()), kAvgPool);
   PoolWindow pool = window(kernel, stride, padding, {}, ceil_mode);
-  Tensor output = image.output(in_rust([&] { return pool_sizes(sizes_of(image.values), pool); }));
+  Tensor output = pooled(image, pool);
   in_rust([&] {
     avg_pool_u8(values<uint8_t>(image.values), sizes_of(image.values), zero_point, pool, count_include_pad,
                 divisor.value_or(0), writable<uint8_t>(output));
@@ -259,14 +325,14 @@ Tensor avg_pool(const Tensor &x, int64_t zero_point, c10::IntArrayRef kernel, c1
   return image.shaped(output, x);
 }
 
+Tensor adaptive_output(const Image &image, c10::IntArrayRef output_size) {
+  auto sizes = image.sizes();
+  return image.output(in_rust([&] { return adaptive_sizes({sizes.data(), sizes.size()}, sizes_of(output_size)); }));
+}
+
 Tensor adaptive_avg_pool(const Tensor &x, int64_t zero_point, c10::IntArrayRef output_size) {
-  Image image(x, static_cast<int64_t>(output_size.size()), "jitquant::adaptive_avg_pool");
-  rust::Vec<int64_t> spatial;
-  for (size_t i = output_size.size(); i < 3; ++i)
-    spatial.push_back(1);
-  for (int64_t size : output_size)
-    spatial.push_back(size);
-  Tensor output = image.output(spatial);
+  Image image(x, static_cast<int64_t>(output_size.size()), kAdaptive);
+  Tensor output = adaptive_output(image, output_size);
   in_rust([&] {
     adaptive_avg_pool_u8(values<uint8_t>(image.values), sizes_of(image.values), zero_point, sizes_of(output),
                          writable<uint8_t>(output));
@@ -279,36 +345,28 @@ Tensor adaptive_avg_pool(const Tensor &x, int64_t zero_point, c10::IntArrayRef o
 using MaybeSizes = at::OptionalIntArrayRef;
 using MaybeFactors = std::optional<c10::ArrayRef<double>>;
 
-// The spatial sizes of a resized image: those given, or the input's times the factors.
-std::vector<int64_t> resized(const Tensor &x, MaybeSizes sizes, MaybeFactors factors, const char *op) {
-  size_t dimensions = sizes ? sizes->size() : factors ? factors->size() : 0;
-  bool fits = dimensions >= 1 && dimensions <= 3 && (!factors || factors->size() == dimensions);
-  TORCH_CHECK(fits, op, ": ", sizes ? sizes->size() : 0, " output sizes and ", factors ? factors->size() : 0,
-              " scale factors; one of them or both, for 1 to 3 spatial dimensions, are accepted");
-  TORCH_CHECK(x.dim() == static_cast<int64_t>(dimensions) + 1 || x.dim() == static_cast<int64_t>(dimensions) + 2, op,
-              ": an input of sizes ", x.sizes(), " for ", dimensions,
-              " spatial dimensions; [batch, channels, …] or [channels, …] is accepted");
-  if (sizes)
-    return sizes->vec();
-  std::vector<int64_t> spatial(x.sizes().end() - dimensions, x.sizes().end());
-  for (size_t i = 0; i < dimensions; ++i)
-    spatial[i] = static_cast<int64_t>(static_cast<double>(spatial[i]) * (*factors)[i]);
-  return spatial;
+// How many spatial dimensions are resized.
+int64_t resized_dimensions(MaybeSizes sizes, MaybeFactors factors) {
+  return static_cast<int64_t>(sizes ? sizes->size() : factors ? factors->size() : 0);
+}
+
+// The output of an image that is resized, on any device.
+Tensor resized(const Image &image, MaybeSizes given, MaybeFactors factors) {
+  auto sizes = image.sizes();
+  Sizes spatial{sizes.data() + 2, sizes.size() - 2}, wanted = given ? sizes_of(*given) : Sizes();
+  rust::Slice<const double> scales;
+  if (factors)
+    scales = {factors->data(), factors->size()};
+  return image.output(in_rust([&] { return upsample_sizes(spatial, wanted, scales); }));
 }
 
 Tensor upsample(const Tensor &x, MaybeSizes sizes, MaybeFactors factors, bool bilinear, bool align_corners,
                 const char *op) {
-  auto given = resized(x, sizes, factors, op);
-  Image image(x, static_cast<int64_t>(given.size()), op);
+  Image image(x, resized_dimensions(sizes, factors), op);
+  Tensor output = resized(image, sizes, factors);
   Resizing form{bilinear, align_corners, {}};
   if (factors)
     form.factors = {factors->data(), factors->size()};
-  rust::Vec<int64_t> spatial;
-  for (size_t i = given.size(); i < 3; ++i)
-    spatial.push_back(1);
-  for (int64_t size : given)
-    spatial.push_back(size);
-  Tensor output = image.output(spatial);
   in_rust([&] {
     upsample_u8(values<uint8_t>(image.values), sizes_of(image.values), form, sizes_of(output),
                 writable<uint8_t>(output));
@@ -316,14 +374,15 @@ Tensor upsample(const Tensor &x, MaybeSizes sizes, MaybeFactors factors, bool bi
   return image.shaped(output, x);
 }
 
-Tensor upsample_nearest(const Tensor &x, MaybeSizes sizes, MaybeFactors factors) {
-  return upsample(x, sizes, factors, false, false, "jitquant::upsample_nearest");
-}
-
+constexpr auto kNearest = "jitquant::upsample_nearest";
 constexpr auto kBilinear = "jitquant::upsample_bilinear";
 
+Tensor upsample_nearest(const Tensor &x, MaybeSizes sizes, MaybeFactors factors) {
+  return upsample(x, sizes, factors, false, false, kNearest);
+}
+
 void check_flat(MaybeSizes sizes, MaybeFactors factors) {
-  size_t dimensions = sizes ? sizes->size() : factors ? factors->size() : 0;
+  int64_t dimensions = resized_dimensions(sizes, factors);
   TORCH_CHECK(dimensions == 2, kBilinear, ": ", dimensions, " spatial dimensions; 2 are accepted");
 }
 
@@ -344,26 +403,34 @@ struct Parameter {
   rust::Slice<const float> get() const { return held.defined() ? values<float>(held) : rust::Slice<const float>(); }
 };
 
+// The dimension `dim` of an input of softmax as its last one.
+Tensor softmax_rows(const Tensor &x, int64_t &dim) {
+  check(x, c10::kByte, "jitquant::softmax");
+  dim = c10::maybe_wrap_dim(dim, x.dim());
+  return x.movedim(dim, -1).contiguous();
+}
+
 Tensor softmax(const Tensor &x, double x_scale, int64_t, int64_t dim, double scale, int64_t zero_point) {
-  constexpr auto op = "jitquant::softmax";
-  check(x, c10::kByte, op);
-  int64_t along = c10::maybe_wrap_dim(dim, x.dim());
-  Tensor rows = x.movedim(along, -1).contiguous(), output = at::empty_like(rows);
+  Tensor rows = softmax_rows(x, dim), output = at::empty_like(rows);
   in_rust([&] {
     softmax_u8(values<uint8_t>(rows), x_scale, rows.dim() == 0 ? 1 : rows.size(-1), {scale, zero_point},
                writable<uint8_t>(output));
   });
-  return output.movedim(-1, along);
+  return output.movedim(-1, dim);
+}
+
+Tensor layer_rows(const Tensor &x, c10::IntArrayRef shape) {
+  constexpr auto op = "jitquant::layer_norm";
+  check(x, c10::kByte, op);
+  bool fits = x.dim() >= static_cast<int64_t>(shape.size()) && x.sizes().slice(x.dim() - shape.size()) == shape;
+  TORCH_CHECK(fits, op, ": an input of sizes ", x.sizes(), " does not end in ", shape);
+  return x.contiguous();
 }
 
 Tensor layer_norm(const Tensor &x, double x_scale, int64_t x_zero_point, c10::IntArrayRef shape,
                   const std::optional<Tensor> &weight, const std::optional<Tensor> &bias, double eps, double scale,
                   int64_t zero_point) {
-  constexpr auto op = "jitquant::layer_norm";
-  check(x, c10::kByte, op);
-  bool fits = x.dim() >= static_cast<int64_t>(shape.size()) && x.sizes().slice(x.dim() - shape.size()) == shape;
-  TORCH_CHECK(fits, op, ": an input of sizes ", x.sizes(), " does not end in ", shape);
-  Tensor rows = x.contiguous(), output = at::empty_like(rows);
+  Tensor rows = layer_rows(x, shape), output = at::empty_like(rows);
   Parameter gain(weight), shift(bias);
   in_rust([&] {
     layer_norm_u8(values<uint8_t>(rows), {x_scale, x_zero_point}, c10::multiply_integers(shape), gain.get(),
@@ -372,12 +439,15 @@ Tensor layer_norm(const Tensor &x, double x_scale, int64_t x_zero_point, c10::In
   return output;
 }
 
+void check_channels(const Tensor &x, const char *op) {
+  check(x, c10::kByte, op);
+  TORCH_CHECK(x.dim() >= 2, op, ": an input of sizes ", x.sizes(), "; [batch, channels, …] is accepted");
+}
+
 Tensor group_norm(const Tensor &x, double x_scale, int64_t x_zero_point, int64_t groups,
                   const std::optional<Tensor> &weight, const std::optional<Tensor> &bias, double eps, double scale,
                   int64_t zero_point) {
-  constexpr auto op = "jitquant::group_norm";
-  check(x, c10::kByte, op);
-  TORCH_CHECK(x.dim() >= 2, op, ": an input of sizes ", x.sizes(), "; [batch, channels, …] is accepted");
+  check_channels(x, "jitquant::group_norm");
   Tensor given = x.contiguous(), output = at::empty_like(given);
   Parameter gain(weight), shift(bias);
   in_rust([&] {
@@ -389,17 +459,14 @@ Tensor group_norm(const Tensor &x, double x_scale, int64_t x_zero_point, int64_t
 
 Tensor instance_norm(const Tensor &x, double x_scale, int64_t x_zero_point, const std::optional<Tensor> &weight,
                      const std::optional<Tensor> &bias, double eps, double scale, int64_t zero_point) {
-  TORCH_CHECK(x.dim() >= 2, "jitquant::instance_norm: an input of sizes ", x.sizes(),
-              "; [batch, channels, …] is accepted");
+  check_channels(x, "jitquant::instance_norm");
   return group_norm(x, x_scale, x_zero_point, x.size(1), weight, bias, eps, scale, zero_point);
 }
 
 Tensor batch_norm(const Tensor &x, double x_scale, int64_t x_zero_point, const std::optional<Tensor> &weight,
                   const std::optional<Tensor> &bias, const Tensor &mean, const Tensor &var, double eps, double scale,
                   int64_t zero_point, int64_t min, int64_t max) {
-  constexpr auto op = "jitquant::batch_norm";
-  check(x, c10::kByte, op);
-  TORCH_CHECK(x.dim() >= 2, op, ": an input of sizes ", x.sizes(), "; [batch, channels, …] is accepted");
+  check_channels(x, "jitquant::batch_norm");
   // Channels last in memory where they are so now.
   auto format = x.suggest_memory_format();
   bool last = format != c10::MemoryFormat::Contiguous || x.dim() == 2;
@@ -418,83 +485,103 @@ Tensor batch_norm(const Tensor &x, double x_scale, int64_t x_zero_point, const s
 
 // --- shapes ---
 
-template <c10::ScalarType type, class... Rest> Tensor like(const Tensor &x, Rest...) {
-  return at::empty_like(x, x.options().dtype(type));
+// The kernels of meta tensors: the checks of types and sizes above, and the output that comes of them.
+
+template <c10::ScalarType from, c10::ScalarType to, class... Rest> Tensor mapped_shape(const Tensor &x, Rest...) {
+  Tensor given = on_meta(x);
+  return mapped_like(given, from, to, "jitquant, an element-wise operator");
 }
 
-template <c10::ScalarType type> Tensor like_per_channel(const Tensor &x, const Tensor &, const Tensor &, int64_t) {
-  return at::empty(x.sizes(), x.options().dtype(type));
+template <c10::ScalarType from, c10::ScalarType to>
+Tensor per_channel_shape(const Tensor &x, const Tensor &, const Tensor &, int64_t axis) {
+  check(x, from, "jitquant, an operator by channel");
+  c10::maybe_wrap_dim(axis, x.dim());
+  return at::empty(x.sizes(), x.options().dtype(to).device(c10::kMeta));
 }
 
-Tensor lookup_shape(const Tensor &x, const Tensor &) { return at::empty_like(x); }
+Tensor lookup_shape(const Tensor &x, const Tensor &table) {
+  check(table, c10::kByte, "jitquant::lookup, table");
+  return mapped_shape<c10::kByte, c10::kByte>(x);
+}
 
-Tensor binary_shape(const Tensor &a, double, int64_t, const Tensor &b, double, int64_t, double, int64_t, int64_t,
-                    int64_t) {
-  return at::empty(at::infer_size(a.sizes(), b.sizes()), a.options());
+Tensor add_shape(const Tensor &a, double, int64_t, const Tensor &b, double, int64_t, double, int64_t, int64_t,
+                 int64_t) {
+  return Pair(on_meta(a), on_meta(b), "jitquant::add").output();
+}
+
+Tensor mul_shape(const Tensor &a, double, int64_t, const Tensor &b, double, int64_t, double, int64_t, int64_t,
+                 int64_t) {
+  return Pair(on_meta(a), on_meta(b), "jitquant::mul").output();
 }
 
 Tensor matmul_shape(const Tensor &a, double, int64_t, const Tensor &b, double, int64_t, double, int64_t) {
-  return at::matmul(a, b);
+  Tensor left = on_meta(a), right = on_meta(b);
+  return Product(left, right, kMatmul).shaped();
 }
 
-Tensor cat_shape(at::TensorList tensors, c10::ArrayRef<double>, c10::IntArrayRef, int64_t dim, double, int64_t) {
-  return at::cat(tensors, dim);
-}
-
-// The sizes of a pooled image, on any device.
-Tensor pooled(const Tensor &x, c10::ArrayRef<int64_t> spatial) {
-  std::vector<int64_t> sizes(x.sizes().begin(), x.sizes().end() - spatial.size());
-  sizes.insert(sizes.end(), spatial.begin(), spatial.end());
-  return at::empty(sizes, x.options());
-}
-
-Tensor pool_shape(const Tensor &x, const PoolWindow &pool) {
-  size_t dimensions = pool.kernel.size();
-  std::vector<int64_t> sizes{1, 1};
-  sizes.insert(sizes.end(), x.sizes().end() - dimensions, x.sizes().end());
-  auto spatial = in_rust([&] { return pool_sizes({sizes.data(), sizes.size()}, pool); });
-  return pooled(x, {spatial.data() + 3 - dimensions, dimensions});
+Tensor cat_shape(at::TensorList tensors, c10::ArrayRef<double> scales, c10::IntArrayRef zero_points, int64_t dim,
+                 double scale, int64_t zero_point) {
+  std::vector<Tensor> given;
+  for (const Tensor &x : tensors)
+    given.push_back(on_meta(x));
+  return concatenated(given, scales, zero_points, dim, scale, zero_point,
+                      [](const Tensor &x, double, int64_t) { return mapped_shape<c10::kByte, c10::kByte>(x); });
 }
 
 Tensor max_pool_shape(const Tensor &x, c10::IntArrayRef kernel, c10::IntArrayRef stride, c10::IntArrayRef padding,
                       c10::IntArrayRef dilation, bool ceil_mode) {
-  return pool_shape(x, window(kernel, stride, padding, dilation, ceil_mode));
+  Image image(on_meta(x), static_cast<int64_t>(kernel.size()), kMaxPool);
+  return image.shaped(pooled(image, window(kernel, stride, padding, dilation, ceil_mode)), x);
 }
 
 Tensor avg_pool_shape(const Tensor &x, int64_t, c10::IntArrayRef kernel, c10::IntArrayRef stride,
                       c10::IntArrayRef padding, bool ceil_mode, bool, std::optional<int64_t>) {
-  return pool_shape(x, window(kernel, stride, padding, {}, ceil_mode));
+  Image image(on_meta(x), static_cast<int64_t>(kernel.size()), kAvgPool);
+  return image.shaped(pooled(image, window(kernel, stride, padding, {}, ceil_mode)), x);
 }
 
-Tensor adaptive_shape(const Tensor &x, int64_t, c10::IntArrayRef output_size) { return pooled(x, output_size); }
+Tensor adaptive_shape(const Tensor &x, int64_t, c10::IntArrayRef output_size) {
+  Image image(on_meta(x), static_cast<int64_t>(output_size.size()), kAdaptive);
+  return image.shaped(adaptive_output(image, output_size), x);
+}
 
 Tensor upsample_nearest_shape(const Tensor &x, MaybeSizes sizes, MaybeFactors factors) {
-  return pooled(x, resized(x, sizes, factors, "jitquant::upsample_nearest"));
+  Image image(on_meta(x), resized_dimensions(sizes, factors), kNearest);
+  return image.shaped(resized(image, sizes, factors), x);
 }
 
 Tensor upsample_bilinear_shape(const Tensor &x, MaybeSizes sizes, bool, MaybeFactors factors) {
   check_flat(sizes, factors);
-  return pooled(x, resized(x, sizes, factors, kBilinear));
+  Image image(on_meta(x), resized_dimensions(sizes, factors), kBilinear);
+  return image.shaped(resized(image, sizes, factors), x);
 }
 
-Tensor layer_norm_shape(const Tensor &x, double, int64_t, c10::IntArrayRef, const std::optional<Tensor> &,
+Tensor softmax_shape(const Tensor &x, double, int64_t, int64_t dim, double, int64_t) {
+  return at::empty_like(softmax_rows(on_meta(x), dim)).movedim(-1, dim);
+}
+
+Tensor layer_norm_shape(const Tensor &x, double, int64_t, c10::IntArrayRef shape, const std::optional<Tensor> &,
                         const std::optional<Tensor> &, double, double, int64_t) {
-  return at::empty_like(x);
+  return at::empty_like(layer_rows(on_meta(x), shape));
 }
 
 Tensor group_norm_shape(const Tensor &x, double, int64_t, int64_t, const std::optional<Tensor> &,
                         const std::optional<Tensor> &, double, double, int64_t) {
-  return at::empty_like(x);
+  check_channels(x, "jitquant::group_norm");
+  return at::empty_like(on_meta(x).contiguous());
 }
 
 Tensor instance_norm_shape(const Tensor &x, double, int64_t, const std::optional<Tensor> &,
                            const std::optional<Tensor> &, double, double, int64_t) {
-  return at::empty_like(x);
+  check_channels(x, "jitquant::instance_norm");
+  return at::empty_like(on_meta(x).contiguous());
 }
 
 Tensor batch_norm_shape(const Tensor &x, double, int64_t, const std::optional<Tensor> &, const std::optional<Tensor> &,
                         const Tensor &, const Tensor &, double, double, int64_t, int64_t, int64_t) {
-  return at::empty_like(x);
+  check_channels(x, "jitquant::batch_norm");
+  Tensor given = on_meta(x);
+  return at::empty_like(given.contiguous(given.suggest_memory_format()));
 }
 
 } // namespace
@@ -564,15 +651,15 @@ JITQUANT_KERNELS(native_element_kernels, CPU, m) {
 }
 
 JITQUANT_KERNELS(native_element_shapes, Meta, m) {
-  m.impl("quantize", like<c10::kByte, double, int64_t>);
-  m.impl("dequantize", like<c10::kFloat, double, int64_t>);
-  m.impl("requantize", like<c10::kByte, double, int64_t, double, int64_t>);
-  m.impl("quantize_per_channel", like_per_channel<c10::kChar>);
-  m.impl("dequantize_per_channel", like_per_channel<c10::kFloat>);
-  m.impl("clamp", like<c10::kByte, int64_t, int64_t>);
+  m.impl("quantize", mapped_shape<c10::kFloat, c10::kByte, double, int64_t>);
+  m.impl("dequantize", mapped_shape<c10::kByte, c10::kFloat, double, int64_t>);
+  m.impl("requantize", mapped_shape<c10::kByte, c10::kByte, double, int64_t, double, int64_t>);
+  m.impl("quantize_per_channel", per_channel_shape<c10::kFloat, c10::kChar>);
+  m.impl("dequantize_per_channel", per_channel_shape<c10::kChar, c10::kFloat>);
+  m.impl("clamp", mapped_shape<c10::kByte, c10::kByte, int64_t, int64_t>);
   m.impl("lookup", lookup_shape);
-  m.impl("add", binary_shape);
-  m.impl("mul", binary_shape);
+  m.impl("add", add_shape);
+  m.impl("mul", mul_shape);
   m.impl("matmul", matmul_shape);
   m.impl("cat", cat_shape);
   m.impl("max_pool", max_pool_shape);
@@ -580,7 +667,7 @@ JITQUANT_KERNELS(native_element_shapes, Meta, m) {
   m.impl("adaptive_avg_pool", adaptive_shape);
   m.impl("upsample_nearest", upsample_nearest_shape);
   m.impl("upsample_bilinear", upsample_bilinear_shape);
-  m.impl("softmax", like<c10::kByte, double, int64_t, int64_t, double, int64_t>);
+  m.impl("softmax", softmax_shape);
   m.impl("layer_norm", layer_norm_shape);
   m.impl("group_norm", group_norm_shape);
   m.impl("instance_norm", instance_norm_shape);

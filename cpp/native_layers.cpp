@@ -19,8 +19,8 @@ using ConvPtr = c10::intrusive_ptr<ConvolutionLayer>;
 constexpr float infinity = std::numeric_limits<float>::infinity();
 
 void check(const Tensor &x, c10::ScalarType type, const char *op) {
-  TORCH_CHECK(x.scalar_type() == type && x.is_cpu(), op, ": the input is ", x.toString(), "; a tensor of ", type,
-              " on the CPU is accepted");
+  TORCH_CHECK(x.scalar_type() == type && (x.is_cpu() || x.is_meta()), op, ": the input is ", x.toString(),
+              "; a tensor of ", type, " on the CPU is accepted");
 }
 
 Bounds bounds(std::optional<double> min, std::optional<double> max) {
@@ -31,17 +31,23 @@ Bounds bounds(std::optional<double> min, std::optional<double> max) {
 Tensor residual_like(const std::optional<Tensor> &residual, c10::IntArrayRef sizes, c10::MemoryFormat format) {
   if (!residual)
     return Tensor();
+  check(*residual, c10::kByte, "jitquant, a residual");
   return (residual->sizes() == sizes ? *residual : residual->expand(sizes)).contiguous(format);
 }
 
-// Whether the layer's output has to be expanded to the residual's sizes, instead of the other way round.
-bool outgrows(const std::optional<Tensor> &residual, c10::IntArrayRef sizes, const char *op) {
-  if (!residual || at::is_expandable_to(residual->sizes(), sizes))
-    return false;
+// The sizes of a layer's output and its residual together. The output is expanded to the residual's sizes where those
+// are larger, instead of the other way round.
+std::vector<int64_t> sizes_with(const std::optional<Tensor> &residual, c10::IntArrayRef sizes, const char *op) {
+  if (!residual)
+    return sizes.vec();
   check(*residual, c10::kByte, op);
   TORCH_CHECK(at::are_expandable(residual->sizes(), sizes), op, ": a residual of sizes ", residual->sizes(),
               " for an output of sizes ", sizes, "; sizes that broadcast with the output's are accepted");
-  return true;
+  return at::infer_size(residual->sizes(), sizes);
+}
+
+bool outgrows(const std::optional<Tensor> &residual, c10::IntArrayRef sizes, const char *op) {
+  return residual && sizes_with(residual, sizes, op) != sizes.vec();
 }
 
 // `sums + residual` where the sums are broadcast, as the layer computes it otherwise.
@@ -49,9 +55,12 @@ Tensor add_apart(const Tensor &sums, const Tensor &residual, Affine residual_aff
                  int64_t max, const Tensor &table) {
   Tensor other = (residual.to(c10::kFloat) - residual_affine.zero_point) * residual_affine.scale;
   Tensor sum = (sums + other).contiguous(), bytes = at::empty_like(sum, sum.options().dtype(c10::kByte));
-  in_rust([&] { quantize_u8(values<float>(sum), output, writable<uint8_t>(bytes)); });
-  bytes.clamp_(min, max);
-  return table.defined() ? table.take(bytes.to(c10::kLong)) : bytes;
+  Tensor clamped = at::empty_like(bytes);
+  in_rust([&] {
+    quantize_u8(values<float>(sum), output, writable<uint8_t>(bytes));
+    clamp_u8(values<uint8_t>(bytes), min, max, writable<uint8_t>(clamped));
+  });
+  return table.defined() ? table.take(clamped.to(c10::kLong)) : clamped;
 }
 
 Tensor checked_table(const std::optional<Tensor> &table, const char *op) {
@@ -178,7 +187,7 @@ Tensor conv(const Tensor &x, const ConvPtr &layer, double x_scale, int64_t x_zer
       x, *layer, c10::kByte, [&](const Tensor &dense, rust::Slice<const int64_t> sizes, const Tensor &output) {
         std::optional<Tensor> other = residual;
         if (other && is_flat(*layer))
-          other = other->unsqueeze(2);
+          other = other->expand(conv_sizes(x, *layer)).unsqueeze(2);
         Tensor added = residual_like(other, output.sizes(), format_of(*layer));
         layer->weight->run_u8(
             values<uint8_t>(dense), sizes, {x_scale, x_zero_point}, layer->biases(), writable<uint8_t>(output),
@@ -214,6 +223,9 @@ WeightScheme plain_scheme(const Tensor &weight, const Tensor &scales, const Tens
   TORCH_CHECK(weight.scalar_type() == c10::kChar, "the weight is ", weight.toString(), "; int8 is accepted");
   TORCH_CHECK(scales.numel() == zero_points.numel() && scales.dim() <= 1, "scales of sizes ", scales.sizes(),
               " and zero points of sizes ", zero_points.sizes(), "; one, or one for each output channel, is accepted");
+  for (const Tensor &given : {weight, scales, zero_points})
+    TORCH_CHECK_VALUE(given.is_cpu() && given.layout() == c10::kStrided, "a weight or its parameters are ",
+                      given.toString(), " on ", given.device(), "; dense tensors on the CPU are accepted");
   return {scales.reshape(-1).to(c10::kDouble).contiguous(), zero_points.reshape(-1).to(c10::kLong).contiguous(),
           scales.numel() == 1 ? -1 : axis, weight.sizes().vec()};
 }
@@ -249,10 +261,11 @@ ConvPtr conv_prepack(const Tensor &weight, const Tensor &scales, const Tensor &z
   TORCH_CHECK(weight.dim() >= 3 && weight.dim() <= 5, "jitquant::conv_prepack: a weight of sizes ", weight.sizes(),
               "; 1 to 3 spatial dimensions are accepted");
   WeightScheme scheme = plain_scheme(weight, scales, zero_points, transposed ? 1 : 0);
-  check_bias(bias, transposed ? weight.size(1) * groups : weight.size(0), "jitquant::conv_prepack");
-  return make_conv_layer(weight.contiguous(), std::move(scheme), std::move(bias),
-                         {list_of(weight.sizes()), list_of(stride), list_of(padding), list_of(dilation),
-                          list_of(output_padding), groups, transposed});
+  auto layer = make_conv_layer(weight.contiguous(), std::move(scheme), bias,
+                               {list_of(weight.sizes()), list_of(stride), list_of(padding), list_of(dilation),
+                                list_of(output_padding), groups, transposed});
+  check_bias(bias, static_cast<int64_t>(layer->weight->outputs()), "jitquant::conv_prepack");
+  return layer;
 }
 
 std::vector<int64_t> vector_of(const rust::Vec<int64_t> &numbers) { return {numbers.begin(), numbers.end()}; }
@@ -273,23 +286,34 @@ ConvState conv_unpack(const ConvPtr &layer) {
 
 // --- shapes ---
 
+Tensor linear_like(const Tensor &x, const LinearLayer &layer, c10::ScalarType from, c10::ScalarType to,
+                   const char *op) {
+  check(x, from, op);
+  return at::empty(linear_sizes(x, layer, op), x.options().dtype(to).device(c10::kMeta));
+}
+
 Tensor linear_shape(const Tensor &x, const LinearPtr &layer, double, int64_t, double, int64_t, int64_t, int64_t,
-                    const std::optional<Tensor> &, double, int64_t, const std::optional<Tensor> &) {
-  return at::empty(linear_sizes(x, *layer, "jitquant::linear"), x.options());
+                    const std::optional<Tensor> &residual, double, int64_t, const std::optional<Tensor> &table) {
+  constexpr auto op = "jitquant::linear";
+  checked_table(table, op);
+  Tensor output = linear_like(x, *layer, c10::kByte, c10::kByte, op);
+  return outgrows(residual, output.sizes(), op) ? output.new_empty(sizes_with(residual, output.sizes(), op)) : output;
 }
 
 Tensor linear_float_shape(const Tensor &x, const LinearPtr &layer, double, int64_t, std::optional<double>,
                           std::optional<double>) {
-  return at::empty(linear_sizes(x, *layer, "jitquant::linear_float"), x.options().dtype(c10::kFloat));
+  return linear_like(x, *layer, c10::kByte, c10::kFloat, "jitquant::linear_float");
 }
 
 Tensor linear_dynamic_shape(const Tensor &x, const LinearPtr &layer, bool, bool, std::optional<double>,
                             std::optional<double>) {
-  return at::empty(linear_sizes(x, *layer, "jitquant::linear_dynamic"), x.options());
+  return linear_like(x, *layer, c10::kFloat, c10::kFloat, "jitquant::linear_dynamic");
 }
 
-Tensor conv_like(const Tensor &x, const ConvolutionLayer &layer, c10::ScalarType type) {
-  auto options = x.options().dtype(type);
+Tensor conv_like(const Tensor &x, const ConvolutionLayer &layer, c10::ScalarType from, c10::ScalarType to,
+                 const char *op) {
+  check(x, from, op);
+  auto options = x.options().dtype(to).device(c10::kMeta);
   auto sizes = conv_sizes(x, layer);
   bool flat = is_flat(layer);
   if (flat)
@@ -299,16 +323,21 @@ Tensor conv_like(const Tensor &x, const ConvolutionLayer &layer, c10::ScalarType
 }
 
 Tensor conv_shape(const Tensor &x, const ConvPtr &layer, double, int64_t, double, int64_t, int64_t, int64_t,
-                  const std::optional<Tensor> &, double, int64_t, const std::optional<Tensor> &) {
-  return conv_like(x, *layer, c10::kByte);
+                  const std::optional<Tensor> &residual, double, int64_t, const std::optional<Tensor> &table) {
+  constexpr auto op = "jitquant::conv";
+  checked_table(table, op);
+  Tensor output = conv_like(x, *layer, c10::kByte, c10::kByte, op);
+  return outgrows(residual, output.sizes(), op) ? output.new_empty(sizes_with(residual, output.sizes(), op)) : output;
 }
 
 Tensor conv_float_shape(const Tensor &x, const ConvPtr &layer, double, int64_t, std::optional<double>,
                         std::optional<double>) {
-  return conv_like(x, *layer, c10::kFloat);
+  return conv_like(x, *layer, c10::kByte, c10::kFloat, "jitquant::conv_float");
 }
 
-Tensor conv_dynamic_shape(const Tensor &x, const ConvPtr &layer, bool) { return conv_like(x, *layer, c10::kFloat); }
+Tensor conv_dynamic_shape(const Tensor &x, const ConvPtr &layer, bool) {
+  return conv_like(x, *layer, c10::kFloat, c10::kFloat, "jitquant::conv_dynamic");
+}
 
 } // namespace
 

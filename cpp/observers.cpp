@@ -30,7 +30,7 @@ rust::Slice<const float> read(const Tensor &x) { return values<float>(x); }
 rust::Slice<float> write(const Tensor &x, const char *buffer) {
   TORCH_CHECK(x.scalar_type() == c10::kFloat && x.is_contiguous() && x.is_cpu(), "an observer's ", buffer,
               " should be a contiguous f32 tensor on the CPU");
-  return {x.mutable_data_ptr<float>(), static_cast<size_t>(x.numel())};
+  return writable<float>(x);
 }
 
 float &scalar(const Tensor &x, const char *buffer) {
@@ -133,7 +133,7 @@ std::tuple<Tensor, Tensor> qparams(const Tensor &min, const Tensor &max, int64_t
                                    const std::string &name) {
   Tensor low = min.contiguous().reshape(-1), high = max.contiguous().reshape(-1);
   Tensor scale = at::empty_like(low), zero_point = at::empty(low.sizes(), c10::kInt);
-  rust::Slice<int32_t> zero_points{zero_point.mutable_data_ptr<int32_t>(), static_cast<size_t>(low.numel())};
+  auto zero_points = writable<int32_t>(zero_point);
   in_rust([&] {
     range_to_qparams(read(low), read(high), QuantRange{dtype, qscheme, quant_min, quant_max, reduce_range, eps},
                      write(scale, "scale"), zero_points, str(name));
@@ -144,6 +144,16 @@ std::tuple<Tensor, Tensor> qparams(const Tensor &min, const Tensor &max, int64_t
 // On meta tensors there is nothing to observe.
 using Text = const std::string &;
 template <class... Args> void skip(const Tensor &, const Tensor &, const Tensor &, Args...) {}
+
+std::tuple<Tensor, Tensor> histogram_range_shape(const Tensor &, const Tensor &min, const Tensor &max, Text, double) {
+  return {at::empty_like(on_meta(min)), at::empty_like(on_meta(max))};
+}
+
+std::tuple<Tensor, Tensor> qparams_shape(const Tensor &min, const Tensor &, int64_t, int64_t, int64_t, int64_t, bool,
+                                         double, Text) {
+  Tensor low = on_meta(min).reshape(-1);
+  return {at::empty_like(low), at::empty_like(low, low.options().dtype(c10::kInt))};
+}
 
 } // namespace
 
@@ -196,6 +206,8 @@ JITQUANT_KERNELS(observer_shapes, Meta, m) {
   m.impl("observe_min_max_per_channel", skip<int64_t, Text>);
   m.impl("observe_moving_average_per_channel", skip<int64_t, double, Text>);
   m.impl("observe_histogram", skip<const Tensor &, Text>);
+  m.impl("histogram_range", histogram_range_shape);
+  m.impl("qparams", qparams_shape);
 }
 
 } // namespace jitquant

@@ -50,13 +50,15 @@ rust::Vec<int64_t> list_of(c10::IntArrayRef numbers) {
 
 // The zero points for the kernels: none where all are 0.
 static at::Tensor kernel_zero_points(const WeightScheme &scheme) {
-  at::Tensor zero_points = scheme.zero_points.to(c10::kInt);
+  // Those that are none stay none where they become smaller integers.
+  at::Tensor zero_points = scheme.zero_points.clamp(-1024, 1024).to(c10::kInt).contiguous();
   return zero_points.count_nonzero().item<int64_t>() == 0 ? zero_points.slice(0, 0, 0) : zero_points;
 }
 
 c10::intrusive_ptr<LinearLayer> make_linear_layer(const at::Tensor &weight, WeightScheme scheme,
                                                   std::optional<at::Tensor> bias) {
   auto packed = in_rust([&] {
+    TORCH_CHECK_VALUE(weight.dim() == 2, "a linear layer's weight of sizes ", weight.sizes());
     return linear_weight(values<int8_t>(weight), weight.size(0), weight.size(1),
                          values<float>(scheme.scales.to(c10::kFloat)), values<int32_t>(kernel_zero_points(scheme)));
   });

@@ -38,9 +38,13 @@ LayerPtr prepack(const Tensor &weight, const Tensor &scales, const MaybeTensor &
   TORCH_CHECK(weight.dim() == 2, op, ": a weight of sizes ", weight.sizes(), "; two dimensions are accepted");
   TORCH_CHECK(weight.scalar_type() == (offsets ? c10::kByte : c10::kChar), op, ": the weight is ", weight.toString(),
               "; int8 with a scale a row, or uint8 with scales and offsets, is accepted");
+  for (const Tensor &given : {weight, scales, offsets.value_or(scales), bias.value_or(scales)})
+    TORCH_CHECK_VALUE(given.is_cpu() && given.layout() == c10::kStrided, op, ": an argument is ", given.toString(),
+                      " on ", given.device(), "; dense tensors on the CPU are accepted");
   Tensor bytes = weight.contiguous();
   auto rows = static_cast<size_t>(weight.size(0)), columns = static_cast<size_t>(weight.size(1));
-  MaybeTensor added = bias ? MaybeTensor(bias->detach().to(c10::kFloat).contiguous()) : std::nullopt;
+  MaybeTensor added =
+      bias ? MaybeTensor(bias->detach().to(c10::kFloat, false, /*copy=*/true).contiguous()) : std::nullopt;
   TORCH_CHECK(!added || added->numel() == weight.size(0), op, ": a bias of ", added ? added->numel() : 0,
               " elements for ", rows, " outputs");
   if (!offsets) {
@@ -73,9 +77,14 @@ c10::SmallVector<int64_t, 5> output_sizes(const Tensor &x, const WeightOnlyLayer
   return sizes;
 }
 
-Tensor linear(const Tensor &x, const LayerPtr &layer) {
-  TORCH_CHECK(x.scalar_type() == c10::kFloat && x.is_cpu(), "jitquant::linear_weight_only: the input is ", x.toString(),
+void check(const Tensor &x) {
+  TORCH_CHECK(x.scalar_type() == c10::kFloat && (x.is_cpu() || x.is_meta()),
+              "jitquant::linear_weight_only: the input is ", x.toString(),
               "; a tensor of float32 on the CPU is accepted");
+}
+
+Tensor linear(const Tensor &x, const LayerPtr &layer) {
+  check(x);
   Tensor y = at::empty(output_sizes(x, *layer), x.options());
   if (y.numel() == 0)
     return y;
@@ -84,7 +93,10 @@ Tensor linear(const Tensor &x, const LayerPtr &layer) {
   return y;
 }
 
-Tensor linear_shape(const Tensor &x, const LayerPtr &layer) { return at::empty(output_sizes(x, *layer), x.options()); }
+Tensor linear_shape(const Tensor &x, const LayerPtr &layer) {
+  check(x);
+  return at::empty(output_sizes(x, *layer), x.options().device(c10::kMeta));
+}
 
 } // namespace
 

@@ -29,7 +29,8 @@ template <class Weight> struct Layer : torch::jit::CustomClassHolder {
 
   void set_bias(std::optional<at::Tensor> value) {
     bias = std::move(value);
-    bias_values = bias ? bias->detach().to(c10::kCPU, c10::kFloat).contiguous() : at::Tensor();
+    // A copy: what is written into the given tensor later is none of the layer's.
+    bias_values = bias ? bias->detach().to(c10::kCPU, c10::kFloat, false, /*copy=*/true).contiguous() : at::Tensor();
   }
 
   rust::Slice<const float> biases() const {

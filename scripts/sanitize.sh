@@ -1,20 +1,54 @@
 #!/usr/bin/env bash
-# sanitize.sh [thread|address]...: the kernel tests, without libtorch, under Rust's sanitizers: data races between the threads
-# that share a kernel's output, reads and writes out of bounds. Needs a nightly Rust with the component rust-src; it builds
-# the standard library anew. libtorch itself cannot be watched: it is not built with a sanitizer.
+# sanitize.sh [operators|address|thread]...: the kernel tests, without libtorch, under Rust's sanitizers (data races between the
+# threads that share a kernel's output, reads and writes out of bounds), and the whole library with libtorch under the address
+# sanitizer, while every native operator is called with arguments that nobody means, CASES times (6,000) from SEED (1).
+# Needs a nightly Rust; with its component rust-src the standard library is watched as well. libtorch itself is not built with a
+# sanitizer, but its memory is watched where our code, Rust or C++, reads or writes it.
 set -euo pipefail
 
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 target=x86_64-unknown-linux-gnu
-sysroot=$(rustc +nightly --print sysroot 2>/dev/null) && [ -d "$sysroot/lib/rustlib/src/rust/library" ] || {
+sysroot=$(rustc +nightly --print sysroot 2>/dev/null) || {
     echo "make sanitize: needs a nightly Rust: rustup toolchain install nightly --profile minimal --component rust-src" >&2
     exit 1
 }
-[ $# -gt 0 ] || set -- thread address
-# Fewer random cases: each takes several times as long.
-export PROPTEST_CASES=${PROPTEST_CASES:-16}
-export LIBTORCH=/nonexistent
+build_std=()
+[ ! -d "$sysroot/lib/rustlib/src/rust/library" ] || build_std=(-Zbuild-std)
+[ $# -gt 0 ] || set -- operators address thread
+folder=${CARGO_TARGET_DIR:-target}
+
+kernels() {
+    if [ "$1" = thread ] && [ ${#build_std[@]} -eq 0 ]; then
+        echo "make sanitize: races are seen with the component rust-src only: rustup component add --toolchain nightly rust-src" >&2
+        exit 1
+    fi
+    # Fewer random cases: each takes several times as long.
+    PROPTEST_CASES=${PROPTEST_CASES:-16} LIBTORCH=/nonexistent \
+        RUSTFLAGS="-Zsanitizer=$1" CARGO_TARGET_DIR=$folder/sanitize-$1 \
+        cargo +nightly test --quiet "${build_std[@]}" --target "$target" --no-default-features \
+        --test 'kernel_*' --test qat_kernel
+}
+
+# A huge allocation fails, as it does without the sanitizer, and libtorch keeps what it has until the end.
+operators() {
+    export LIBTORCH=${LIBTORCH:-$PWD/.libtorch/torch}
+    RUSTFLAGS="-Zsanitizer=address" CARGO_TARGET_DIR=$folder/sanitize-operators \
+        CXXFLAGS_x86_64_unknown_linux_gnu="-fsanitize=address -fno-omit-frame-pointer" \
+        cargo +nightly build --quiet --manifest-path fuzz/operators/Cargo.toml --target "$target"
+    local log
+    log=$(mktemp)
+    if ! ASAN_OPTIONS=${ASAN_OPTIONS:-allocator_may_return_null=1:max_allocation_size_mb=4096:detect_leaks=0} \
+        "$folder/sanitize-operators/$target/debug/jitquant-fuzz-operators" "${CASES:-6000}" "${SEED:-1}" 2>"$log"; then
+        tail -n 60 "$log" >&2
+        rm -f "$log"
+        exit 1
+    fi
+    rm -f "$log"
+}
+
 for sanitizer in "$@"; do
-    RUSTFLAGS="-Zsanitizer=$sanitizer" CARGO_TARGET_DIR=${CARGO_TARGET_DIR:-target}/sanitize-$sanitizer \
-        cargo +nightly test --quiet -Zbuild-std --target "$target" --no-default-features --test 'kernel_*' --test qat_kernel
+    case $sanitizer in
+    operators) operators ;;
+    *) kernels "$sanitizer" ;;
+    esac
 done

@@ -12,9 +12,9 @@ use super::embedding::{
 use super::linear::{LinearWeight, linear_weight};
 use super::matmul::matmul_u8;
 use super::norm::{batch_norm_u8, group_norm_u8, layer_norm_u8, softmax_u8};
-use super::pool::{adaptive_avg_pool_u8, avg_pool_u8, max_pool_u8, pool_sizes};
+use super::pool::{adaptive_avg_pool_u8, adaptive_sizes, avg_pool_u8, max_pool_u8, pool_sizes};
 use super::threads::{Tasks, run_task};
-use super::upsample::upsample_u8;
+use super::upsample::{upsample_sizes, upsample_u8};
 
 #[cxx::bridge(namespace = "jitquant")]
 #[allow(clippy::needless_lifetimes)]
@@ -135,6 +135,7 @@ pub(crate) mod ffi {
             scales: &[f32],
             zero_points: &[i32],
         ) -> Result<Box<ConvolutionWeight>>;
+        fn outputs(self: &ConvolutionWeight) -> usize;
         /// The sizes of the output for an input of sizes `[batch, channels, ...]`.
         fn output_sizes(self: &ConvolutionWeight, input: &[i64]) -> Result<Vec<i64>>;
         fn unpack(self: &ConvolutionWeight, weight: &mut [i8]) -> Result<()>;
@@ -235,8 +236,10 @@ pub(crate) mod ffi {
             out: &mut [u8],
         ) -> Result<()>;
 
-        /// The three spatial sizes of a pooled image.
+        /// The spatial sizes of a pooled image, as many as the window has.
         fn pool_sizes(sizes: &[i64], window: PoolWindow) -> Result<Vec<i64>>;
+        /// Those of an image averaged to `given` sizes.
+        fn adaptive_sizes(sizes: &[i64], given: &[i64]) -> Result<Vec<i64>>;
         fn max_pool_u8(x: &[u8], sizes: &[i64], window: PoolWindow, out: &mut [u8]) -> Result<()>;
         fn avg_pool_u8(
             x: &[u8],
@@ -305,6 +308,8 @@ pub(crate) mod ffi {
     }
 
     extern "Rust" {
+        /// The sizes of a resized image of spatial `sizes`: those given, or what the factors make of them where none are.
+        fn upsample_sizes(sizes: &[i64], given: &[i64], factors: &[f64]) -> Result<Vec<i64>>;
         fn upsample_u8(x: &[u8], sizes: &[i64], form: Resizing, out_sizes: &[i64], out: &mut [u8]) -> Result<()>;
     }
 

@@ -87,6 +87,10 @@ impl Channels {
         work: impl FnOnce(Dequantize<'_>) -> Result<R>,
     ) -> Result<R> {
         self.check_bias(bias)?;
+        if bounds.min.is_nan() || bounds.max.is_nan() {
+            let (min, max) = (bounds.min, bounds.max);
+            return Err(Error::invalid(format!("a clamp from {min} to {max}; numbers are accepted, NaN is none")));
+        }
         if input_scale == 1.0 {
             return work(Dequantize { scale: &self.scales, bias, min: bounds.min, max: bounds.max });
         }

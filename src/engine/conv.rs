@@ -48,10 +48,10 @@ fn shape(sizes: &ConvolutionSizes) -> Result<ConvShape> {
     };
     let groups = size(sizes.groups)?;
     let (first, second) = (size(*first)?, size(*second)?);
-    let (outputs, inputs) = match sizes.transposed {
-        false => (first, second * groups),
-        true => (second * groups, first),
-    };
+    let grouped = second.checked_mul(groups).ok_or_else(|| {
+        Error::invalid(format!("a weight of sizes {:?} in {groups} groups has more channels than memory", sizes.weight))
+    })?;
+    let (outputs, inputs) = if sizes.transposed { (grouped, first) } else { (first, grouped) };
     Ok(ConvShape {
         groups,
         kernel: spatial("kernel", kernel, 1)?,
@@ -65,6 +65,11 @@ fn shape(sizes: &ConvolutionSizes) -> Result<ConvShape> {
 }
 
 impl ConvolutionWeight {
+    /// Channels of the output.
+    pub fn outputs(&self) -> usize {
+        self.conv.shape().output_channels
+    }
+
     /// Batch and spatial sizes of an input of sizes `[batch, channels, ...]`.
     fn input(&self, sizes: &[i64]) -> Result<(usize, [usize; 3])> {
         let channels = self.conv.shape().input_channels;
@@ -109,7 +114,7 @@ impl ConvolutionWeight {
         let threads = HostThreads::new();
         with_scratch(self.conv.scratch_len(batch, spatial, &threads)?, |scratch| {
             self.conv.run(input, batch, spatial, zero_point, output, scratch, &threads)
-        })
+        })?
     }
 
     /// A u8 output from a u8 input, both channels last.
@@ -163,14 +168,14 @@ impl ConvolutionWeight {
             let unbounded = Bounds { min: f32::NEG_INFINITY, max: f32::INFINITY };
             let threads = HostThreads::new();
             let scratch_len = self.conv.scratch_len(batch, spatial, &threads)?;
-            with_scratch(input.len() + scratch_len, |memory| {
+            with_scratch(input.len().saturating_add(scratch_len), |memory| {
                 let (bytes, scratch) = memory.split_at_mut(input.len());
                 quantize(isa, input, qparams, bytes);
                 self.channels.dequantize(qparams.scale, bias, unbounded, |epilogue| {
                     let output = Output::F32(output, epilogue);
                     self.conv.run(bytes, batch, spatial, qparams.zero_point as u8, output, scratch, &threads)
                 })
-            })
+            })?
         })
     }
 }

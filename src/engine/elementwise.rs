@@ -4,6 +4,7 @@ use super::bridge::ffi::Affine;
 use super::channels::{scale, zero_point};
 use super::threads::in_parts;
 use crate::error::{Error, Result, no_panic};
+use crate::kernel::geometry::count;
 use crate::kernel::{self, Activation, Channels, Isa, Operand, QParams, Table};
 
 /// Scale and zero point of a u8 tensor, checked.
@@ -81,6 +82,7 @@ fn layout(sizes: &[i64], axis: i64, scales: &[f32], zero_points: &[i32]) -> Resu
     if let Some(bad) = zero_points.iter().find(|zero| i8::try_from(**zero).is_err()) {
         return Err(Error::invalid(format!("a zero point is {bad}; -128 to 127 is accepted")));
     }
+    count("a tensor", &sizes)?;
     Ok(Channels::of(&sizes, axis))
 }
 
@@ -154,6 +156,9 @@ fn activation(name: &str, parameters: &[f64]) -> Result<Activation> {
     };
     if parameters.len() != *wanted {
         return Err(Error::invalid(format!("{name} takes {wanted} parameters, not {}", parameters.len())));
+    }
+    if parameters.iter().any(|parameter| parameter.is_nan()) {
+        return Err(Error::invalid(format!("{name} of parameters {parameters:?}; numbers are accepted, NaN is none")));
     }
     let p = |index: usize| parameters[index] as f32;
     Ok(match name {

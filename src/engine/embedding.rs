@@ -33,7 +33,9 @@ pub(super) fn embedding_columns(row_bytes: usize, bits: i64) -> Result<usize> {
         0 => Err(Error::invalid(format!(
             "rows of {row_bytes} bytes; {parameters} for scale and bias, and more for values of {bits} bits, are accepted"
         ))),
-        values => Ok(values * 8 / bits as usize),
+        values => values
+            .checked_mul(8 / bits as usize)
+            .ok_or_else(|| Error::invalid(format!("rows of {row_bytes} bytes; fewer are accepted"))),
     }
 }
 

@@ -48,7 +48,7 @@ impl LinearWeight {
     fn rows(&self, input: usize, output: usize) -> Result<usize> {
         let (k, n) = (self.inputs(), self.outputs());
         let rows = input.checked_div(k).unwrap_or(output / n.max(1));
-        if input != rows * k || output != rows * n {
+        if rows.checked_mul(k) != Some(input) || rows.checked_mul(n) != Some(output) {
             return Err(Error::invalid(format!("{input} inputs and {output} outputs are not rows of {k} and {n}")));
         }
         Ok(rows)
@@ -110,7 +110,7 @@ impl LinearWeight {
             self.channels.dequantize(1.0, bias, bounds, |epilogue| {
                 with_scratch(self.gemm.dynamic_scratch_len(rows), |scratch| {
                     self.gemm.run_dynamic(input, rows, scheme, output, epilogue, scratch, &HostThreads::new())
-                })
+                })?
             })
         })
     }
@@ -134,7 +134,7 @@ impl LinearWeight {
                     let output = Output::F32(output, epilogue);
                     self.gemm.run(bytes, self.inputs(), rows, zero, output, self.outputs(), &HostThreads::new())
                 })
-            })
+            })?
         })
     }
 }

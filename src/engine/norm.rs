@@ -5,6 +5,7 @@ use super::channels::scale;
 use super::elementwise::{bound, qparams};
 use super::threads::in_parts;
 use crate::error::{Error, Result, no_panic};
+use crate::kernel::geometry::count;
 use crate::kernel::{self, BatchNorm, Channels, GroupNorm, Isa, LayerNorm, NormScratch};
 
 /// A parameter that may be absent: empty then.
@@ -70,8 +71,12 @@ pub(super) fn group_norm_u8(
         let [_, channels, spatial @ ..] = sizes else {
             return Err(Error::invalid(format!("sizes {sizes:?} have no channels")));
         };
-        let (channels, inner) = (*channels as usize, spatial.iter().product::<i64>() as usize);
+        let channels = *channels as usize;
+        let inner = count("an image", &spatial.iter().map(|size| *size as usize).collect::<Vec<_>>())?;
         let groups = usize::try_from(groups).ok().filter(|groups| *groups > 0 && channels.is_multiple_of(*groups));
+        if x.is_empty() {
+            return Ok(());
+        }
         let groups =
             groups.ok_or_else(|| Error::invalid(format!("{channels} channels are not whole groups of that number")))?;
         let norm = GroupNorm {

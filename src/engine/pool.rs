@@ -11,7 +11,14 @@ pub(super) fn pixels(sizes: &[i64]) -> Result<Pixels> {
     let [batch, channels, spatial @ ..] = sizes else {
         return Err(Error::invalid(format!("sizes {sizes:?} are no image's: [batch, channels, ...] is accepted")));
     };
-    Ok(Pixels::dense(*batch as usize, all(spatial, 1, "image")?, *channels as usize))
+    let size = |value: i64| {
+        usize::try_from(value).map_err(|_| Error::invalid(format!("sizes {sizes:?}: numbers from 0 on are accepted")))
+    };
+    let image = Pixels::dense(size(*batch)?, all(spatial, 1, "image")?, size(*channels)?);
+    match image.is_plausible() {
+        true => Ok(image),
+        false => Err(Error::invalid(format!("an image of sizes {sizes:?} is larger than is accepted"))),
+    }
 }
 
 /// Three numbers of the one to three that are given for the last dimensions.
@@ -45,10 +52,10 @@ fn window(given: PoolWindow<'_>) -> Result<Window> {
     };
     for axis in 0..3 {
         let (kernel, padding) = (window.kernel[axis], window.padding[axis]);
-        if kernel == 0 || window.stride[axis] == 0 || window.dilation[axis] == 0 || 2 * padding > kernel {
+        if window.check().is_err() || padding > kernel / 2 {
             return Err(Error::invalid(format!(
-                "a window of kernel {:?}, stride {:?}, padding {:?}, dilation {:?}; numbers from 1 on, and at most half a \
-                 kernel of padding, are accepted",
+                "a window of kernel {:?}, stride {:?}, padding {:?}, dilation {:?}; numbers from 1 to 2^30, and at most \
+                 half a kernel of padding, are accepted",
                 given.kernel, given.stride, given.padding, given.dilation
             )));
         }
@@ -58,19 +65,49 @@ fn window(given: PoolWindow<'_>) -> Result<Window> {
 
 /// The sizes that `window` makes of an image, checked.
 fn output(image: Pixels, window: &Window) -> Result<Pixels> {
-    for axis in 0..3 {
-        let reach = window.dilation[axis] * (window.kernel[axis] - 1) + 1;
-        if image.size[axis] + 2 * window.padding[axis] < reach {
-            return Err(Error::invalid(format!("an image of sizes {:?} is smaller than the window", image.size)));
+    let output = image.resized(window.output(image.size));
+    if output.size.contains(&0) {
+        return Err(Error::invalid(format!("an image of sizes {:?} is smaller than the window", image.size)));
+    }
+    if !output.is_plausible() {
+        return Err(Error::invalid(format!("a pooled image of sizes {:?} is larger than is accepted", output.size)));
+    }
+    Ok(output)
+}
+
+/// Taps of a window, or as many as can be counted.
+fn taps(window: &Window) -> usize {
+    window.kernel.iter().fold(1, |taps: usize, kernel| taps.saturating_mul(*kernel))
+}
+
+/// An image has the batch, the channels, and `dimensions` sizes.
+fn check_rank(sizes: &[i64], dimensions: usize) -> Result<()> {
+    match sizes.len() == dimensions + 2 && (1..=3).contains(&dimensions) {
+        true => Ok(()),
+        false => {
+            Err(Error::invalid(format!("sizes {sizes:?} for {dimensions} spatial dimensions; 1 to 3 are accepted")))
         }
     }
-    Ok(image.resized(window.output(image.size)))
 }
 
 pub(super) fn pool_sizes(sizes: &[i64], given: PoolWindow<'_>) -> Result<Vec<i64>> {
     no_panic(|| {
+        let dimensions = given.kernel.len();
+        check_rank(sizes, dimensions)?;
         let output = output(pixels(sizes)?, &window(given)?)?;
-        Ok(output.size.map(|size| size as i64).to_vec())
+        Ok(output.size[3 - dimensions..].iter().map(|size| *size as i64).collect())
+    })
+}
+
+pub(super) fn adaptive_sizes(sizes: &[i64], given: &[i64]) -> Result<Vec<i64>> {
+    no_panic(|| {
+        check_rank(sizes, given.len())?;
+        let image = pixels(sizes)?;
+        if image.size.contains(&0) {
+            return Err(Error::invalid(format!("an image of sizes {:?} has no mean", image.size)));
+        }
+        pixels(&[&sizes[..2], given].concat())?;
+        Ok(given.to_vec())
     })
 }
 
@@ -82,14 +119,16 @@ pub(super) fn rows(
     work: impl Fn(std::ops::Range<usize>, &mut [u8]) + Sync,
 ) {
     let row = output.size[2] * output.channels;
-    in_parts(out, row.max(1), row * taps, &|first, part| work(first..first + part.len() / row.max(1), part));
+    in_parts(out, row.max(1), row.saturating_mul(taps), &|first, part| {
+        work(first..first + part.len() / row.max(1), part)
+    });
 }
 
 pub(super) fn max_pool_u8(x: &[u8], sizes: &[i64], given: PoolWindow<'_>, out: &mut [u8]) -> Result<()> {
     no_panic(|| {
         let (image, window) = (pixels(sizes)?, window(given)?);
         let output = output(image, &window)?;
-        let taps = window.kernel.iter().product();
+        let taps = taps(&window);
         rows(output, taps, out, |rows, part| kernel::max_pool(Isa::current(), x, image, window, output, rows, part));
         Ok(())
     })
@@ -109,7 +148,7 @@ pub(super) fn avg_pool_u8(
         let output = output(image, &window)?;
         let divisor_override = usize::try_from(divisor).ok().filter(|divisor| *divisor > 0);
         let pool = AveragePool { window, count_include_pad, divisor_override };
-        let taps = window.kernel.iter().product();
+        let taps = taps(&window);
         rows(output, taps, out, |rows, part| {
             kernel::avg_pool(Isa::current(), x, image, zero_point, pool, output, rows, part);
         });

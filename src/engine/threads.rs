@@ -1,11 +1,13 @@
 //! The host's threads and each thread's scratch memory.
 
+use std::alloc::Layout;
 use std::any::Any;
 use std::cell::Cell;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::sync::Mutex;
 
 use super::bridge::ffi;
+use crate::error::{Error, Result};
 use crate::kernel::Parallel;
 
 /// libtorch's intra-op threads: `at::parallel_for`.
@@ -59,18 +61,35 @@ thread_local! {
     static SCRATCH: Cell<Vec<u8>> = const { Cell::new(Vec::new()) };
 }
 
+/// `len` zeros, straight from the system where they are many.
+fn zeroed(len: usize) -> Result<Vec<u8>> {
+    let refused = || Error::invalid(format!("no memory for the {len} bytes that a layer computes in"));
+    let layout = Layout::array::<u8>(len).map_err(|_| refused())?;
+    // SAFETY: the layout is not empty: `len` is more than the length of some vector.
+    let start = unsafe { std::alloc::alloc_zeroed(layout) };
+    if start.is_null() {
+        return Err(refused());
+    }
+    // SAFETY: the allocator gave `len` zeroed bytes in the layout of a vector of that capacity.
+    Ok(unsafe { Vec::from_raw_parts(start, len, len) })
+}
+
 /// Lends the thread's scratch memory: `len` bytes of any content.
-pub(super) fn with_scratch<R>(len: usize, work: impl FnOnce(&mut [u8]) -> R) -> R {
+///
+/// # Errors
+/// Where the system does not have so much.
+pub(super) fn with_scratch<R>(len: usize, work: impl FnOnce(&mut [u8]) -> R) -> Result<R> {
     let mut scratch = SCRATCH.take();
     if scratch.len() < len {
-        // Not `resize`: it would copy what nobody needs.
-        scratch = vec![0; len];
+        // Not what is there, grown: that would copy what nobody needs.
+        drop(scratch);
+        scratch = zeroed(len)?;
     }
     let result = work(&mut scratch[..len]);
     if scratch.len() <= KEPT {
         SCRATCH.set(scratch);
     }
-    result
+    Ok(result)
 }
 
 /// Elements that are worth a thread of their own.

@@ -5,6 +5,36 @@ use super::pool::{pixels, rows};
 use crate::error::{Error, Result, no_panic};
 use crate::kernel::{self, Isa, Upsampling};
 
+pub(super) fn upsample_sizes(sizes: &[i64], given: &[i64], factors: &[f64]) -> Result<Vec<i64>> {
+    no_panic(|| {
+        let dimensions = sizes.len();
+        let fits = |count: usize| count == 0 || count == dimensions;
+        if !(1..=3).contains(&dimensions)
+            || !fits(given.len())
+            || !fits(factors.len())
+            || given.len() + factors.len() == 0
+        {
+            return Err(Error::invalid(format!(
+                "{} output sizes and {} scale factors; one of them or both, for 1 to 3 spatial dimensions, are accepted",
+                given.len(),
+                factors.len()
+            )));
+        }
+        let resized: Vec<i64> = match given {
+            // As libtorch: rounded towards zero. A float becomes the nearest integer that there is, NaN becomes 0.
+            [] => sizes.iter().zip(factors).map(|(size, factor)| (*size as f64 * factor) as i64).collect(),
+            given => given.to_vec(),
+        };
+        let accepted = |sizes: &[i64]| sizes.iter().all(|size| (1..=i64::from(i32::MAX)).contains(size));
+        if !accepted(sizes) || !accepted(&resized) {
+            return Err(Error::invalid(format!(
+                "an image of sizes {sizes:?} cannot become one of {resized:?}; sizes from 1 to 2^31 - 1 are accepted"
+            )));
+        }
+        Ok(resized)
+    })
+}
+
 pub(super) fn upsample_u8(
     x: &[u8],
     sizes: &[i64],

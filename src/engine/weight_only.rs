@@ -77,12 +77,12 @@ impl WeightOnlyMatrix {
             let threads = HostThreads::new();
             let wanted = self.0.scratch_len(rows, threads.threads());
             // The thread's scratch is bytes: a few more of them, so that floats find their place.
-            with_scratch((wanted + 1) * size_of::<f32>(), |bytes| {
+            with_scratch(wanted.saturating_add(1).saturating_mul(size_of::<f32>()), |bytes| {
                 // SAFETY: any bytes are a f32.
                 let (_, scratch, _) = unsafe { bytes.align_to_mut::<f32>() };
                 let scratch = scratch.get_mut(..wanted).ok_or_else(|| Error::invalid("scratch is too short"))?;
                 self.0.run(x, rows, bias, y, scratch, &threads)
-            })
+            })?
         })
     }
 }

@@ -7,6 +7,7 @@ mod embedding;
 mod epilogue;
 mod fake_quantize;
 mod gemm;
+pub(crate) mod geometry;
 mod grouped;
 mod isa;
 mod norm;

@@ -35,8 +35,16 @@ impl Upsampling {
         matches!(self, Upsampling::Nearest | Upsampling::NearestExact)
     }
 
-    /// The first pixel of output `o`, and the weight of the one after it.
-    fn source(self, o: usize, step: f32, input: usize) -> (usize, f32) {
+    /// The first pixel of output `o` of `output`, and the weight of the one after it.
+    ///
+    /// As in libtorch, a dimension that keeps its size is copied, and one that doubles repeats each pixel, whatever the factor.
+    fn source(self, o: usize, step: f32, input: usize, output: usize) -> (usize, f32) {
+        if output == input && self != Upsampling::NearestExact {
+            return (o, 0.0);
+        }
+        if self == Upsampling::Nearest && output == 2 * input {
+            return (o / 2, 0.0);
+        }
         let position = match self {
             Upsampling::Nearest => o as f32 * step,
             Upsampling::NearestExact => (o as f32 + 0.5) * step,
@@ -50,7 +58,8 @@ impl Upsampling {
 
 /// Resizes images: `rows` of the output, of which `out` begins with the first.
 ///
-/// `step` is [`Upsampling::step`] for depth, height and width; bilinear modes leave the depth as it is. Bilinear: with the
+/// `step` is [`Upsampling::step`] for depth, height and width; bilinear modes leave the depth as it is. A dimension that keeps its size
+/// is copied, whatever its step ([`Upsampling::NearestExact`] aside), and in mode [`Upsampling::Nearest`] one that doubles repeats pixels. Bilinear: with the
 /// fractions `v` of height and `w` of width,
 /// `round_half_even((1 - v) * ((1 - w) * a + w * b) + v * ((1 - w) * c + w * d))` in f32, each `+` rounded together
 /// with the product before it. The weights add up to 1, so that zero points need no care.
@@ -96,12 +105,12 @@ impl Kernel for Upsample<'_> {
         let mut out_start = 0;
         for row in self.rows {
             let (image, oz, oy) = out_shape.place(row);
-            let z = if mode.is_nearest() { mode.source(oz, step[0], depth).0 } else { oz };
-            let (y, v) = mode.source(oy, step[1], height);
+            let z = if mode.is_nearest() { mode.source(oz, step[0], depth, out_shape.size[0]).0 } else { oz };
+            let (y, v) = mode.source(oy, step[1], height, out_shape.size[1]);
             let line = |y: usize| &x[x_shape.line(image, z, y)..];
             let (upper, lower) = (line(y), line((y + 1).min(height - 1)));
             for ox in 0..out_shape.size[2] {
-                let (column, w) = mode.source(ox, step[2], width);
+                let (column, w) = mode.source(ox, step[2], width, out_shape.size[2]);
                 let out = &mut self.out[out_start..out_start + channels];
                 out_start += out_shape.stride;
                 let (left, right) = (column * stride, (column + 1).min(width - 1) * stride);

@@ -127,13 +127,27 @@ fn observe_average_per_channel(
     })
 }
 
+/// A histogram over an observer's buffers, where these can be one.
+fn histogram<'a>(counts: &'a mut [f32], min: &'a mut f32, max: &'a mut f32) -> Result<Histogram<'a>, String> {
+    match counts.len() {
+        1..=Histogram::MAX_BINS => Ok(Histogram::new(counts, min, max)),
+        bins => Err(format!("a histogram of {bins} bins; 1 to {} are accepted", Histogram::MAX_BINS)),
+    }
+}
+
 fn observe_counts(x: &[f32], counts: &mut [f32], min: &mut f32, max: &mut f32, name: &str) -> Result<(), String> {
-    guarded(name, || Histogram::new(counts, min, max).observe(x))
+    guarded(name, || histogram(counts, min, max)?.observe(x).map_err(text))
 }
 
 fn best_range(counts: &mut [f32], min: &mut f32, max: &mut f32, search: &str, percentile: f64) -> Result<(), String> {
     guarded("a histogram", || {
-        let histogram = Histogram::new(counts, min, max);
+        if let Some(count) = counts.iter().find(|count| !(**count >= 0.0 && count.is_finite())) {
+            return Err(format!("a bin's count is {count}; numbers from 0 on are accepted"));
+        }
+        if !(0.0..=100.0).contains(&percentile) {
+            return Err(format!("percentile {percentile}; 0 to 100 is accepted"));
+        }
+        let histogram = histogram(counts, min, max)?;
         let range = match search {
             "histogram" => histogram.best_range(),
             // All of it.
@@ -160,6 +174,9 @@ fn range_to_qparams(
 ) -> Result<(), String> {
     guarded(name, || {
         let range = read_range(&range)?;
+        if min.len() != max.len() {
+            return Err(format!("{} minima and {} maxima; as many are accepted", min.len(), max.len()));
+        }
         for channel in 0..min.len() {
             let q = match qparams(min[channel], max[channel], &range) {
                 Err(QParamsError::Unobserved) => QParams::UNOBSERVED,

@@ -2,6 +2,7 @@
 
 use crate::engine::HostThreads;
 use crate::error::{Error, Result, no_panic};
+use crate::kernel::geometry::count;
 use crate::kernel::{Channels, FakeQuantize, Isa};
 
 #[cxx::bridge(namespace = "jitquant")]
@@ -46,6 +47,7 @@ use bridge::FakeQuantizeForm;
 
 fn read<'a>(form: &FakeQuantizeForm<'a>) -> Result<FakeQuantize<'a>> {
     let sizes: Vec<usize> = form.sizes.iter().map(|size| usize::try_from(*size).unwrap_or(0)).collect();
+    count("a tensor", &sizes)?;
     let channels = match usize::try_from(form.axis) {
         Ok(axis) if axis < sizes.len() => Channels::of(&sizes, axis),
         Err(_) if form.axis == -1 => Channels { outer: 1, channels: 1, inner: sizes.iter().product() },

@@ -1,10 +1,11 @@
 //! Convolutions as products of segments of the input: see [`phase`](super::phase).
 
 use super::phase::{self, Phase, input_step, output_step};
-use super::shape::ConvShape;
+use super::shape::{Call, ConvShape};
 use crate::kernel::gemm::drive::{Lines, Path, product};
 use crate::kernel::gemm::finish::Finish;
 use crate::kernel::gemm::tile::Operands;
+use crate::kernel::geometry::{count, elements};
 use crate::kernel::sink::Sink;
 use crate::kernel::{Isa, Output, Parallel, Serial};
 use crate::{Error, Result};
@@ -30,6 +31,10 @@ const ALIGNMENT: usize = 64;
 
 /// Bytes that may be read beyond the padded copy.
 const SLACK: usize = 4;
+
+/// How many pixels the padded copy may have for each one of input and output, and how many it may have anyway.
+const MOST_PADDING: usize = 16;
+const SMALL_COPY: usize = 1 << 16;
 
 impl Products {
     /// Packs `weight`, whose lengths have been checked.
@@ -57,7 +62,8 @@ impl Products {
         !shape.transposed && shape.kernel == [1; 3] && shape.stride == [1; 3] && shape.padding == [0; 3]
     }
 
-    /// The padded copy of a sample.
+    /// The padded copy of a sample. Sizes were checked: they are below 2^31, and the shape's numbers below 2^30, of which at most
+    /// two are multiplied.
     fn padded(&self, input: [usize; 3], output: [usize; 3]) -> Padded {
         let step = input_step(&self.shape);
         let mut padded = Padded { before: [0; 3], size: [1; 3] };
@@ -92,8 +98,8 @@ impl Products {
 
     /// Bytes of scratch that [`run`](Self::run) needs, aligned or not.
     pub fn scratch_len(&self, batch: usize, spatial: [usize; 3], threads: &dyn Parallel) -> Result<usize> {
-        let output = self.shape.output_spatial(spatial)?;
-        Ok(self.copies(batch, threads) * self.copy_len(spatial, output))
+        let call = self.shape.call(batch, spatial)?;
+        count("scratch", &[self.copies(batch, threads), self.copy_len(spatial, call.output)?])
     }
 
     /// How many samples are computed at once, each by one thread: 1 where the threads share a sample.
@@ -105,12 +111,27 @@ impl Products {
     }
 
     /// Bytes of scratch for one sample, aligned or not: the segments' offsets and its padded copy.
-    fn copy_len(&self, spatial: [usize; 3], output: [usize; 3]) -> usize {
-        let copy = match self.is_in_place() {
-            true => 0,
-            false => self.padded(spatial, output).size.iter().product::<usize>() * self.shape.input_channels + SLACK,
-        };
-        ALIGNMENT + self.offsets_len() + copy
+    ///
+    /// # Errors
+    /// Where the copy would be out of all proportion to input and output: nearly all of it is padding.
+    fn copy_len(&self, spatial: [usize; 3], output: [usize; 3]) -> Result<usize> {
+        let fixed = ALIGNMENT + self.offsets_len();
+        if self.is_in_place() {
+            return Ok(fixed);
+        }
+        let size = self.padded(spatial, output).size;
+        let pixels = |size: [usize; 3]| elements(size).unwrap_or(usize::MAX);
+        let most =
+            pixels(spatial).saturating_add(pixels(output)).saturating_mul(MOST_PADDING).saturating_add(SMALL_COPY);
+        let copy = elements(size).filter(|copy| *copy <= most).map(|copy| [copy, self.shape.input_channels]);
+        match copy.and_then(elements).and_then(|copy| copy.checked_add(fixed + SLACK)) {
+            Some(bytes) => Ok(bytes),
+            None => Err(Error::Invalid(format!(
+                "a convolution of padding {:?} and dilation {:?} would need {size:?} pixels of memory for an input of \
+                 {spatial:?} and an output of {output:?}",
+                self.shape.padding, self.shape.dilation
+            ))),
+        }
     }
 
     /// Bytes of scratch for the segments' offsets.
@@ -130,20 +151,22 @@ impl Products {
         threads: &dyn Parallel,
     ) -> Result<()> {
         let shape = &self.shape;
-        let output_spatial = shape.output_spatial(spatial)?;
-        let sample = spatial.iter().product::<usize>() * shape.input_channels;
-        let result = output_spatial.iter().product::<usize>() * shape.output_channels;
-        if input.len() < batch * sample {
-            let message = format!("the input has {} elements, {} are needed", input.len(), batch * sample);
+        let Call { output: output_spatial, sample, input_len, result, output_len } = shape.call(batch, spatial)?;
+        if input.len() < input_len {
+            let message = format!("the input has {} elements, {input_len} are needed", input.len());
             return Err(Error::Invalid(message));
         }
-        let copy_len = self.copy_len(spatial, output_spatial);
+        let copy_len = self.copy_len(spatial, output_spatial)?;
         let copies = self.copies(batch, threads);
-        if scratch.len() < copies * copy_len {
-            let message = format!("{} bytes of scratch, {} are needed", scratch.len(), copies * copy_len);
+        let scratch_len = count("scratch", &[copies, copy_len])?;
+        if scratch.len() < scratch_len {
+            let message = format!("{} bytes of scratch, {scratch_len} are needed", scratch.len());
             return Err(Error::Invalid(message));
         }
-        let sink = Sink::new(output, batch * result, shape.output_channels)?;
+        let sink = Sink::new(output, output_len, shape.output_channels)?;
+        if output_len == 0 {
+            return Ok(());
+        }
         let finish = Finish { sink, activation_scale: None };
         let job = Job { conv: self, spatial, output: output_spatial, zero_point, finish };
         if self.is_product() && shape.groups == 1 {
@@ -265,6 +288,8 @@ impl Job<'_> {
         let [front, top, left] = padded.before;
         let end = padded.size.iter().product::<usize>() * channels + SLACK;
         let (zero, row) = (self.zero_point, width * channels);
+        // Pixels without channels are as many as the sizes say, and nothing.
+        let depth = if row == 0 { 0 } else { depth };
         let mut filled = 0;
         // SAFETY: by the contract; rows are copied in order, and what lies between them is filled.
         unsafe {

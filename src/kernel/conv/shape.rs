@@ -1,5 +1,6 @@
 //! What a convolution is.
 
+use crate::kernel::geometry::{LONGEST, MOST, MOST_EMPTY, Sliding, count, elements};
 use crate::{Error, Result};
 
 /// The sizes of a convolution over up to three spatial dimensions, in the order depth, height, width. A 2d convolution has
@@ -50,7 +51,7 @@ impl ConvShape {
         }
     }
 
-    /// Checks that the numbers fit one another.
+    /// Checks that the numbers fit one another, and that none is so large that what follows from it would not fit.
     ///
     /// # Errors
     /// What does not.
@@ -69,6 +70,13 @@ impl ConvShape {
                 self.kernel, self.stride, self.dilation
             ));
         }
+        let channels = self.input_channels.max(self.output_channels);
+        if channels > MOST || !(0..3).all(|d| self.sliding(d).is_plausible()) {
+            return invalid(format!(
+                "kernel {:?}, stride {:?}, padding {:?}, dilation {:?} and {channels} channels should be at most {MOST}",
+                self.kernel, self.stride, self.padding, self.dilation
+            ));
+        }
         for d in 0..3 {
             let added = self.output_padding[d];
             if added > 0 && (!self.transposed || added >= self.stride[d].max(self.dilation[d])) {
@@ -78,7 +86,30 @@ impl ConvShape {
                 ));
             }
         }
+        let weight = [self.output_channels, self.group_inputs(), self.kernel[0], self.kernel[1], self.kernel[2]];
+        // Without elements the weight would not bound the channels.
+        if count("a weight", &weight)? == 0 && channels > MOST_EMPTY {
+            return invalid(format!("{channels} channels and no weights; at most {MOST_EMPTY} are accepted"));
+        }
+        if self.transposed {
+            let phases = elements(self.stride);
+            let packed = phases.and_then(|phases| phases.checked_mul(self.groups)).filter(|n| *n <= MOST_PHASES);
+            let looks = phases.and_then(|phases| phases.checked_mul(self.taps())).filter(|n| *n <= MOST_LOOKS);
+            if packed.is_none() || looks.is_none() {
+                return invalid(format!(
+                    "a transposed convolution of stride {:?}, {} groups and kernel {:?}: at most {MOST_PHASES} groups times \
+                     strides, and {MOST_LOOKS} taps times strides, are accepted",
+                    self.stride, self.groups, self.kernel
+                ));
+            }
+        }
         Ok(())
+    }
+
+    /// Its window along dimension `d`.
+    fn sliding(&self, d: usize) -> Sliding {
+        let (kernel, stride) = (self.kernel[d], self.stride[d]);
+        Sliding { kernel, stride, padding: self.padding[d], dilation: self.dilation[d] }
     }
 
     /// Input channels of a group.
@@ -105,28 +136,60 @@ impl ConvShape {
     /// The output's spatial sizes for an input's.
     ///
     /// # Errors
-    /// Where there is no output: the kernel does not fit the padded input.
+    /// Where there is no output: the kernel does not fit the padded input. Where a number is too large.
     pub fn output_spatial(&self, input: [usize; 3]) -> Result<[usize; 3]> {
         let mut output = [0; 3];
         for d in 0..3 {
-            let reach = self.dilation[d] * (self.kernel[d] - 1) + 1;
-            output[d] = if self.transposed {
-                input[d]
-                    .checked_sub(1)
-                    .and_then(|last| {
-                        (last * self.stride[d] + reach + self.output_padding[d]).checked_sub(2 * self.padding[d])
-                    })
-                    .filter(|size| *size > 0)
-            } else {
-                (input[d] + 2 * self.padding[d]).checked_sub(reach).map(|room| room / self.stride[d] + 1)
-            }
-            .ok_or_else(|| {
+            let (window, size) = (self.sliding(d), input[d]);
+            let found = match self.transposed {
+                true => window.covered(size, self.output_padding[d]),
+                false => window.windows(size, 0),
+            };
+            output[d] = found.ok_or_else(|| {
+                let (kernel, dilation, padding) = (self.kernel, self.dilation, self.padding);
+                let why = if size > LONGEST { "large" } else { "small" };
                 Error::Invalid(format!(
-                    "an input of {input:?} is too small for kernel {:?}, dilation {:?}, padding {:?}",
-                    self.kernel, self.dilation, self.padding
+                    "an input of {input:?} is too {why} for kernel {kernel:?}, dilation {dilation:?}, padding {padding:?}"
                 ))
             })?;
         }
         Ok(output)
     }
+
+    /// The sizes of a call, checked.
+    ///
+    /// # Errors
+    /// As [`output_spatial`](Self::output_spatial), and where a tensor would be larger than memory.
+    pub(super) fn call(&self, batch: usize, spatial: [usize; 3]) -> Result<Call> {
+        let output = self.output_spatial(spatial)?;
+        let of = |what: &str, [d, h, w]: [usize; 3], channels: usize| -> Result<(usize, usize)> {
+            let sample = count(what, &[d, h, w, channels])?;
+            Ok((sample, count(what, &[batch, sample])?))
+        };
+        let (sample, input_len) = of("an input", spatial, self.input_channels)?;
+        let (result, output_len) = of("an output", output, self.output_channels)?;
+        Ok(Call { output, sample, input_len, result, output_len })
+    }
 }
+
+/// The lengths of a call's tensors.
+#[derive(Clone, Copy)]
+pub(super) struct Call {
+    /// Spatial sizes of the output.
+    pub output: [usize; 3],
+    /// Elements of a sample of the input.
+    pub sample: usize,
+    /// Of all of them.
+    pub input_len: usize,
+    /// Elements of a sample of the output.
+    pub result: usize,
+    /// Of all of them.
+    pub output_len: usize,
+}
+
+/// Strides of a transposed convolution (outputs fall into as many phases) times groups, at most: each is packed by itself, some
+/// kilobytes large.
+const MOST_PHASES: usize = 1 << 16;
+
+/// Strides of a transposed convolution times taps, at most: so many are looked at when it is packed.
+const MOST_LOOKS: usize = 1 << 26;

@@ -207,7 +207,7 @@ impl<const QUADS: usize> Filling<QUADS> {
         // SAFETY: by the contract.
         unsafe {
             while self.filled < end {
-                let to = self.line.add(self.filled * QUADS * 4 * V::BYTES);
+                let to = self.line.add(self.filled.wrapping_mul(QUADS * 4 * V::BYTES));
                 if self.inside.contains(&self.filled) {
                     for (quad, rows) in self.rows.iter_mut().enumerate() {
                         rows.advance::<V, WHOLE>(to.add(quad * 4 * V::BYTES), source);

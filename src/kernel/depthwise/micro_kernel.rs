@@ -1,4 +1,6 @@
 //! The arithmetic: a few neighbouring outputs of one block of channels from a filled line.
+//!
+//! Places are multiplied with `wrapping_mul`: all lie within a line whose length was checked before.
 
 #![allow(unsafe_code)]
 // Rows, columns and registers are counted at compile time and index several arrays at once.
@@ -166,13 +168,26 @@ unsafe fn sums<V: Vector, const ROWS: usize, const COLUMNS: usize, const TAPS: u
         let mut sums = [[initial; COLUMNS]; ROWS];
         for tap in 0..taps {
             for quad in 0..quads {
-                let line = line.add((tap * tiles.dilation * quads + quad) * 4 * V::BYTES);
-                let weights = weights.add((tap * quads + quad) * tiles.weight_rows * 4 * weight_register);
+                let line = line.add(
+                    tap.wrapping_mul(tiles.dilation).wrapping_mul(quads).wrapping_add(quad).wrapping_mul(4 * V::BYTES),
+                );
+                let weights = weights.add(
+                    tap.wrapping_mul(quads)
+                        .wrapping_add(quad)
+                        .wrapping_mul(tiles.weight_rows)
+                        .wrapping_mul(4 * weight_register),
+                );
                 for register in 0..2 {
                     for row in 0..ROWS {
                         let weights = V::weights(weights.add((row * 4 + register) * weight_register));
                         for n in 0..COLUMNS {
-                            let bytes = V::taps(line.add(n * tiles.stride * column_bytes + register * V::BYTES));
+                            let bytes = V::taps(
+                                line.add(
+                                    n.wrapping_mul(tiles.stride)
+                                        .wrapping_mul(column_bytes)
+                                        .wrapping_add(register * V::BYTES),
+                                ),
+                            );
                             sums[row][n][register] = V::dot(sums[row][n][register], bytes, weights);
                         }
                     }

@@ -148,7 +148,7 @@ impl PackedDepthwise {
         let output = self.output_spatial(spatial)?;
         Ok(match &self.weights {
             Weights::Plain(_) => 0,
-            Weights::Quads(quads) => quads.scratch(&self.shape.window, output).0.len(threads),
+            Weights::Quads(quads) => quads.scratch(&self.shape.window, output)?.0.len(threads),
         })
     }
 
@@ -179,7 +179,7 @@ impl PackedDepthwise {
                 scalar::run(&geometry, &weights, input, zero_point, &sink, threads);
             }
             Weights::Quads(quads) => {
-                let (layout, line_outputs) = quads.scratch(&self.shape.window, geometry.output);
+                let (layout, line_outputs) = quads.scratch(&self.shape.window, geometry.output)?;
                 check_scratch(scratch, layout.len(threads.threads()))?;
                 let job = Job {
                     geometry,
@@ -275,12 +275,12 @@ impl Quads {
     }
 
     /// The scratch's layout and the outputs a line.
-    fn scratch(&self, window: &Window, output: [usize; 3]) -> (Scratch, usize) {
+    fn scratch(&self, window: &Window, output: [usize; 3]) -> Result<(Scratch, usize)> {
         let widest = self.blocks.blocks.iter().map(|block| block.width).max().unwrap_or(0);
         let column_bytes = self.plan.quads * 4 * widest;
         let outputs = schedule::line_outputs(window, output[2], column_bytes);
-        let line_bytes = schedule::line_columns(window, outputs) * column_bytes;
-        (Scratch { blocks: self.blocks.blocks.len(), line_bytes }, outputs)
+        let line_bytes = schedule::check_lines(window, 1, schedule::line_columns(window, outputs), column_bytes)?;
+        Ok((Scratch { blocks: self.blocks.blocks.len(), line_bytes }, outputs))
     }
 
     fn run(&self, job: &Job<'_>, layout: Scratch, scratch: &mut [u8], threads: &dyn Parallel) {

@@ -11,7 +11,9 @@ use super::store::{Place, constants_bytes};
 use super::vector::Vector;
 use super::window::{Geometry, Window};
 use crate::kernel::Parallel;
+use crate::kernel::geometry::elements;
 use crate::kernel::sink::Sink;
+use crate::{Error, Result};
 
 /// How the rows of a window are laid into quads.
 #[derive(Clone, Copy, Debug)]
@@ -60,6 +62,20 @@ pub(crate) fn line_outputs(window: &Window, outputs: usize, column_bytes: usize)
     let most = (columns / window.stride[2] + 1).max(8);
     outputs.div_ceil(outputs.div_ceil(most))
 }
+
+/// The bytes of a line of so many columns, where `lines` of them are no more than a thread may ask for.
+///
+/// # Errors
+/// Where they are: nearly all of a line lies between the taps.
+pub(crate) fn check_lines(window: &Window, lines: usize, columns: usize, column_bytes: usize) -> Result<usize> {
+    match elements([lines, columns, column_bytes]) {
+        Some(bytes) if bytes <= MOST_LINE_BYTES => Ok(columns * column_bytes),
+        _ => Err(Error::Invalid(format!("{window:?} would need more than {MOST_LINE_BYTES} bytes for each thread"))),
+    }
+}
+
+/// See [`check_lines`]. Usual lines have some kilobytes.
+const MOST_LINE_BYTES: usize = 256 << 20;
 
 /// Everything that the blocks of one call share.
 pub(crate) struct Job<'a> {

@@ -1,5 +1,6 @@
 //! The window that a convolution slides over its input: sizes, steps, and what it makes of the spatial sizes.
 
+use crate::kernel::geometry::{Sliding, elements};
 use crate::{Error, Result};
 
 /// Kernel size, stride, padding and dilation, each as `[depth, height, width]`.
@@ -43,28 +44,23 @@ impl Window {
     pub fn output_spatial(&self, spatial: [usize; 3]) -> Result<[usize; 3]> {
         let mut out = [0; 3];
         for axis in 0..3 {
-            let reach = self.dilation[axis] * (self.kernel[axis] - 1) + 1;
-            let padded = self.padding[axis].checked_mul(2).and_then(|p| p.checked_add(spatial[axis]));
-            out[axis] = match padded {
-                Some(padded) if padded >= reach && padded <= isize::MAX as usize / 4 => {
-                    (padded - reach) / self.stride[axis] + 1
-                }
-                _ => {
-                    let message =
-                        format!("a window of {reach} does not fit {} + 2 * {}", spatial[axis], self.padding[axis]);
-                    return Err(Error::Invalid(message));
-                }
-            };
+            let windows = self.sliding(axis).windows(spatial[axis], 0);
+            out[axis] =
+                windows.ok_or_else(|| Error::Invalid(format!("{self:?} does not fit an input of {spatial:?}")))?;
         }
         Ok(out)
     }
 
+    fn sliding(&self, axis: usize) -> Sliding {
+        let (kernel, stride) = (self.kernel[axis], self.stride[axis]);
+        Sliding { kernel, stride, padding: self.padding[axis], dilation: self.dilation[axis] }
+    }
+
     /// Refuses windows without taps, without steps, and so large that sums of `inputs` channels could overflow an i32.
     pub(crate) fn check(&self, inputs: usize) -> Result<()> {
-        let positive = [self.kernel, self.stride, self.dilation].iter().flatten().all(|&n| n > 0);
-        let terms = self.kernel.iter().try_fold(inputs, |product, &k| product.checked_mul(k));
-        let limited = [self.kernel, self.stride, self.padding, self.dilation].iter().flatten().all(|&n| n < 1 << 30);
-        if !positive || !limited || terms.is_none_or(|terms| terms == 0 || terms > MOST_TAPS) {
+        let plausible = (0..3).all(|axis| self.sliding(axis).is_plausible());
+        let terms = elements(self.kernel.into_iter().chain([inputs]));
+        if !plausible || terms.is_none_or(|terms| terms == 0 || terms > MOST_TAPS) {
             let message = format!(
                 "{self:?} with {inputs} input channels: sizes and steps of 1 and more are accepted, and at most {MOST_TAPS} products a sum"
             );
@@ -95,9 +91,7 @@ impl Geometry {
         (output, outputs): (usize, usize),
     ) -> Result<Self> {
         let sizes = window.output_spatial(spatial)?;
-        let count = |spatial: [usize; 3], channels: usize| {
-            spatial.iter().try_fold(batch.checked_mul(channels)?, |product, &n| product.checked_mul(n))
-        };
+        let count = |spatial: [usize; 3], channels: usize| elements(spatial.into_iter().chain([batch, channels]));
         for (name, len, spatial, channels) in [("input", input, spatial, inputs), ("output", output, sizes, outputs)] {
             if count(spatial, channels) != Some(len) {
                 let message = format!("{name} has {len} elements, not {batch} x {spatial:?} x {channels}");

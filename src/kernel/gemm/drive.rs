@@ -294,7 +294,8 @@ pub(crate) unsafe fn product(
     if blocks == 0 || panels.strips() == 0 {
         return;
     }
-    let products = lines.lines[0] * lines.lines[1] * lines.length * panels.channels() * panels.columns();
+    let rows = lines.lines[0] * lines.lines[1] * lines.length;
+    let products = rows.saturating_mul(panels.channels()).saturating_mul(panels.columns());
     let [by_rows, by_strips] = shares(threads, products, blocks, panels.strips(), lines, operands);
     let task = |index: usize| {
         let (i, j) = (index / by_strips, index % by_strips);

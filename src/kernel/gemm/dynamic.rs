@@ -2,6 +2,7 @@
 
 use super::PackedGemm;
 use super::finish::ActivationScale;
+use crate::kernel::geometry::elements;
 use crate::kernel::{Dequantize, Isa, Output, Parallel, QParams, dynamic_qparams, quantize};
 use crate::{Error, Result};
 
@@ -26,7 +27,7 @@ const VALUES_A_TASK: usize = 1 << 15;
 impl PackedGemm {
     /// Bytes of scratch that [`run_dynamic`](Self::run_dynamic) needs for `m` rows.
     pub fn dynamic_scratch_len(&self, m: usize) -> usize {
-        m * (self.k() + ROW) + size_of::<f32>()
+        m.saturating_mul(self.k() + ROW).saturating_add(size_of::<f32>())
     }
 
     /// Multiplies f32 activations `a`, row-major `[m, k]`, after quantizing them to u8 in `scratch`. `dequantize.scale` are
@@ -45,7 +46,7 @@ impl PackedGemm {
         threads: &dyn Parallel,
     ) -> Result<()> {
         let k = self.k();
-        if a.len() < m * k || scratch.len() < self.dynamic_scratch_len(m) {
+        if elements([m, k]).is_none_or(|len| a.len() < len) || scratch.len() < self.dynamic_scratch_len(m) {
             return Err(Error::Invalid(format!(
                 "{m} rows of {k} values and {} bytes of scratch are needed, there are {} values and {} bytes",
                 self.dynamic_scratch_len(m),

@@ -112,7 +112,9 @@ impl<V: Vector, const STRIPS: usize> PlainStrips<V, STRIPS> {
                 v.mul_add(v.to_f32(sums[if $row < ROWS { $row } else { ROWS - 1 }][$s]), self.scale[$s], self.bias[$s])
             };
         }
-        let place = |row: usize, s: usize| self.to.wrapping_add(rows.output + row * rows.output_step + s * STRIP);
+        let place = |row: usize, s: usize| {
+            self.to.wrapping_add(rows.output).wrapping_add(row.wrapping_mul(rows.output_step)).wrapping_add(s * STRIP)
+        };
         macro_rules! four_rows {
             ($row:expr, $s:expr) => {{
                 let x = [value!($row, $s), value!($row + 1, $s), value!($row + 2, $s), value!($row + 3, $s)];

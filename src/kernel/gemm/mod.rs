@@ -26,6 +26,7 @@ use finish::{ActivationScale, Finish};
 use panels::Panels;
 use tile::Operands;
 
+use super::geometry::count;
 use super::sink::Sink;
 use super::{Isa, Output, Parallel};
 use crate::{Error, Result};
@@ -112,11 +113,15 @@ impl PackedGemm {
                 "rows of {lda} and {ldc} elements for a product with k = {k}, n = {n}"
             )));
         }
-        let elements = |row: usize, step: usize| if m == 0 { 0 } else { (m - 1) * step + row };
-        if a.len() < elements(k, lda) {
-            return Err(Error::Invalid(format!("the input has {} elements, {} are needed", a.len(), elements(k, lda))));
+        // Rows and the gaps between them; none behind the last one.
+        let spanned = |what: &str, row: usize, step: usize| {
+            count(what, &[m, step]).map(|all| if m == 0 { 0 } else { all - (step - row) })
+        };
+        let (needed, written) = (spanned("the input", k, lda)?, spanned("the output", n, ldc)?);
+        if a.len() < needed {
+            return Err(Error::Invalid(format!("the input has {} elements, {needed} are needed", a.len())));
         }
-        let sink = Sink::new(output, elements(n, ldc), n)?;
+        let sink = Sink::new(output, written, n)?;
         let operands = Operands { panels: &self.panels, segments: &[0], slack: false, zero_point };
         let finish = Finish { sink, activation_scale };
         let lines = Lines::matrix(a.as_ptr(), m, lda, ldc);

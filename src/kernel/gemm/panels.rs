@@ -1,6 +1,7 @@
 //! A weight in the order in which the micro-kernels read it.
 
 use super::vector::STRIP;
+use crate::kernel::geometry::{MOST_EMPTY, count};
 use crate::{Error, Result};
 
 /// Bytes of a group: four weights of each channel of a strip.
@@ -79,10 +80,16 @@ impl Panels {
     /// # Errors
     /// Where a length does not fit, a zero point is not an i8, or a row is so long that a sum could overflow.
     pub fn new(weight: &[i8], channels: usize, segments: usize, length: usize, zero_points: &[i32]) -> Result<Self> {
-        let columns = segments * length;
-        if weight.len() != channels * columns {
-            let found = weight.len();
+        let columns = count("a row of a weight", &[segments, length])?;
+        let (found, wanted) = (weight.len(), count("a weight", &[channels, columns])?);
+        if found != wanted {
             return Err(Error::Invalid(format!("a weight of {channels} x {columns} has {found} elements")));
+        }
+        // Without elements the weight would not bound the channels.
+        if wanted == 0 && channels > MOST_EMPTY {
+            return Err(Error::Invalid(format!(
+                "{channels} channels and no weights; at most {MOST_EMPTY} are accepted"
+            )));
         }
         let longest = longest_sum(zero_points.iter().any(|zero| *zero != 0));
         if columns > longest {

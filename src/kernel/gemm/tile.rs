@@ -1,4 +1,7 @@
 //! The micro-kernel: a tile of a few rows and strips, accumulated in registers.
+//!
+//! Innermost loops multiply places with `wrapping_mul`: all lie within memory whose length was checked before, and builds check
+//! other sums for overflow.
 
 use super::finish::{Finish, PlainStrips, finish_spilled};
 use super::panels::{GROUP, Panels};
@@ -181,10 +184,10 @@ unsafe fn accumulate<V: Vector, const ROWS: usize, const STRIPS: usize>(
             for _ in 0..whole {
                 let mut w = [v.weights(weights); STRIPS];
                 for s in 1..STRIPS {
-                    w[s] = v.weights(weights.add(s * strip_bytes));
+                    w[s] = v.weights(weights.add(s.wrapping_mul(strip_bytes)));
                 }
                 each_row!(row < ROWS => {
-                    let x = v.activations(pointers[row / 3].wrapping_add(row % 3 * step));
+                    let x = v.activations(pointers[row / 3].wrapping_add((row % 3).wrapping_mul(step)));
                     for s in 0..STRIPS {
                         sums[row][s] = v.dot(sums[row][s], x, w[s]);
                     }
@@ -198,10 +201,10 @@ unsafe fn accumulate<V: Vector, const ROWS: usize, const STRIPS: usize>(
                 let from = rows.input.wrapping_add(segment + 4 * whole);
                 let mut w = [v.weights(weights); STRIPS];
                 for s in 1..STRIPS {
-                    w[s] = v.weights(weights.add(s * strip_bytes));
+                    w[s] = v.weights(weights.add(s.wrapping_mul(strip_bytes)));
                 }
                 each_row!(row < ROWS => {
-                    let x = v.activations(first_bytes(from.wrapping_add(row * step), tail).as_ptr());
+                    let x = v.activations(first_bytes(from.wrapping_add(row.wrapping_mul(step)), tail).as_ptr());
                     for s in 0..STRIPS {
                         sums[row][s] = v.dot(sums[row][s], x, w[s]);
                     }
@@ -227,7 +230,7 @@ unsafe fn accumulate_sorted<V: Vector, const ROWS: usize, const STRIPS: usize>(
     macro_rules! at {
         ($place:expr) => {{
             let [segment, group] = $place.map(usize::from);
-            rows.input.wrapping_add(operands.segments.get_unchecked(segment) + 4 * group)
+            rows.input.wrapping_add(operands.segments.get_unchecked(segment).wrapping_add(4 * group))
         }};
     }
     // SAFETY: as of `accumulate`; the places are those of the panels' segments.
@@ -237,10 +240,10 @@ unsafe fn accumulate_sorted<V: Vector, const ROWS: usize, const STRIPS: usize>(
             ($v:ident, $s:ident, $places:expr, $weights:ident) => {
                 for place in $places {
                     // Every third row has a pointer, as above.
-                    let pointers = [0, 1, 2, 3].map(|i| at!(place).wrapping_add(3 * i * step));
+                    let pointers = [0usize, 3, 6, 9].map(|i| at!(place).wrapping_add(i.wrapping_mul(step)));
                     let w = $v.weights($weights);
                     each_row!(row < ROWS => {
-                        let x = $v.activations(pointers[row / 3].wrapping_add(row % 3 * step));
+                        let x = $v.activations(pointers[row / 3].wrapping_add((row % 3).wrapping_mul(step)));
                         sums[row][$s] = $v.dot(sums[row][$s], x, w);
                     });
                     $weights = $weights.add(GROUP);
@@ -258,7 +261,7 @@ unsafe fn accumulate_sorted<V: Vector, const ROWS: usize, const STRIPS: usize>(
                 for place in ends {
                     let w = wide.weights(weights);
                     each_row!(row < ROWS => {
-                        let bytes = first_bytes(at!(place).wrapping_add(row * step), panels.length() % 4);
+                        let bytes = first_bytes(at!(place).wrapping_add(row.wrapping_mul(step)), panels.length() % 4);
                         sums[row][s] = wide.dot(sums[row][s], wide.activations(bytes.as_ptr()), w);
                     });
                     weights = weights.add(GROUP);

@@ -1,4 +1,6 @@
 //! The arithmetic: a few neighbouring outputs of one block of channels from filled lines.
+//!
+//! Places are multiplied with `wrapping_mul`: all lie within lines whose length was checked before.
 
 #![allow(unsafe_code)]
 // Columns and registers are counted at compile time and index several arrays at once.
@@ -127,13 +129,16 @@ unsafe fn sums<V: Vector, const COLUMNS: usize, const STEPS: usize>(
         let initial = [tiles.place.initial::<V>(2 * half), tiles.place.initial::<V>(2 * half + 1)];
         let mut sums = [initial; COLUMNS];
         for tap in 0..tiles.taps {
-            let first = (column * tiles.stride + tap * tiles.dilation) * column_bytes;
+            let first = column
+                .wrapping_mul(tiles.stride)
+                .wrapping_add(tap.wrapping_mul(tiles.dilation))
+                .wrapping_mul(column_bytes);
             for line in tiles.lines {
                 let line = line.add(first);
                 for step in 0..steps {
                     let pair = [V::weights(weights), V::weights(weights.add(weight_register))];
                     for n in 0..COLUMNS {
-                        let pixel = line.add(n * tiles.stride * column_bytes);
+                        let pixel = line.add(n.wrapping_mul(tiles.stride).wrapping_mul(column_bytes));
                         for register in 0..2 {
                             let bytes = V::taps(pixel.add(source::<STEPS>(2 * half + register, step) * V::BYTES));
                             sums[n][register] = V::dot(sums[n][register], bytes, pair[register]);

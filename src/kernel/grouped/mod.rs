@@ -19,7 +19,7 @@ use line::Sources;
 use schedule::{BlockArgs, Job, Line, Path, RowsKernel};
 
 use super::depthwise::layout::{AlignedBytes, Block, Blocks, QuadLayout};
-use super::depthwise::schedule::{CONSTANTS, Shared, line_columns, line_outputs, split, strip, strips};
+use super::depthwise::schedule::{CONSTANTS, Shared, check_lines, line_columns, line_outputs, split, strip, strips};
 use super::depthwise::store;
 use super::depthwise::window::{Geometry, Window};
 use super::depthwise::{check_scratch, check_weights, part_of, parts, scalar};
@@ -143,7 +143,7 @@ impl PackedGrouped {
         let output = self.output_spatial(spatial)?;
         Ok(match &self.weights {
             Weights::Plain(_) => 0,
-            Weights::Quads(quads) => quads.scratch(&self.shape.window, output).len(threads),
+            Weights::Quads(quads) => quads.scratch(&self.shape.window, output)?.len(threads),
         })
     }
 
@@ -174,7 +174,7 @@ impl PackedGrouped {
                 scalar::run(&geometry, &weights, input, zero_point, &sink, threads);
             }
             Weights::Quads(quads) => {
-                let layout = quads.scratch(&self.shape.window, geometry.output);
+                let layout = quads.scratch(&self.shape.window, geometry.output)?;
                 check_scratch(scratch, layout.len(threads.threads()))?;
                 let job = Job {
                     geometry,
@@ -318,13 +318,13 @@ impl Quads {
         weight
     }
 
-    fn scratch(&self, window: &Window, output: [usize; 3]) -> Scratch {
+    fn scratch(&self, window: &Window, output: [usize; 3]) -> Result<Scratch> {
         let widest = self.blocks.blocks.iter().map(|block| block.width).max().unwrap_or(0);
         let rows = window.kernel[0] * window.kernel[1];
         let column_bytes = self.sources.registers() * widest;
         let outputs = line_outputs(window, output[2], rows * column_bytes);
-        let line_bytes = line_columns(window, outputs) * column_bytes;
-        Scratch { blocks: self.blocks.blocks.len(), rows, parts: self.parts, outputs, line_bytes }
+        let line_bytes = check_lines(window, rows, line_columns(window, outputs), column_bytes)?;
+        Ok(Scratch { blocks: self.blocks.blocks.len(), rows, parts: self.parts, outputs, line_bytes })
     }
 
     fn run(&self, job: &Job<'_>, layout: Scratch, scratch: &mut [u8], threads: &dyn Parallel) {

@@ -135,13 +135,13 @@ impl<B: Boxes> Kernel for Average<'_, B> {
             for ox in 0..out_shape.size[2] {
                 let (xs, counted_x) = boxes.pixels(2, ox, width);
                 let pixels = zs.count * ys.count * xs.count;
-                let divisor = boxes.divisor(pixels, counted_z * counted_y * counted_x);
+                let counted = counted_z.saturating_mul(counted_y).saturating_mul(counted_x);
+                let divisor = boxes.divisor(pixels, counted);
                 let mean = Mean {
                     origin: x_shape.line(image, zs.position, ys.position) + xs.position * x_shape.stride,
                     counts: [zs.count, ys.count, xs.count],
                     strides: [x_shape.line(0, 1, 0), x_shape.line(0, 0, 1), x_shape.stride],
-                    // Exact: 2^31 holds 8 million pixels, and none of them adds more than 255.
-                    offset: -(pixels as i32 * zero_point),
+                    offset: if pixels <= MOST_IN_A_LANE { -(pixels as i32 * zero_point) } else { 0 },
                     // A box with no pixels has the sum 0.
                     multiplier: 1.0 / divisor.max(1) as f32,
                     zero_point,
@@ -149,6 +149,10 @@ impl<B: Boxes> Kernel for Average<'_, B> {
                 };
                 let out = &mut self.out[out_start..out_start + x_shape.channels];
                 out_start += out_shape.stride;
+                if pixels > MOST_IN_A_LANE {
+                    mean.of_many(x, pixels, out);
+                    continue;
+                }
                 let mut channel = 0;
                 let mut blocks = out.chunks_exact_mut(S::BYTES);
                 for out in blocks.by_ref() {
@@ -166,6 +170,9 @@ impl<B: Boxes> Kernel for Average<'_, B> {
     }
 }
 
+/// Pixels of which a lane of 32 bits holds the sum: none of them adds more than 255.
+const MOST_IN_A_LANE: usize = (i32::MAX / 255) as usize;
+
 /// One box: where it is in memory and how its sum becomes a value.
 struct Mean {
     origin: usize,
@@ -178,6 +185,28 @@ struct Mean {
 }
 
 impl Mean {
+    /// The means of all channels of a box of more pixels than [`MOST_IN_A_LANE`].
+    #[cold]
+    fn of_many(&self, x: &[u8], pixels: usize, out: &mut [u8]) {
+        let [depth, height, width] = self.counts;
+        let [plane, row, pixel] = self.strides;
+        let zero_point = f32::from(self.zero_point as u8);
+        for (channel, out) in out.iter_mut().enumerate() {
+            let mut sum = -(pixels as i64 * i64::from(self.zero_point));
+            for (z, y) in (0..depth).flat_map(|z| (0..height).map(move |y| (z, y))) {
+                let first = self.origin + z * plane + y * row + channel;
+                let line = x[first..].iter().step_by(pixel).take(width);
+                sum += line.map(|q| i64::from(*q)).sum::<i64>();
+            }
+            let mean = sum as f32 * self.multiplier;
+            let rounded = match self.zero_point_first {
+                true => (mean + zero_point).round_ties_even(),
+                false => mean.round_ties_even() + zero_point,
+            };
+            *out = rounded as u8;
+        }
+    }
+
     /// The means of `len` channels, at most a block.
     #[inline(always)]
     fn block<S: Simd>(&self, s: S, x: &[u8], channel: usize, len: usize) -> S::U8 {

@@ -64,7 +64,8 @@ impl Kernel for MaxPool<'_> {
             let pixel = |ox: usize| ox * out_shape.stride..ox * out_shape.stride + out_shape.channels;
             let mut taps = TapList::default();
             // Windows that are whole along the row have the same offsets from their first pixel: one list serves all.
-            let shared = zs.count * ys.count * window.kernel[2] <= LISTED && !whole.is_empty();
+            let listed = zs.count.saturating_mul(ys.count).saturating_mul(window.kernel[2]);
+            let shared = listed <= LISTED && !whole.is_empty();
             if shared {
                 let xs = window.taps(2, whole.start, width);
                 taps.list(s, x, x_shape, image, [zs, ys, Taps { position: 0, ..xs }], &mut []);

@@ -11,6 +11,9 @@ pub use max::max_pool;
 
 use std::ops::Range;
 
+use super::geometry::{LONGEST, Sliding, elements};
+use crate::{Error, Result};
+
 /// Kernel size, stride, padding and dilation of a pooling, for depth, height and width.
 ///
 /// ```
@@ -48,21 +51,40 @@ impl Window {
         Self { kernel, stride, padding, dilation: [1; 3], ceil_mode: false }
     }
 
+    /// Checks that there are taps and steps, and that no number is so large that what follows from it would not fit.
+    ///
+    /// # Errors
+    /// Where that is not so.
+    pub fn check(&self) -> Result<()> {
+        match (0..3).all(|axis| self.sliding(axis).is_plausible()) {
+            true => Ok(()),
+            false => Err(Error::Invalid(format!(
+                "{self:?}: kernels, strides and dilations from 1 to 2^30 - 1, and padding below 2^30, are accepted"
+            ))),
+        }
+    }
+
     /// The output's size for an input's size, as PyTorch's `pooling_output_shape`; 0 where no window fits.
     ///
     /// # Panics
-    /// If the kernel, stride or dilation is 0.
+    /// If the kernel, stride or dilation is 0, or a number is above 2^30 (an input's size: 2^31).
     pub fn output(&self, input: [usize; 3]) -> [usize; 3] {
+        assert!(self.check().is_ok(), "an empty window, or an implausible one: {self:?}");
+        assert!(input.iter().all(|size| *size <= LONGEST), "an image of sizes {input:?}");
         std::array::from_fn(|axis| {
             let (stride, padding) = (self.stride[axis], self.padding[axis]);
-            assert!(self.kernel[axis] > 0 && stride > 0 && self.dilation[axis] > 0, "an empty window: {self:?}");
-            let reach = self.dilation[axis] * (self.kernel[axis] - 1) + 1;
             let beyond = if self.ceil_mode { stride - 1 } else { 0 };
-            let Some(room) = (input[axis] + 2 * padding + beyond).checked_sub(reach) else { return 0 };
-            let fitting = room / stride + 1;
+            let fitting = self.sliding(axis).windows(input[axis], beyond).unwrap_or(0);
             // A window must not begin in the padding after the input.
-            if self.ceil_mode && (fitting - 1) * stride >= input[axis] + padding { fitting - 1 } else { fitting }
+            let begins_behind = self.ceil_mode && fitting > 0 && (fitting - 1) * stride >= input[axis] + padding;
+            if begins_behind { fitting - 1 } else { fitting }
         })
+    }
+
+    /// The window along `axis`.
+    fn sliding(&self, axis: usize) -> Sliding {
+        let (kernel, stride) = (self.kernel[axis], self.stride[axis]);
+        Sliding { kernel, stride, padding: self.padding[axis], dilation: self.dilation[axis] }
     }
 
     /// The taps of window `o` along `axis` that are inside the input.
@@ -79,7 +101,7 @@ impl Window {
     /// The windows along `axis`, of `windows`, whose taps are all inside the input.
     fn whole(&self, axis: usize, size: usize, windows: usize) -> Range<usize> {
         let (stride, padding) = (self.stride[axis], self.padding[axis]);
-        let reach = self.dilation[axis] * (self.kernel[axis] - 1) + 1;
+        let reach = self.sliding(axis).reach();
         let end = (size + padding).checked_sub(reach).map_or(0, |room| room / stride + 1).min(windows);
         padding.div_ceil(stride).min(end)..end
     }
@@ -125,7 +147,17 @@ impl Pixels {
         Self::dense(self.batch, size, self.channels)
     }
 
+    /// Whether memory could hold it, and no size is above 2^31.
+    pub fn is_plausible(&self) -> bool {
+        let [depth, height, width] = self.size;
+        self.size.iter().all(|size| *size <= LONGEST)
+            && elements([self.batch, depth, height, width, self.stride.max(1)]).is_some()
+    }
+
     /// Rows of `size[2]` pixels.
+    ///
+    /// # Panics
+    /// Where builds check sums for overflow, if there are more than a `usize` can count.
     pub const fn rows(&self) -> usize {
         self.batch * self.size[0] * self.size[1]
     }
@@ -149,6 +181,7 @@ impl Pixels {
 
     pub(super) fn check(&self, rows: &Range<usize>, data: usize, what: &str) {
         assert!(self.stride >= self.channels, "{what}: pixels of {} bytes overlap", self.channels);
+        assert!(self.is_plausible(), "{what}: {self:?} is larger than memory");
         assert!(rows.start <= rows.end && rows.end <= self.rows(), "{what}: has no rows {rows:?}");
         let bytes = self.bytes(rows.len());
         assert!(data >= bytes, "{what}: {data} bytes where {bytes} are needed");

@@ -73,9 +73,9 @@ unsafe fn channels<V: Vector, const ROWS: usize, const CHAINS: usize>(
     unsafe {
         while column + CHAINS <= k {
             for chain in 0..CHAINS {
-                let w = v.load_i8(bytes.add((column + chain) * STRIP));
+                let w = v.load_i8(bytes.add(column.wrapping_add(chain).wrapping_mul(STRIP)));
                 for row in 0..ROWS {
-                    let x = v.splat_f32(*x.add(row * k + column + chain));
+                    let x = v.splat_f32(*x.add(row.wrapping_mul(k).wrapping_add(column).wrapping_add(chain)));
                     sums[row][chain] = v.mul_add(w, x, sums[row][chain]);
                 }
             }
@@ -155,9 +155,9 @@ unsafe fn add_pair<V: Vector, const ROWS: usize, const CHAINS: usize>(
 ) {
     // SAFETY: by the contract.
     unsafe {
-        let w = v.load_nibbles(bytes.add(pair * STRIP));
+        let w = v.load_nibbles(bytes.add(pair.wrapping_mul(STRIP)));
         for row in 0..ROWS {
-            let x = x.add(row * k + 2 * pair);
+            let x = x.add(row.wrapping_mul(k).wrapping_add(pair.wrapping_mul(2)));
             let sums = &mut products[row][chain];
             sums[0] = v.mul_add(w[0], v.splat_f32(*x), sums[0]);
             sums[1] = v.mul_add(w[1], v.splat_f32(*x.add(1)), sums[1]);

@@ -15,6 +15,7 @@ pub use round::{GroupWeight, round_channels, round_groups};
 
 use super::gemm::drive::Path;
 use super::gemm::vector::{STRIP, Task, Vector};
+use super::geometry::count;
 use super::{Isa, Parallel};
 use crate::{Error, Result};
 
@@ -67,7 +68,7 @@ impl PackedWeightOnly {
     /// # Errors
     /// Where lengths do not fit.
     pub fn channels(isa: Isa, weight: &[i8], n: usize, k: usize, scales: &[f32]) -> Result<Self> {
-        check_len("the weight", weight.len(), n * k)?;
+        check_len("the weight", weight.len(), count("the weight", &[n, k])?)?;
         check_len("its scales", scales.len(), n)?;
         let mut data = vec![0; n.div_ceil(STRIP) * k * STRIP];
         for (place, q) in places(n, k).zip(weight) {
@@ -88,7 +89,7 @@ impl PackedWeightOnly {
                 "rows of {k} in groups of {group}: whole groups of an even length are accepted"
             )));
         }
-        check_len("the weight's bytes", weight.nibbles.len(), n * k / 2)?;
+        check_len("the weight's bytes", weight.nibbles.len(), count("the weight", &[n, k])? / 2)?;
         check_len("its scales", weight.scales.len(), n * (k / group))?;
         check_len("its offsets", weight.offsets.len(), n * (k / group))?;
         let mut data = vec![0; n.div_ceil(STRIP) * (k / 2) * STRIP];
@@ -163,7 +164,7 @@ impl PackedWeightOnly {
     pub fn scratch_len(&self, rows: usize, threads: usize) -> usize {
         match (rows <= direct::MOST_ROWS, &self.form) {
             (true, Form::Channels { .. }) => 0,
-            (true, Form::Groups { group, .. }) => rows * (self.k / group),
+            (true, Form::Groups { group, .. }) => rows.saturating_mul(self.k / group),
             (false, _) => panel::SCRATCH * threads.max(1),
         }
     }
@@ -182,8 +183,8 @@ impl PackedWeightOnly {
         scratch: &mut [f32],
         threads: &dyn Parallel,
     ) -> Result<()> {
-        check_len("the input", x.len(), rows * self.k)?;
-        check_len("the output", y.len(), rows * self.n)?;
+        check_len("the input", x.len(), count("the input", &[rows, self.k])?)?;
+        check_len("the output", y.len(), count("the output", &[rows, self.n])?)?;
         if !bias.is_empty() {
             check_len("the bias", bias.len(), self.n)?;
         }
@@ -198,7 +199,7 @@ impl PackedWeightOnly {
             }
         }
         let strips = self.n.div_ceil(STRIP);
-        let worth = (self.n * self.k * rows.max(1)).div_ceil(PRODUCTS_A_TASK);
+        let worth = (self.n * self.k).saturating_mul(rows.max(1)).div_ceil(PRODUCTS_A_TASK);
         let tasks = threads.threads().min(worth).min(strips).max(1);
         let shared = Shared { y: y.as_mut_ptr(), scratch: scratch.as_mut_ptr() };
         let task = |index: usize| {

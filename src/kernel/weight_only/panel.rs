@@ -105,8 +105,8 @@ unsafe fn fill<V: Vector>(
             Form::Channels { scales } => {
                 let scale = v.load_f32(scales.as_ptr().add(strip * STRIP), STRIP);
                 for column in 0..columns {
-                    let w = v.load_i8(bytes.add((first + column) * STRIP).cast());
-                    v.store_f32(v.mul_add(w, scale, v.splat_f32(0.0)), to.add(column * step), STRIP);
+                    let w = v.load_i8(bytes.add(first.wrapping_add(column).wrapping_mul(STRIP)).cast());
+                    v.store_f32(v.mul_add(w, scale, v.splat_f32(0.0)), to.add(column.wrapping_mul(step)), STRIP);
                 }
             }
             Form::Groups { group, scales, offsets } => {
@@ -119,7 +119,7 @@ unsafe fn fill<V: Vector>(
                     let offset = v.load_bf16(offsets.as_ptr().add(place));
                     while column < end {
                         let w = v.load_nibbles(bytes.add((first + column) / 2 * STRIP));
-                        v.store_f32(v.mul_add(w[0], scale, offset), to.add(column * step), STRIP);
+                        v.store_f32(v.mul_add(w[0], scale, offset), to.add(column.wrapping_mul(step)), STRIP);
                         v.store_f32(v.mul_add(w[1], scale, offset), to.add((column + 1) * step), STRIP);
                         column += 2;
                     }
@@ -160,10 +160,11 @@ unsafe fn tile<V: Vector, const ROWS: usize, const WIDTH: usize>(
         for column in 0..columns {
             let mut w = [v.splat_f32(0.0); WIDTH];
             for j in 0..WIDTH {
-                w[j] = v.load_f32(part.panel.add((column * WIDTH + j) * STRIP), STRIP);
+                w[j] =
+                    v.load_f32(part.panel.add(column.wrapping_mul(WIDTH).wrapping_add(j).wrapping_mul(STRIP)), STRIP);
             }
             for i in 0..ROWS {
-                let x = v.splat_f32(*x.add(i * k + column));
+                let x = v.splat_f32(*x.add(i.wrapping_mul(k).wrapping_add(column)));
                 for j in 0..WIDTH {
                     sums[i][j] = v.mul_add(w[j], x, sums[i][j]);
                 }
