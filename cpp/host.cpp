@@ -8,6 +8,7 @@
 
 #include <cstdint>
 #include <cstdio>
+#include <stdexcept>
 #include <string>
 
 namespace jitquant {
@@ -51,6 +52,14 @@ static std::string find_refusal() {
 rust::Str host_refusal() {
   static const std::string refusal = find_refusal();
   return rust::Str(refusal.data(), refusal.size());
+}
+
+void library_open(rust::Str path) {
+  // Whoever defines operators stays: libtorch keeps pointers to them.
+  if (dlopen(std::string(path).c_str(), RTLD_NOW | RTLD_LOCAL) == nullptr) {
+    const char *why = dlerror();
+    throw std::runtime_error(why == nullptr ? "the system does not say why" : why);
+  }
 }
 
 // Says it as soon as the library is loaded: who only loads operators makes no call that could return it.

@@ -8,4 +8,7 @@ namespace jitquant {
 // Why the library cannot work in it; empty where it can.
 rust::Str host_refusal();
 
+// Loads a shared library into the process.
+void library_open(rust::Str path);
+
 } // namespace jitquant

@@ -183,6 +183,64 @@ Schema module_method_schema(const Module &module, rust::Str method) {
   return describe(module.get_method(text(method)).function().getSchema());
 }
 
+std::unique_ptr<IValue> module_method_default(const Module &module, rust::Str method, size_t argument) {
+  auto value = module.get_method(text(method)).function().getSchema().arguments().at(argument).default_value();
+  TORCH_CHECK(value.has_value(), "the argument has no default value");
+  return own(*value);
+}
+
+static bool is_other_float(int64_t dtype) {
+  auto type = static_cast<at::ScalarType>(dtype);
+  return type == at::kDouble || type == at::kHalf || type == at::kBFloat16;
+}
+
+// The tensors themselves are changed: who shares one shares it still.
+static size_t change_to_float(const IValue &value) {
+  size_t changed = 0;
+  value.visit([&](const IValue &part) {
+    if (part.isTensor() && part.toTensor().defined() && is_other_float(int64_t(part.toTensor().scalar_type()))) {
+      at::Tensor tensor = part.toTensor();
+      tensor.set_data(tensor.detach().to(at::kFloat));
+      ++changed;
+    }
+    return false;
+  });
+  return changed;
+}
+
+static void change_code_to_float(jit::Block *block, FloatChanges &changes) {
+  for (jit::Node *node : block->nodes()) {
+    for (jit::Block *inner : node->blocks())
+      change_code_to_float(inner, changes);
+    if (node->kind() == jit::prim::Constant) {
+      if (std::optional<IValue> value = jit::toIValue(node->output()))
+        changes.constants += change_to_float(*value);
+      continue;
+    }
+    const c10::FunctionSchema *schema = node->maybeSchema();
+    for (size_t i = 0; schema != nullptr && i < schema->arguments().size() && i < node->inputs().size(); ++i) {
+      if (schema->arguments()[i].name() != "dtype" && schema->arguments()[i].name() != "out_dtype")
+        continue;
+      std::optional<IValue> dtype = jit::toIValue(node->input(i));
+      if (dtype && dtype->isInt() && is_other_float(dtype->toInt())) {
+        jit::WithInsertPoint before(node);
+        node->replaceInput(i, node->owningGraph()->insertConstant(int64_t(at::kFloat)));
+        ++changes.casts;
+      }
+    }
+  }
+}
+
+FloatChanges module_to_float(const Module &module) {
+  at::NoGradGuard no_gradients;
+  FloatChanges changes{};
+  changes.tensors = change_to_float(IValue(module._ivalue()));
+  for (jit::Function *function : module._ivalue()->compilation_unit()->get_functions())
+    if (jit::GraphFunction *with_graph = jit::tryToGraphFunction(*function))
+      change_code_to_float(with_graph->graph()->block(), changes);
+  return changes;
+}
+
 void module_define(const Module &module, rust::Str source) {
   edit(module)->define(text(source), std::make_shared<OperatorResolver>());
 }

@@ -31,6 +31,8 @@ std::unique_ptr<Type> module_type(const Module &module);
 rust::Vec<rust::String> module_method_names(const Module &module);
 std::shared_ptr<Graph> module_method_graph(const Module &module, rust::Str method);
 Schema module_method_schema(const Module &module, rust::Str method);
+FloatChanges module_to_float(const Module &module);
+std::unique_ptr<IValue> module_method_default(const Module &module, rust::Str method, size_t argument);
 void module_define(const Module &module, rust::Str source);
 void module_return_none(const Module &module, rust::Str method);
 void module_remove_method(const Module &module, rust::Str method);

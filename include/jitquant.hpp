@@ -203,6 +203,21 @@ template <class Pass> void change_methods(const Module &module, Pass &&pass) {
 // The version of the library.
 inline std::string version() { return jq_version(); }
 
+// Loads a library that defines operators or classes of its own, for models that use them.
+inline void load_library(const std::string &path) {
+  detail::check_library();
+  detail::check(jq_load_library(path.c_str()));
+}
+
+// torch::jit::load for files that may be damaged: they are checked before libtorch reads them. Tensors go to the CPU.
+inline Module load(const std::string &path) {
+  detail::check_library();
+  detail::ModuleHandle module;
+  detail::check(jq_module_load(path.c_str(), module.out()));
+  return detail::module_of(module);
+}
+
+
 // A copy of `module` whose `method_name` is watched by the observers of `qconfig_dict`. With `inplace` its tensors are
 // those of `module`.
 inline Module InsertObservers(Module &module, const std::string &method_name, const QConfigDict &qconfig_dict,

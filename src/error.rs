@@ -68,6 +68,22 @@ impl Error {
     }
 }
 
+/// A message that holds text of a file or of a command line, which may be of any length: its first lines, and of each line
+/// what fits into two.
+pub fn brief(text: &str) -> String {
+    const LINES: usize = 40;
+    const COLUMNS: usize = 400;
+    let shorten = |line: &str| match line.char_indices().nth(COLUMNS) {
+        Some((end, _)) => format!("{} …", &line[..end]),
+        None => line.to_owned(),
+    };
+    let mut lines: Vec<String> = text.lines().take(LINES).map(shorten).collect();
+    if text.lines().nth(LINES).is_some() {
+        lines.push("…".to_owned());
+    }
+    lines.join("\n")
+}
+
 /// Runs what C++ called: a panic becomes an error, since nothing may unwind into C++.
 #[cfg(feature = "torch")]
 pub(crate) fn no_panic<T>(call: impl FnOnce() -> Result<T>) -> Result<T> {

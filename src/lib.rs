@@ -48,6 +48,8 @@
 #[cfg(feature = "torch")]
 pub mod analysis;
 #[cfg(feature = "torch")]
+mod archive;
+#[cfg(feature = "torch")]
 #[allow(unsafe_code)]
 pub mod capi;
 #[cfg(feature = "torch")]
@@ -93,7 +95,13 @@ mod zero_touch;
 
 #[cfg(feature = "torch")]
 pub use check::{Check, SlowLayer};
+#[cfg(feature = "torch")]
+#[doc(hidden)]
+pub use error::brief;
 pub use error::{Error, Result};
+#[cfg(feature = "torch")]
+#[doc(hidden)]
+pub use file::{check_writable, write_atomically, write_bytes};
 #[cfg(feature = "torch")]
 pub use methods::{Methods, Rounding};
 #[cfg(feature = "torch")]
@@ -119,16 +127,44 @@ pub fn init() -> Result<()> {
     }
 }
 
+/// Loads a library that defines operators or classes of its own (torchvision's, one's own), for models that use them. It
+/// stays until the process ends. What the library does when it is loaded is done with all rights of the process: load
+/// libraries of those whom you trust.
+///
+/// # Errors
+/// Where there is no such file, it is no shared library, or something that it needs is missing.
+#[cfg(feature = "torch")]
+pub fn load_library(path: impl AsRef<std::path::Path>) -> Result<()> {
+    init()?;
+    let path = path.as_ref();
+    // The system looks for a name without a slash in its own folders.
+    let absolute = std::fs::canonicalize(path).map_err(|e| Error::io(path, e))?;
+    let text = absolute.to_str().ok_or_else(|| Error::file(path, "the path is not UTF-8"))?;
+    let refused = |why: &str| Error::file(path, format!("not loaded as a library of operators: {why}"));
+    if !absolute.is_file() {
+        return Err(refused("it is not a file"));
+    }
+    ir::ffi::bridge::library_open(text).map_err(|e| refused(e.what()))
+}
+
 /// The version of the libtorch that this library was built with, e.g. `2.13.0`.
 #[cfg(feature = "torch")]
 pub fn torch_version() -> String {
     ir::ffi::bridge::torch_version()
 }
 
-/// Sets how many threads libtorch uses inside an operator.
+/// Sets how many threads libtorch uses inside an operator: at least one, and at most [`most_threads`].
 #[cfg(feature = "torch")]
 pub fn set_threads(threads: usize) {
+    let threads = threads.clamp(1, most_threads());
     ir::ffi::bridge::torch_set_threads(i32::try_from(threads).unwrap_or(i32::MAX));
+}
+
+/// The most threads that are sensible on this machine, several for each processor: libtorch starts as many as it is told,
+/// and ends the process where the system has no more.
+#[cfg(feature = "torch")]
+pub fn most_threads() -> usize {
+    std::thread::available_parallelism().map_or(1, std::num::NonZeroUsize::get).saturating_mul(4).max(64)
 }
 
 /// How many threads libtorch uses inside an operator.

@@ -928,6 +928,23 @@ fn use_full_range(quantized: &Module) -> Result<()> {
     Ok(())
 }
 
+/// The name of the float type that a tensor has, where it is another than float32.
+fn other_float(tensor: &Tensor) -> Option<&'static str> {
+    match tensor.dtype()? {
+        DType::F64 => Some("float64"),
+        DType::F16 => Some("float16"),
+        DType::BF16 => Some("bfloat16"),
+        _ => None,
+    }
+}
+
+fn not_float32(what: &str, dtype: &str) -> String {
+    format!(
+        "{what} is {dtype}; quantization starts from float32: save the model after .float(), or have it converted \
+         (--to-float, Module::to_float)"
+    )
+}
+
 /// Refuses what cannot be quantized at all, in words.
 fn refuse_unfit(module: &Module) -> Result<()> {
     if !module.has_method(METHOD) {
@@ -953,11 +970,10 @@ fn refuse_unfit(module: &Module) -> Result<()> {
                     let name = &attribute.name;
                     return Err(Error::invalid(format!("the model is quantized already: '{name}' of {place} is INT8")));
                 }
-                if matches!(tensor.dtype(), Some(DType::F16 | DType::BF16)) && attribute.is_parameter {
-                    let (name, dtype) = (&attribute.name, tensor.dtype());
-                    return Err(Error::invalid(format!(
-                        "'{name}' of {place} is {dtype:?}; quantization starts from float32: save the model after .float()"
-                    )));
+                if attribute.is_parameter
+                    && let Some(dtype) = other_float(&tensor)
+                {
+                    return Err(Error::invalid(not_float32(&format!("'{}' of {place}", attribute.name), dtype)));
                 }
             }
         }
@@ -975,6 +991,14 @@ fn refuse_unfit(module: &Module) -> Result<()> {
                         "the model is quantized already: '{method}' of {place} keeps weights in 8 or 4 bits. Quantize the \
                          float model"
                     )));
+                }
+                // The weights of a frozen model are in its code.
+                if layer_of(node, "").is_some()
+                    && let Some(IValue::Tensor(weight)) = node.input(1).and_then(|value| value.constant())
+                    && let Some(dtype) = other_float(&weight)
+                {
+                    let source = crate::pass::source_of(node);
+                    return Err(Error::invalid(not_float32(&format!("a weight of {place} ({source})"), dtype)));
                 }
                 if let Some(IValue::Device(device)) = node.output(0).and_then(|value| value.constant())
                     && device.starts_with("cuda")

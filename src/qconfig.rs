@@ -30,6 +30,9 @@ use crate::methods::Methods;
 use crate::observer::{ObserverConfig, ObserverKind};
 use crate::pass::QuantType;
 
+/// The longest file that is read, in bytes.
+const LONGEST: u64 = 1 << 24;
+
 /// The observers of one part of a model: templates, copied for each tensor that is observed.
 #[derive(Clone, Debug)]
 pub struct QConfig {
@@ -64,7 +67,7 @@ pub struct Observers {
 }
 
 /// What a part of a model becomes.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize)]
 #[serde(untagged)]
 pub enum Part {
     /// `"float"`: it stays in float.
@@ -79,6 +82,32 @@ pub enum Part {
 pub enum FloatMarker {
     /// Leave it in float.
     Float,
+}
+
+impl<'de> Deserialize<'de> for Part {
+    /// The word or the table; an error says what is wrong inside of the table.
+    fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> std::result::Result<Self, D::Error> {
+        struct Visitor;
+        impl<'de> serde::de::Visitor<'de> for Visitor {
+            type Value = Part;
+
+            fn expecting(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+                f.write_str("\"float\", or a table with `activation`, `weight` or both")
+            }
+
+            fn visit_str<E: serde::de::Error>(self, word: &str) -> std::result::Result<Part, E> {
+                match word {
+                    "float" => Ok(Part::FLOAT),
+                    other => Err(E::invalid_value(serde::de::Unexpected::Str(&crate::error::brief(other)), &self)),
+                }
+            }
+
+            fn visit_map<A: serde::de::MapAccess<'de>>(self, table: A) -> std::result::Result<Part, A::Error> {
+                Observers::deserialize(serde::de::value::MapAccessDeserializer::new(table)).map(Part::Quantized)
+            }
+        }
+        deserializer.deserialize_any(Visitor)
+    }
 }
 
 impl Part {
@@ -145,7 +174,7 @@ impl std::str::FromStr for QConfigSpec {
 
     /// Reads TOML.
     fn from_str(text: &str) -> Result<Self> {
-        toml::from_str(text).map_err(|e| Error::invalid(e.to_string()))
+        toml::from_str(text).map_err(|e| Error::invalid(crate::error::brief(&e.to_string())))
     }
 }
 
@@ -156,7 +185,7 @@ impl QConfigSpec {
     /// Where it cannot be read, is not TOML, or has a key or a value that is not known; the message shows the line.
     pub fn load(path: impl AsRef<Path>) -> Result<Self> {
         let path = path.as_ref();
-        let text = std::fs::read_to_string(path).map_err(|e| Error::io(path, e))?;
+        let text = crate::file::read_text(path, LONGEST)?;
         text.parse().map_err(|e: Error| Error::file(path, e.to_string()))
     }
 

@@ -200,6 +200,9 @@ pub unsafe extern "C" fn jq_quantizer_tune(
         let samples = handle::resolve(data, "data")?;
         // SAFETY: the caller's promise.
         let goal = unsafe { read_goal(goal)? };
+        if !minutes.is_finite() {
+            return Err(Failure::argument(format!("{minutes} minutes: a number is expected")));
+        }
         let mut budget = Budget::minutes(minutes);
         if !state.is_null() {
             // SAFETY: the caller's promise.

@@ -51,7 +51,16 @@ pub(super) fn resolve(module: *const jq_module, argument: &str) -> Outcome<Modul
     Ok(handle::resolve(module, argument)?.handle())
 }
 
-/// Loads a TorchScript file, into `*module`; its tensors go to the CPU. Any thread.
+/// Loads a shared library that defines operators or classes of its own (torchvision's, for one), for models that use them.
+/// It stays until the process ends. Any thread.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn jq_load_library(path: *const c_char) -> jq_status {
+    // SAFETY: the caller's promise.
+    enter(|| Ok(crate::load_library(unsafe { argument::text(path, "path")? })?))
+}
+
+/// Loads a TorchScript file, into `*module`; its tensors go to the CPU. The file is checked before libtorch reads it: a
+/// damaged one gives JQ_ERROR_FILE. Any thread.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn jq_module_load(path: *const c_char, module: *mut *mut jq_module) -> jq_status {
     enter(|| {

@@ -459,10 +459,15 @@ pub unsafe extern "C" fn jq_prepared_free(prepared: *mut jq_prepared) -> jq_stat
     enter(|| handle::release(prepared, "prepared"))
 }
 
-/// Sets how many threads libtorch uses inside an operator, for the whole process.
+/// Sets how many threads libtorch uses inside an operator, for the whole process: from 1 to 64, or to four for each
+/// processor where that is more.
 #[unsafe(no_mangle)]
 pub extern "C" fn jq_set_threads(threads: usize) -> jq_status {
     enter(|| {
+        let most = crate::most_threads();
+        if !(1..=most).contains(&threads) {
+            return Err(Failure::argument(format!("{threads} threads: from 1 to {most} are sensible on this machine")));
+        }
         crate::set_threads(threads);
         Ok(())
     })

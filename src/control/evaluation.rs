@@ -192,24 +192,24 @@ impl<'d> Evaluation<'d> {
 
 /// How many samples a batch has: the first dimension of its first tensor that has dimensions.
 pub(super) fn samples_of(inputs: &[IValue]) -> usize {
-    let sizes = inputs.iter().filter_map(|input| input.as_tensor()?.shape().first().copied());
-    sizes.into_iter().next().map_or(1, |size| size.max(1) as usize)
+    let mut tensors = inputs.iter().flat_map(IValue::tensors);
+    tensors.find_map(|tensor| tensor.shape().first().copied()).map_or(1, |size| size.max(1) as usize)
 }
 
 /// The first `count` samples of a batch. What does not count samples stays as it is.
 pub(crate) fn first_samples(batch: &[IValue], count: usize) -> Result<Vec<IValue>> {
     let samples = samples_of(batch);
-    let cut = |value: &IValue| {
-        let Some(tensor) = value.as_tensor() else { return Ok(value.clone()) };
-        let (shape, Some(dtype)) = (tensor.shape(), tensor.dtype()) else { return Ok(value.clone()) };
+    let cut = |tensor: &Tensor| -> Result<IValue> {
+        let whole = || IValue::Tensor(tensor.clone());
+        let (shape, Some(dtype)) = (tensor.shape(), tensor.dtype()) else { return Ok(whole()) };
         if shape.first() != Some(&(samples as i64)) || samples <= count {
-            return Ok(value.clone());
+            return Ok(whole());
         }
         let bytes = tensor.raw_bytes()?;
         let shape = [&[count as i64], &shape[1..]].concat();
         Tensor::from_bytes(dtype, &shape, &bytes[..bytes.len() / samples * count]).map(IValue::Tensor)
     };
-    batch.iter().map(cut).collect()
+    batch.iter().map(|value| value.map_tensors(&cut)).collect()
 }
 
 #[cfg(test)]

@@ -6,7 +6,10 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 
 use super::evaluation::Figures;
-use crate::error::{Error, Result};
+use crate::error::{Error, Result, brief};
+
+/// The longest file that is read, in bytes.
+const LONGEST: u64 = 1 << 28;
 
 /// The figures of each model that was tried. Which one is tried next follows from them, so that they are all that has to
 /// be kept.
@@ -30,9 +33,9 @@ impl State {
     pub fn open(path: Option<&Path>, of: String) -> Result<(Self, usize)> {
         let fresh = |of| Self { of, figures: BTreeMap::new(), failed: BTreeMap::new(), path: path.map(Path::to_owned) };
         let Some(file) = path.filter(|path| path.exists()) else { return Ok((fresh(of), 0)) };
-        let text = std::fs::read_to_string(file).map_err(|e| Error::io(file, e))?;
+        let text = crate::file::read_text(file, LONGEST)?;
         let kept: Self = toml::from_str(&text).map_err(|e| {
-            let why = e.message().trim().to_owned();
+            let why = brief(e.message().trim());
             Error::file(file, format!("keeps no state of an accuracy control ({why}): delete it"))
         })?;
         match kept.of == of {
@@ -65,7 +68,7 @@ impl State {
     fn write(&self) -> Result<()> {
         let Some(path) = &self.path else { return Ok(()) };
         let text = toml::to_string(self).map_err(|e| Error::file(path, e.to_string()))?;
-        crate::file::write_atomically(path, |part| std::fs::write(part, &text).map_err(|e| Error::io(part, e)))
+        crate::file::write_atomically(path, |part| crate::file::write_bytes(part, path, text.as_bytes()))
     }
 
     /// Deletes the file: all is done.

@@ -60,6 +60,17 @@ pub(crate) mod bridge {
         content: Vec<u8>,
     }
 
+    /// What was brought to float32.
+    #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+    struct FloatChanges {
+        /// Parameters, buffers and other tensors among the attributes.
+        tensors: usize,
+        /// Tensors in the code.
+        constants: usize,
+        /// Casts in the code, and results of operators that are asked for in another type.
+        casts: usize,
+    }
+
     extern "Rust" {
         fn run_graph_pass(graph: SharedPtr<Graph>, pass: u32);
         fn register_passes_from_environment();
@@ -245,6 +256,7 @@ pub(crate) mod bridge {
         fn module_method_names(module: &Module) -> Vec<String>;
         fn module_method_graph(module: &Module, method: &str) -> Result<SharedPtr<Graph>>;
         fn module_method_schema(module: &Module, method: &str) -> Result<Schema>;
+        fn module_method_default(module: &Module, method: &str, argument: usize) -> Result<UniquePtr<IValue>>;
         fn module_define(module: &Module, source: &str) -> Result<()>;
         fn module_return_none(module: &Module, method: &str) -> Result<()>;
         fn module_remove_method(module: &Module, method: &str) -> Result<()>;
@@ -264,6 +276,7 @@ pub(crate) mod bridge {
         ) -> Result<()>;
         fn module_register_submodule(module: &Module, name: &str, submodule: &Module) -> Result<()>;
         fn module_remove_slot(module: &Module, name: &str) -> Result<()>;
+        fn module_to_float(module: &Module) -> Result<FloatChanges>;
         fn module_train(module: &Module, on: bool) -> Result<()>;
         fn module_is_training(module: &Module) -> bool;
         fn module_run(
@@ -339,6 +352,7 @@ pub(crate) mod bridge {
 
         // The host
         fn host_refusal() -> &'static str;
+        fn library_open(path: &str) -> Result<()>;
         fn torch_version() -> String;
         fn torch_set_threads(threads: i32);
         fn torch_threads() -> i32;

@@ -166,19 +166,23 @@ impl IValue {
     /// # Errors
     /// Where memory is short.
     pub fn deep_clone(&self) -> Result<Self> {
-        let all = |items: &[Self]| items.iter().map(Self::deep_clone).collect::<Result<Vec<_>>>();
+        self.map_tensors(&|tensor| {
+            Ok(Self::Tensor(if tensor.is_defined() { tensor.deep_clone()? } else { tensor.clone() }))
+        })
+    }
+
+    /// The same with what `change` makes of each tensor in it, through tuples, lists and dictionaries' values.
+    pub(crate) fn map_tensors(&self, change: &dyn Fn(&Tensor) -> Result<IValue>) -> Result<Self> {
+        let all = |items: &[IValue]| items.iter().map(|item| item.map_tensors(change)).collect::<Result<Vec<_>>>();
         Ok(match self {
-            Self::Tensor(tensor) if tensor.is_defined() => Self::Tensor(tensor.deep_clone()?),
+            Self::Tensor(tensor) => change(tensor)?,
             Self::Tuple(items) => Self::Tuple(all(items)?),
             Self::List { element, items } => Self::List { element: element.clone(), items: all(items)? },
-            Self::Dict { key, value, items } => Self::Dict {
-                key: key.clone(),
-                value: value.clone(),
-                items: items
-                    .iter()
-                    .map(|(key, value)| Ok((key.clone(), value.deep_clone()?)))
-                    .collect::<Result<_>>()?,
-            },
+            Self::Dict { key, value, items } => {
+                let pair = |(key, value): &(IValue, IValue)| Ok((key.clone(), value.map_tensors(change)?));
+                let items = items.iter().map(pair).collect::<Result<_>>()?;
+                Self::Dict { key: key.clone(), value: value.clone(), items }
+            }
             other => other.clone(),
         })
     }

@@ -2,7 +2,6 @@
 
 use std::cell::Cell;
 use std::ffi::c_void;
-use std::io::Read;
 use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -13,9 +12,9 @@ use super::graph::{Code, Graph};
 use super::ivalue::{IValue, raw_items};
 use super::node::Schema;
 use super::types::Type;
-use crate::error::{Context, Error, Result};
+use crate::error::{Error, Result};
 
-pub use super::ffi::bridge::{AttributeInfo, ExtraFile};
+pub use super::ffi::bridge::{AttributeInfo, ExtraFile, FloatChanges};
 
 /// A TorchScript module.
 ///
@@ -62,26 +61,7 @@ impl std::fmt::Debug for Module {
     }
 }
 
-/// What the file at `path` is, where libtorch could not load it.
-fn why_not_loaded(path: &Path, refusal: &str) -> String {
-    let mut head = [0u8; 4];
-    let is_zip = std::fs::File::open(path).and_then(|mut f| f.read_exact(&mut head)).is_ok() && head == *b"PK\x03\x04";
-    let wanted = "a TorchScript file is what torch.jit.save(torch.jit.script(model), path), or .trace, writes";
-    if !is_zip {
-        format!("not a TorchScript file ({wanted})")
-    } else if refusal.contains("central directory") || refusal.contains("failed reading") || refusal.contains("corrupt")
-    {
-        format!("the file is truncated or damaged: {}", first_line(refusal))
-    } else if refusal.contains("constants.pkl") || refusal.contains("file not found") {
-        format!(
-            "a zip archive but not a TorchScript file; a state_dict or a pickled model has no code in it ({wanted})"
-        )
-    } else {
-        refusal.to_owned()
-    }
-}
-
-fn first_line(text: &str) -> &str {
+pub(super) fn first_line(text: &str) -> &str {
     text.lines().next().unwrap_or_default()
 }
 
@@ -129,32 +109,6 @@ impl Module {
     /// Where `name` is not a qualified name.
     pub fn new(name: &str) -> Result<Self> {
         Ok(Self::from_raw(ffi::module_new(&format!("__torch__.{name}"))?))
-    }
-
-    /// Loads a TorchScript file; tensors go to the CPU wherever they were saved from.
-    ///
-    /// # Errors
-    /// Where the file cannot be read or is not TorchScript; the message says which.
-    pub fn load(path: impl AsRef<Path>) -> Result<Self> {
-        crate::init()?;
-        let path = path.as_ref();
-        let text = path.to_str().ok_or_else(|| Error::file(path, "the path is not UTF-8"))?;
-        let metadata = std::fs::metadata(path).map_err(|e| Error::io(path, e))?;
-        if !metadata.is_file() {
-            return Err(Error::file(path, "not a file; a TorchScript file (.pt) is expected"));
-        }
-        ffi::module_load_file(text)
-            .map(Self::from_raw)
-            .map_err(|refusal| Error::file(path, why_not_loaded(path, refusal.what())))
-    }
-
-    /// Loads the content of a TorchScript file.
-    ///
-    /// # Errors
-    /// Where the bytes are not a TorchScript archive.
-    pub fn load_bytes(bytes: &[u8]) -> Result<Self> {
-        crate::init()?;
-        Ok(Self::from_raw(ffi::module_load_bytes(bytes).context(|| "not the content of a TorchScript file".into())?))
     }
 
     /// The files that a TorchScript archive carries beside the code (`_extra_files` in Python).
@@ -312,6 +266,15 @@ impl Module {
     pub fn schema(&self, name: &str) -> Result<Schema> {
         self.method(name)?;
         Ok(ffi::module_method_schema(self.raw(), name)?)
+    }
+
+    /// The value that argument number `argument` of method `name` has where none is given; `self` is number 0.
+    ///
+    /// # Errors
+    /// Where there is no such method or argument, or it has no default value.
+    pub fn argument_default(&self, name: &str, argument: usize) -> Result<IValue> {
+        self.method(name)?;
+        IValue::from_raw(ffi::module_method_default(self.raw(), name, argument)?)
     }
 
     /// Compiles methods from TorchScript source. `torch.…` names operators of `aten`, `ops.namespace.…` of any other
@@ -522,6 +485,16 @@ impl Module {
             }
         }
         Ok(ffi::module_train(self.raw(), on)?)
+    }
+
+    /// Brings a model of float64, float16 or bfloat16 to float32, which quantization starts from: parameters, buffers and
+    /// other tensors among its attributes, tensors in its code, and what casts to one of these types. It is for a module
+    /// that was just loaded and has not run: its code, and what shares it, changes.
+    ///
+    /// # Errors
+    /// Where a tensor cannot be changed.
+    pub fn to_float(&self) -> Result<FloatChanges> {
+        Ok(ffi::module_to_float(self.raw())?)
     }
 
     /// Whether it is in training mode; a module that has no `training` attribute counts as being so, as in libtorch.

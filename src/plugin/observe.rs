@@ -97,5 +97,5 @@ pub fn save_ranges(path: impl AsRef<Path>) -> Result<()> {
         graph.insert(range.value, (range.min, range.max, range.count));
     }
     let text = toml::to_string(&graphs).map_err(|e| Error::file(path, e.to_string()))?;
-    crate::file::write_atomically(path, |part| std::fs::write(part, &text).map_err(|e| Error::io(part, e)))
+    crate::file::write_atomically(path, |part| crate::file::write_bytes(part, path, text.as_bytes()))
 }

@@ -12,6 +12,9 @@ use crate::observer::{Histogram, ObserverKind, UNSET};
 /// The version of the file's form.
 const VERSION: u32 = 2;
 
+/// The longest file that is read, in bytes.
+const LONGEST: u64 = 1 << 30;
+
 /// What observers saw, model by model. TOML; the numbers read and write exactly.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -66,13 +69,26 @@ impl Recorded {
     /// # Errors
     /// Where it cannot be read or is none of this kind.
     pub fn load(path: &Path) -> Result<Self> {
-        let text = std::fs::read_to_string(path).map_err(|e| Error::io(path, e))?;
-        let foreign = |why: &str| Error::file(path, format!("no file of recorded ranges: {}", why.trim()));
-        let recorded: Self = toml::from_str(&text).map_err(|e| foreign(e.message()))?;
-        match recorded.version {
-            VERSION => Ok(recorded),
-            other => Err(foreign(&format!("version {other}; version {VERSION} is known"))),
+        let text = crate::file::read_text(path, LONGEST)?;
+        let foreign = |why: &str| {
+            let why = crate::archive::shortened(why.trim());
+            Error::file(path, format!("no file of recorded ranges: {why}"))
+        };
+        if text.trim().is_empty() {
+            return Err(foreign("it is empty"));
         }
+        let recorded: Self = toml::from_str(&text).map_err(|e| foreign(e.message()))?;
+        if recorded.version != VERSION {
+            return Err(foreign(&format!("version {}; version {VERSION} is known", recorded.version)));
+        }
+        for (tensor, state) in recorded.models.values().flat_map(|model| &model.observers) {
+            let wrong = |why: &str| {
+                let tensor = crate::archive::shortened(tensor);
+                Error::file(path, format!("the range of '{tensor}' is damaged: {why}"))
+            };
+            state.check().map_err(wrong)?;
+        }
+        Ok(recorded)
     }
 
     /// Adds what is recorded here to the file at `path`, which may not be there yet. Other processes that do the same
@@ -118,21 +134,32 @@ impl Recorded {
 
 /// Reads the file, where there is one, changes what it holds, and writes it. Other processes wait meanwhile.
 fn change_file(path: &Path, change: impl FnOnce(&mut Recorded)) -> Result<()> {
-    let mut lock = path.as_os_str().to_owned();
-    lock.push(".lock");
-    let lock = Path::new(&lock);
-    let held = std::fs::File::create(lock).map_err(|e| Error::io(lock, e))?;
-    held.lock().map_err(|e| Error::io(lock, e))?;
+    let _turn = crate::file::Turn::take(path)?;
     let mut all = match path.exists() {
         true => Recorded::load(path)?,
         false => Recorded::default(),
     };
     change(&mut all);
     let text = toml::to_string(&all).map_err(|e| Error::file(path, e.to_string()))?;
-    crate::file::write_atomically(path, |part| std::fs::write(part, &text).map_err(|e| Error::io(part, e)))
+    crate::file::write_atomically(path, |part| crate::file::write_bytes(part, path, text.as_bytes()))
 }
 
 impl State {
+    /// Whether an observer can have seen this.
+    fn check(&self) -> Result<(), &'static str> {
+        if self.min.len() != self.max.len() {
+            return Err("it has not as many smallest as largest values");
+        }
+        let is_range = |(min, max): (&f32, &f32)| (min.is_finite() && max.is_finite() && min <= max) || (*min, *max) == UNSET;
+        if !self.min.iter().zip(&self.max).all(is_range) {
+            return Err("its smallest and largest value are no range");
+        }
+        match self.counts.iter().all(|count| count.is_finite() && *count >= 0.0) {
+            true => Ok(()),
+            false => Err("a count is negative or no number"),
+        }
+    }
+
     /// What stands in an observer's buffers.
     ///
     /// # Errors
@@ -197,6 +224,39 @@ mod tests {
         assert_eq!(model.observers["a._observer_0"], state(&[0.0, 1.0, 8.0, 0.0, 3.5, 8.0]));
         assert_eq!(model.observers["a._observer_1"], channels(vec![-3.0, 0.0], vec![1.0, 6.0]));
         assert!(all.model(8).is_none());
+    }
+
+    #[test]
+    fn damaged_numbers_are_refused() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("calib.jq");
+        for (values, why) in [
+            ("min = [nan]\nmax = [1.0]", "no range"),
+            ("min = [0.0]\nmax = [inf]", "no range"),
+            ("min = [2.0]\nmax = [1.0]", "no range"),
+            ("min = [0.0]\nmax = []", "as many"),
+            ("min = [0.0]\nmax = [1.0]\ncounts = [-1.0]", "a count"),
+            ("min = [0.0]\nmax = [1.0]\ncounts = [nan]", "a count"),
+        ] {
+            std::fs::write(&path, format!("version = 2\n[models.a.observers.x]\n{values}\n")).unwrap();
+            let refusal = Recorded::load(&path).unwrap_err().to_string();
+            assert!(refusal.contains("the range of 'x' is damaged") && refusal.contains(why), "{refusal}");
+        }
+        std::fs::write(&path, "").unwrap();
+        assert!(Recorded::load(&path).unwrap_err().to_string().contains("it is empty"));
+    }
+
+    #[test]
+    fn nothing_is_left_and_no_neighbour_is_touched() {
+        let folder = tempfile::tempdir().unwrap();
+        // What `--ranges Cargo` took for its own.
+        let neighbour = folder.path().join("Cargo.lock");
+        std::fs::write(&neighbour, "mine").unwrap();
+        let mut recorded = Recorded::default();
+        recorded.add(7, "x", &state(&[0.0, 1.0]));
+        recorded.add_to_file(&folder.path().join("Cargo")).unwrap();
+        assert_eq!(std::fs::read_to_string(&neighbour).unwrap(), "mine");
+        assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 2);
     }
 
     #[test]

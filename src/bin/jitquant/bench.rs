@@ -11,7 +11,8 @@ use jitquant::measure::quantile;
 use jitquant::pass::{stock_operators, to_native};
 use serde::Serialize;
 
-use crate::data::{DATA_HELP, ImageOptions};
+use crate::bounds;
+use crate::data::{DATA_HELP, DataOptions};
 use crate::feed::{Feed, load};
 use crate::output;
 
@@ -29,10 +30,10 @@ pub struct Arguments {
     #[arg(long, required = true, num_args = 1..)]
     data: Vec<PathBuf>,
     /// Samples that are run at once.
-    #[arg(long, default_value = "1", value_name = "N")]
+    #[arg(long, default_value = "1", value_name = "N", value_parser = bounds::batch)]
     batch: NonZeroUsize,
     /// Threads that libtorch uses; by default as many as it chooses.
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", value_parser = bounds::threads)]
     threads: Option<NonZeroUsize>,
     /// What runs quantized layers: `stock` (the engine that libtorch chooses), an engine of libtorch's by name (fbgemm, x86,
     /// onednn), `jitquant` (libtorch's operators on jitquant's kernels), or `native` (jitquant's own operators). Several
@@ -40,13 +41,13 @@ pub struct Arguments {
     #[arg(long = "engine", value_name = "ENGINE", value_delimiter = ',', default_value = "stock,jitquant,native")]
     engines: Vec<String>,
     /// How long to measure, in seconds, all models together.
-    #[arg(long, default_value = "5", value_name = "SECONDS")]
+    #[arg(long, default_value = "5", value_name = "SECONDS", value_parser = bounds::time)]
     seconds: f64,
     /// Print the figures as JSON.
     #[arg(long)]
     json: bool,
     #[command(flatten)]
-    images: ImageOptions,
+    data_options: DataOptions,
 }
 
 #[derive(Serialize)]
@@ -122,7 +123,7 @@ pub fn run(arguments: &Arguments) -> Result<()> {
         jitquant::set_threads(threads.get());
     }
     let contestants = contestants(arguments)?;
-    let feed = Feed::open(&contestants[0].model, &arguments.data, &arguments.images, None)?;
+    let feed = Feed::open(&contestants[0].model, &arguments.data, &arguments.data_options, None)?;
     let (samples, inputs): (usize, Vec<IValue>) =
         feed.batches(arguments.batch).next().context("there is no sample")??;
     let mut times = vec![Vec::new(); contestants.len()];

@@ -8,8 +8,9 @@ use anyhow::{Context, Result, ensure};
 use jitquant::measure::{Comparison, quantile, top_classes};
 use serde::Serialize;
 
-use crate::data::{DATA_HELP, ImageOptions};
-use crate::feed::{Feed, load, outputs};
+use crate::bounds;
+use crate::data::{DATA_HELP, DataOptions};
+use crate::feed::{self, Feed, load, outputs};
 use crate::layers::{self, Layers};
 use crate::output;
 
@@ -29,11 +30,14 @@ pub struct Arguments {
     /// The array in DATA that holds class labels; accuracy is reported with it.
     #[arg(long, value_name = "NAME")]
     pub labels: Option<String>,
+    /// Convert the float model to float32 first, where it is of float64, float16 or bfloat16.
+    #[arg(long)]
+    pub to_float: bool,
     /// Samples that are run at once.
-    #[arg(long, default_value = "32", value_name = "N")]
+    #[arg(long, default_value = "32", value_name = "N", value_parser = bounds::batch)]
     pub batch_size: NonZeroUsize,
     /// Threads that libtorch uses; by default as many as it chooses.
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", value_parser = bounds::threads)]
     pub threads: Option<NonZeroUsize>,
     /// Compare each layer's output as well, in the order of execution. Takes memory for all outputs of a batch: lower
     /// --batch-size where that is too much.
@@ -49,7 +53,7 @@ pub struct Arguments {
     #[arg(skip)]
     pub time_layers: bool,
     #[command(flatten)]
-    pub images: ImageOptions,
+    pub data_options: DataOptions,
 }
 
 /// The figures of one comparison.
@@ -96,8 +100,11 @@ pub fn run(arguments: &Arguments) -> Result<()> {
 /// Runs both models and compares them.
 pub fn measure(arguments: &Arguments) -> Result<Report> {
     let float = load(&arguments.float)?;
+    if arguments.to_float {
+        feed::convert_to_float(&float)?;
+    }
     let int8 = load(&arguments.int8)?;
-    let feed = Feed::open(&float, &arguments.data, &arguments.images, arguments.labels.as_deref())?;
+    let feed = Feed::open(&float, &arguments.data, &arguments.data_options, arguments.labels.as_deref())?;
     let mut comparison = Comparison::default();
     let mut times: Pair<Vec<f64>> = Pair { float: Vec::new(), int8: Vec::new() };
     let mut correct: Pair<usize> = Pair { float: 0, int8: 0 };

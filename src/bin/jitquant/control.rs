@@ -13,8 +13,9 @@ use jitquant::ir::{IValue, Module};
 use jitquant::pass::QuantType;
 use jitquant::{Converted, Prepared, Quantizer};
 
+use crate::bounds;
 use crate::control_report::{AccuracyReport, ControlReport};
-use crate::data::ImageOptions;
+use crate::data::{DataOptions, ImageOptions};
 use crate::feed::Feed;
 
 /// Every so manyth batch is measured on where there is no --evaluate.
@@ -28,7 +29,7 @@ pub struct ControlOptions {
     #[arg(long, value_name = "SHARE", value_parser = share, conflicts_with = "finetune")]
     min_agreement: Option<f64>,
     /// The least signal to quantization noise ratio of the outputs; the same for models that give no class scores.
-    #[arg(long, value_name = "DB", conflicts_with = "finetune")]
+    #[arg(long, value_name = "DB", value_parser = bounds::decibels, conflicts_with = "finetune")]
     min_sqnr: Option<f64>,
     /// How much of the accuracy on the labels (--labels) may be lost at most, e.g. 0.5%.
     #[arg(long, value_name = "SHARE", value_parser = share, requires = "labels", conflicts_with = "finetune")]
@@ -37,7 +38,7 @@ pub struct ControlOptions {
     #[arg(long, value_name = "DATA", num_args = 1..)]
     evaluate: Vec<PathBuf>,
     /// How long to look for a model that reaches the goal.
-    #[arg(long, value_name = "N", default_value = "10")]
+    #[arg(long, value_name = "N", default_value = "10", value_parser = bounds::time)]
     control_minutes: f64,
     /// Write the best model found where none reaches the goal; otherwise nothing is written then.
     #[arg(long)]
@@ -50,7 +51,7 @@ pub struct ControlOptions {
     #[arg(long, value_enum, default_value_t = Kernels::Stock)]
     kernels: Kernels,
     /// Samples at once where --only-faster measures.
-    #[arg(long, value_name = "N", default_value = "1")]
+    #[arg(long, value_name = "N", default_value = "1", value_parser = bounds::batch)]
     latency_batch: NonZeroUsize,
     /// Keep the ranges that calibration finds in this file. A later run with the same model and data reads them there and
     /// runs no data, whatever its form, --skip or way of choosing ranges from histograms; without --calibrate too.
@@ -81,7 +82,7 @@ fn share(text: &str) -> Result<f64, String> {
 /// The samples of --calibrate.
 pub struct Samples<'a> {
     pub calibrate: &'a [PathBuf],
-    pub images: &'a ImageOptions,
+    pub options: &'a DataOptions,
     /// The array that holds labels.
     pub labels: Option<&'a str>,
     pub batch_size: NonZeroUsize,
@@ -98,6 +99,12 @@ impl ControlOptions {
     /// Whether calibration data may be missing.
     pub fn has_ranges(&self) -> bool {
         self.ranges.is_some()
+    }
+
+    /// The files that are read, or written beside the model, and what they are.
+    pub fn files(&self) -> impl Iterator<Item = (&'static str, &Path)> {
+        let evaluate = self.evaluate.iter().map(|path| ("data of --evaluate", path.as_path()));
+        evaluate.chain(self.ranges.iter().map(|path| ("the file of --ranges", path.as_path())))
     }
 
     fn goal(&self) -> Option<Goal> {
@@ -186,7 +193,7 @@ fn read(options: &ControlOptions, module: &Module, samples: &Samples<'_>) -> Res
     if !options.evaluate.is_empty() {
         ensure!(has_goal, "--evaluate goes with --min-agreement, --min-sqnr or --max-drop");
         let labels = samples.labels.filter(|_| options.max_drop.is_some());
-        let feed = Feed::open(module, &options.evaluate, samples.images, labels)?;
+        let feed = Feed::open(module, &options.evaluate, samples.options, labels)?;
         data.evaluation = batches(&feed, samples.batch_size, feed.len())?;
         data.labels = feed.labels;
     }
@@ -194,9 +201,9 @@ fn read(options: &ControlOptions, module: &Module, samples: &Samples<'_>) -> Res
         ensure!(!has_goal || !data.evaluation.is_empty(), "a goal needs samples to measure on: --evaluate DATA");
         return Ok(data);
     }
-    let feed = match Feed::open(module, samples.calibrate, samples.images, samples.labels) {
+    let feed = match Feed::open(module, samples.calibrate, samples.options, samples.labels) {
         // The labels may be in the other data.
-        Err(_) if !options.evaluate.is_empty() => Feed::open(module, samples.calibrate, samples.images, None)?,
+        Err(_) if !options.evaluate.is_empty() => Feed::open(module, samples.calibrate, samples.options, None)?,
         feed => feed?,
     };
     let limit = samples.limit.map_or(feed.len(), |limit| limit.get().min(feed.len()));
@@ -226,7 +233,8 @@ fn batches(feed: &Feed, size: NonZeroUsize, limit: usize) -> Result<Vec<Vec<IVal
 }
 
 fn samples_of(batch: &[IValue]) -> usize {
-    batch.iter().find_map(|input| input.as_tensor()?.shape().first().copied()).map_or(1, |size| size as usize)
+    let mut tensors = batch.iter().flat_map(IValue::tensors);
+    tensors.find_map(|tensor| tensor.shape().first().copied()).map_or(1, |size| size as usize)
 }
 
 /// What the calibration data is, in words that change where it does: files, their sizes and times, how they are read.
@@ -249,10 +257,10 @@ fn source(options: &ControlOptions, samples: &Samples<'_>) -> Result<String> {
     if options.goal().is_some() && options.evaluate.is_empty() {
         words.push("a fourth held out".to_owned());
     }
-    let images = format!("{:?}", samples.images);
-    if images != format!("{:?}", ImageOptions::default()) {
-        words.push(images);
+    if samples.options.images != ImageOptions::default() {
+        words.push(format!("{:?}", samples.options.images));
     }
+    words.extend(samples.options.given.iter().map(|given| format!("{}={}", given.name, given.value)));
     Ok(words.join(", "))
 }
 

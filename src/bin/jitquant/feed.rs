@@ -5,9 +5,10 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
 use jitquant::control::Outputs;
-use jitquant::ir::{DType, IValue, Module, Tensor};
+use jitquant::ir::{DType, FloatChanges, IValue, Module, Tensor};
 
-use crate::data::{Array, ArrayData, Dataset, ImageOptions};
+use crate::arguments::Arguments;
+use crate::data::{DataOptions, Dataset};
 
 /// The method that the command line runs.
 pub const METHOD: &str = "forward";
@@ -15,26 +16,26 @@ pub const METHOD: &str = "forward";
 /// Data, its labels, and the order of the model's arguments.
 pub struct Feed {
     dataset: Dataset,
+    arguments: Arguments,
     /// Class labels, where asked for; one a sample.
     pub labels: Option<Vec<i64>>,
 }
 
 impl Feed {
     /// Opens DATA for `model`.
-    pub fn open(model: &Module, paths: &[PathBuf], images: &ImageOptions, labels: Option<&str>) -> Result<Self> {
-        let mut dataset = Dataset::open(paths, images)?;
+    pub fn open(model: &Module, paths: &[PathBuf], options: &DataOptions, labels: Option<&str>) -> Result<Self> {
+        let mut dataset = Dataset::open(paths, options)?;
         let labels = labels.map(|name| dataset.take_labels(name)).transpose()?;
         if !has_dtype(model, DType::F64) {
             dataset.convert_float64();
         }
-        let schema = model.schema(METHOD)?;
-        let arguments: Vec<&str> = schema.arguments.iter().skip(1).map(|argument| argument.name.as_str()).collect();
-        let required = schema.arguments.iter().skip(1).filter(|argument| !argument.has_default).count();
-        dataset.bind(&arguments, required)?;
+        let names: Vec<String> = dataset.inputs().map(|input| input.name.clone()).collect();
+        let arguments = Arguments::of(model, METHOD, &names, &options.given)?;
+        dataset.bind(&arguments.arrays(), arguments.required())?;
         for note in dataset.notes() {
             eprintln!("note: {note}");
         }
-        Ok(Self { dataset, labels })
+        Ok(Self { dataset, arguments, labels })
     }
 
     /// How many samples there are.
@@ -44,10 +45,10 @@ impl Feed {
 
     /// The samples, `size` at a time: how many, and the model's inputs.
     pub fn batches(&self, size: NonZeroUsize) -> impl Iterator<Item = Result<(usize, Vec<IValue>)>> {
-        self.dataset.batches(size).map(|batch| {
+        self.dataset.batches(size).map(move |batch| {
             let arrays = batch?;
             let samples = arrays.iter().find_map(|array| array.shape.first()).copied().unwrap_or(0);
-            Ok((samples, arrays.iter().map(to_input).collect::<Result<_>>()?))
+            Ok((samples, self.arguments.inputs(&arrays)?))
         })
     }
 
@@ -63,7 +64,7 @@ impl Feed {
         batches.filter(move |(number, _)| wanted(*number)).map(move |(number, first)| {
             let samples = size.get().min(self.len() - first);
             let arrays = self.dataset.batch(first..first + samples)?;
-            Ok((number, samples, arrays.iter().map(to_input).collect::<Result<_>>()?))
+            Ok((number, samples, self.arguments.inputs(&arrays)?))
         })
     }
 
@@ -80,45 +81,13 @@ impl Feed {
 
 /// The inputs in words: name, type and shape of each.
 fn describe(dataset: &Dataset, inputs: &[IValue]) -> String {
-    let of = |(info, value): (&crate::data::InputInfo, &IValue)| match value.as_tensor() {
-        Some(tensor) => format!("{}: {} {:?}", info.name, info.element_type, tensor.shape()),
-        None => info.name.clone(),
+    let tensors: Vec<&Tensor> = inputs.iter().flat_map(IValue::tensors).collect();
+    let mut shapes = tensors.iter().map(|tensor| tensor.shape());
+    let of = |info: &crate::data::InputInfo| match (info.is_number, shapes.next()) {
+        (false, Some(shape)) => format!("{}: {} {shape:?}", info.name, info.element_type),
+        _ => info.name.clone(),
     };
-    dataset.inputs().zip(inputs).map(of).collect::<Vec<_>>().join(", ")
-}
-
-fn to_input(array: &Array) -> Result<IValue> {
-    if array.shape.is_empty() {
-        return number(&array.data).with_context(|| format!("array `{}` is no number", array.name));
-    }
-    let shape: Vec<i64> = array.shape.iter().map(|&size| size as i64).collect();
-    let tensor = match &array.data {
-        ArrayData::F32(values) => Tensor::from_slice(values, &shape),
-        ArrayData::F64(values) => Tensor::from_slice(values, &shape),
-        ArrayData::I64(values) => Tensor::from_slice(values, &shape),
-        ArrayData::I32(values) => Tensor::from_slice(values, &shape),
-        ArrayData::I16(values) => Tensor::from_slice(values, &shape),
-        ArrayData::I8(values) => Tensor::from_slice(values, &shape),
-        ArrayData::U8(values) => Tensor::from_slice(values, &shape),
-        ArrayData::Bool(values) => {
-            let bytes: Vec<u8> = values.iter().map(|&value| u8::from(value)).collect();
-            Tensor::from_bytes(DType::Bool, &shape, &bytes)
-        }
-    };
-    Ok(IValue::Tensor(tensor?))
-}
-
-fn number(data: &ArrayData) -> Option<IValue> {
-    Some(match data {
-        ArrayData::F32(values) => f64::from(*values.first()?).into(),
-        ArrayData::F64(values) => (*values.first()?).into(),
-        ArrayData::I64(values) => (*values.first()?).into(),
-        ArrayData::I32(values) => i64::from(*values.first()?).into(),
-        ArrayData::I16(values) => i64::from(*values.first()?).into(),
-        ArrayData::I8(values) => i64::from(*values.first()?).into(),
-        ArrayData::U8(values) => i64::from(*values.first()?).into(),
-        ArrayData::Bool(values) => (*values.first()?).into(),
-    })
+    dataset.inputs().map(of).collect::<Vec<_>>().join(", ")
 }
 
 /// Whether some parameter or buffer has elements of that type.
@@ -136,9 +105,27 @@ pub fn outputs(output: &IValue, samples: usize) -> Result<Outputs> {
     Ok(Outputs::of(output, samples)?)
 }
 
+/// Reads a model, and says on stderr what its user may want to know of the file.
+pub fn read(path: &Path) -> Result<Module> {
+    let (model, notes) = Module::load_with_notes(path)?;
+    for note in notes {
+        eprintln!("note: {}: {note}", path.display());
+    }
+    Ok(model)
+}
+
+/// Brings a model to float32, and says on stderr what that took.
+pub fn convert_to_float(model: &Module) -> Result<()> {
+    let FloatChanges { tensors, constants, casts } = model.to_float()?;
+    eprintln!(
+        "note: converted to float32: {tensors} parameters and buffers, {constants} constants, {casts} casts in the code"
+    );
+    Ok(())
+}
+
 /// Loads a model for running.
 pub fn load(path: &Path) -> Result<Module> {
-    let model = Module::load(path)?;
+    let model = read(path)?;
     if model.is_training() {
         model.train(false)?;
     }

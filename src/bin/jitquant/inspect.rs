@@ -71,7 +71,7 @@ struct LayerRow {
 }
 
 pub fn run(arguments: &Arguments) -> Result<()> {
-    let module = Module::load(&arguments.model)?;
+    let module = crate::feed::read(&arguments.model)?;
     let inspection = inspect(arguments, &module)?;
     if arguments.json {
         return output::json(&inspection);

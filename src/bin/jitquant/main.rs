@@ -1,11 +1,23 @@
 //! `jitquant`: quantize, inspect, compare and measure TorchScript models from the command line.
 
+// Those of the standard library panic where nobody reads (`jitquant inspect model.pt | head`) or the disk is full.
+macro_rules! println {
+    ($($text:tt)*) => { $crate::output::say(format_args!($($text)*)) };
+}
+macro_rules! eprintln {
+    ($($text:tt)*) => { $crate::output::note(format_args!($($text)*)) };
+}
+
+mod arguments;
 mod bench;
+mod bounds;
 mod calibrate;
+mod claim;
 mod compare;
 mod control;
 mod control_report;
 mod data;
+mod dropped;
 mod feed;
 #[cfg(feature = "tch")]
 mod finetune;
@@ -17,8 +29,12 @@ mod quantize;
 mod report;
 
 use std::io::IsTerminal;
+use std::path::PathBuf;
 use std::process::ExitCode;
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 
+use anyhow::Result;
 use clap::{Parser, Subcommand};
 use tracing::Level;
 
@@ -33,12 +49,17 @@ A first session:
   jitquant quantize model.pt --calibrate data.npz -o model.int8.pt  an INT8 model that any libtorch runs
   jitquant compare model.pt model.int8.pt --data more.npz           how close it is, how small, how fast
 
-Exit codes: 0 done; 1 it failed, stderr says why and nothing was written; 2 the arguments make no sense."
+Exit codes: 0 done; 1 it failed, stderr says why and nothing was written; 2 the arguments make no sense;
+130 and 143 it was ended by Ctrl-C or kill, and left nothing."
 )]
 struct Cli {
     /// Say more of what is done, on stderr: how near each tried range comes, for one
     #[arg(short, long, global = true)]
     verbose: bool,
+    /// Load this library first, for models that call operators or classes of its own (torchvision's, one's own); may be
+    /// given several times. It runs with all rights of this program.
+    #[arg(long, global = true, value_name = "FILE.so")]
+    library: Vec<PathBuf>,
     #[command(subcommand)]
     command: Command,
 }
@@ -53,6 +74,7 @@ enum Command {
 }
 
 fn main() -> ExitCode {
+    end_on_signals();
     // Deprecation notices of libtorch's quantized types are of no use to who runs this program.
     jitquant::silence_torch_warnings();
     let cli = Cli::parse();
@@ -62,19 +84,43 @@ fn main() -> ExitCode {
         .with_ansi(std::io::stderr().is_terminal())
         .with_target(false)
         .without_time()
+        .log_internal_errors(false)
         .init();
-    let outcome = match cli.command {
-        Command::Quantize(arguments) => quantize::run(&arguments),
-        Command::Inspect(arguments) => inspect::run(&arguments),
-        Command::Compare(arguments) => compare::run(&arguments),
-        Command::Report(arguments) => report::run(&arguments),
-        Command::Bench(arguments) => bench::run(&arguments),
-    };
+    // What is left to chance must not look like a crash of libtorch's.
+    let outcome = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| run(&cli)));
     match outcome {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(e) => {
-            eprintln!("error: {e:#}");
+        Ok(Ok(())) => output::outcome(),
+        Ok(Err(e)) => {
+            eprintln!("error: {}", jitquant::brief(&format!("{e:#}")));
             ExitCode::FAILURE
         }
+        Err(_) => {
+            eprintln!("error: that was a fault of jitquant's; nothing was written after it");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(cli: &Cli) -> Result<()> {
+    for library in &cli.library {
+        jitquant::load_library(library)?;
+    }
+    match &cli.command {
+        Command::Quantize(arguments) => quantize::run(arguments),
+        Command::Inspect(arguments) => inspect::run(arguments),
+        Command::Compare(arguments) => compare::run(arguments),
+        Command::Report(arguments) => report::run(arguments),
+        Command::Bench(arguments) => bench::run(arguments),
+    }
+}
+
+/// Ctrl-C ends the program with exit code 130, `kill` with 143. Files that are being written have no name until they are
+/// whole, so nothing is left of them.
+fn end_on_signals() {
+    use signal_hook::consts::{SIGINT, SIGTERM};
+    for signal in [SIGINT, SIGTERM] {
+        let always = Arc::new(AtomicBool::new(true));
+        // Where it cannot be set, the system ends the program all the same.
+        signal_hook::flag::register_conditional_shutdown(signal, 128 + signal, always).ok();
     }
 }

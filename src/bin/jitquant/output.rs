@@ -1,12 +1,45 @@
 //! What all commands print alike: tables, sizes, times, progress bars, JSON.
 
-use std::io::IsTerminal;
+use std::fmt;
+use std::io::{ErrorKind, IsTerminal, Write};
+use std::process::ExitCode;
+use std::sync::Mutex;
 use std::time::Duration;
 
 use anyhow::Result;
 use comfy_table::{CellAlignment, ContentArrangement, Table, presets};
 use indicatif::{ProgressBar, ProgressStyle};
 use serde::Serialize;
+
+/// Why stdout took no more, where it did not. What was to be written after that is dropped.
+static FAILURE: Mutex<Option<ErrorKind>> = Mutex::new(None);
+
+/// Prints a line on stdout.
+pub fn say(text: fmt::Arguments<'_>) {
+    let mut failure = FAILURE.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+    if failure.is_none() {
+        let mut stdout = std::io::stdout().lock();
+        *failure = writeln!(stdout, "{text}").and_then(|()| stdout.flush()).err().map(|e| e.kind());
+    }
+}
+
+/// Prints a line on stderr, where it can be.
+pub fn note(text: fmt::Arguments<'_>) {
+    writeln!(std::io::stderr(), "{text}").ok();
+}
+
+/// How the program ends that has done all it should: a failure where stdout was full, and none where its reader had enough
+/// (`| head`).
+pub fn outcome() -> ExitCode {
+    let failure = *FAILURE.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+    match failure {
+        None | Some(ErrorKind::BrokenPipe) => ExitCode::SUCCESS,
+        Some(why) => {
+            note(format_args!("error: stdout could not be written: {why}"));
+            ExitCode::FAILURE
+        }
+    }
+}
 
 /// A table with `header`; the columns after the first are numbers.
 pub fn table(header: &[&str]) -> Table {

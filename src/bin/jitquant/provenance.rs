@@ -34,7 +34,7 @@ pub struct Left {
 impl Provenance {
     /// Of the command that runs now.
     pub fn of_this_command(mode: &str, report: &Report) -> Self {
-        let arguments = std::env::args().skip(1);
+        let arguments = std::env::args_os().skip(1).map(|argument| argument.to_string_lossy().into_owned());
         let left = report.float.iter().map(|layer| Left {
             path: layer.path.clone(),
             operator: layer.operator.clone(),

@@ -16,7 +16,9 @@ use serde::Serialize;
 
 use crate::control::{self, ControlOptions, Samples};
 use crate::control_report::ControlReport;
-use crate::data::{DATA_HELP, ImageOptions};
+use crate::bounds;
+use crate::claim::{self, Claim};
+use crate::data::{DATA_HELP, DataOptions};
 use crate::feed::Feed;
 use crate::output;
 use crate::provenance::Provenance;
@@ -47,6 +49,12 @@ pub struct Arguments {
     /// Where to write the INT8 model.
     #[arg(short, long, value_name = "OUT.pt")]
     output: PathBuf,
+    /// Replace a file that the command reads, where OUT.pt is one: refused otherwise.
+    #[arg(long)]
+    overwrite_input: bool,
+    /// Convert a model of float64, float16 or bfloat16 to float32 first, which quantization starts from.
+    #[arg(long)]
+    to_float: bool,
     /// When activations' ranges are found.
     #[arg(long, value_enum, default_value_t = Mode::Static)]
     mode: Mode,
@@ -85,7 +93,7 @@ pub struct Arguments {
     #[arg(long)]
     equalize: bool,
     /// Linear layers behind a layer norm: how much of the outliers goes from activations into weights, 0 (off) to 1.
-    #[arg(long, value_name = "0..1")]
+    #[arg(long, value_name = "0..1", value_parser = bounds::part)]
     smooth: Option<f32>,
     /// Give linear layers between float operators one range a tensor, not one for each row: 3 % faster in stock
     /// libtorch, less accurate where few tokens have outliers.
@@ -116,14 +124,14 @@ pub struct Arguments {
     #[arg(long, value_name = "NAME")]
     preserve: Vec<String>,
     /// Samples that are run at once in calibration.
-    #[arg(long, default_value = "32", value_name = "N")]
+    #[arg(long, default_value = "32", value_name = "N", value_parser = bounds::batch)]
     batch_size: NonZeroUsize,
     /// Use at most so many samples for calibration.
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", value_parser = bounds::many)]
     samples: Option<NonZeroUsize>,
     /// Train the model for at most so many steps to give the float model's outputs while it rounds, on the samples of
     /// --calibrate. A killed run goes on from OUT.checkpoint.
-    #[arg(long, value_name = "STEPS")]
+    #[arg(long, value_name = "STEPS", value_parser = bounds::batch)]
     finetune: Option<NonZeroUsize>,
     /// The array in DATA that holds class labels: --finetune trains to give these instead.
     #[arg(long, value_name = "NAME", requires = "finetune", conflicts_with = "labels")]
@@ -137,7 +145,7 @@ pub struct Arguments {
     #[arg(long, requires = "finetune", conflicts_with = "finetune_labels", value_name = "sums|PATH,…")]
     finetune_targets: Option<String>,
     /// Samples of a step of --finetune.
-    #[arg(long, default_value = "8", value_name = "N")]
+    #[arg(long, default_value = "8", value_name = "N", value_parser = bounds::batch)]
     finetune_batch: NonZeroUsize,
     #[command(flatten)]
     control: ControlOptions,
@@ -152,7 +160,7 @@ pub struct Arguments {
     #[arg(long)]
     json: bool,
     #[command(flatten)]
-    images: ImageOptions,
+    data_options: DataOptions,
 }
 
 #[derive(Clone, Copy, ValueEnum)]
@@ -284,7 +292,8 @@ pub fn run(arguments: &Arguments) -> Result<()> {
 
 fn quantize(arguments: &Arguments, group: Option<&Group>) -> Result<()> {
     let start = Instant::now();
-    let module = Module::load(&arguments.model)?;
+    let _claim = arguments.claim_output(group)?;
+    let module = arguments.read()?;
     let mut extra = Module::extra_files(&arguments.model)?;
     let quantizer = arguments.quantizer()?;
     let needs_data = matches!(arguments.mode, Mode::Static);
@@ -383,6 +392,31 @@ impl Arguments {
         Ok(self.preserve.iter().fold(quantizer, |quantizer, name| quantizer.preserve(name)))
     }
 
+    /// Looks at what will be written before work begins, and holds it against other runs.
+    fn claim_output(&self, group: Option<&Group>) -> Result<Option<Claim>> {
+        if group.is_some_and(|group| group.rank() > 0) {
+            return Ok(None);
+        }
+        let mut reads = vec![("the float model", self.model.as_path())];
+        reads.extend(self.calibrate.iter().map(|path| ("data of --calibrate", path.as_path())));
+        reads.extend(self.config.iter().map(|path| ("the file of --config", path.as_path())));
+        reads.extend(self.control.files());
+        claim::check_output(&self.output, &reads, Some(self.overwrite_input))?;
+        Claim::take(&self.output).map(Some)
+    }
+
+    /// Reads the float model, and says what will be left of it.
+    fn read(&self) -> Result<Module> {
+        let module = crate::feed::read(&self.model)?;
+        if self.to_float {
+            crate::feed::convert_to_float(&module)?;
+        }
+        for note in crate::dropped::notes(&module, &self.preserve)? {
+            eprintln!("note: {note}");
+        }
+        Ok(module)
+    }
+
     fn checkpoint(&self) -> PathBuf {
         self.output.with_extension("checkpoint")
     }
@@ -407,7 +441,7 @@ impl Arguments {
             );
             let samples = Samples {
                 calibrate: &self.calibrate,
-                images: &self.images,
+                options: &self.data_options,
                 labels: self.labels.as_deref(),
                 batch_size: self.batch_size,
                 limit: self.samples,
@@ -432,7 +466,7 @@ impl Arguments {
         group: Option<&Group>,
     ) -> Result<Option<(Converted, usize)>> {
         let labels = self.finetune_labels.as_deref().or(self.labels.as_deref());
-        let mut feed = Feed::open(module, &self.calibrate, &self.images, labels)?;
+        let mut feed = Feed::open(module, &self.calibrate, &self.data_options, labels)?;
         if self.finetune_labels.is_none() {
             feed.labels = None;
         }
@@ -459,7 +493,7 @@ impl Arguments {
     }
 
     fn run_calibration(&self, module: &Module, prepared: &mut Prepared, group: Option<&Group>) -> Result<usize> {
-        let feed = Feed::open(module, &self.calibrate, &self.images, self.labels.as_deref())?;
+        let feed = Feed::open(module, &self.calibrate, &self.data_options, self.labels.as_deref())?;
         crate::calibrate::run(&feed, prepared, self.batch_size, self.samples, group)
     }
 }

@@ -4,16 +4,16 @@ mod graph;
 mod page;
 mod picture;
 
-use std::io::Write;
 use std::num::NonZeroUsize;
 use std::path::PathBuf;
 
-use anyhow::{Context, Result};
+use anyhow::Result;
 use jitquant::{Quantizer, WeightOnly};
 use serde::Serialize;
 
+use crate::bounds;
 use crate::compare::{self, Report};
-use crate::data::{DATA_HELP, ImageOptions};
+use crate::data::{DATA_HELP, DataOptions};
 use crate::provenance::Provenance;
 
 /// Write one page that shows where an INT8 model loses accuracy, layer by layer.
@@ -36,17 +36,20 @@ pub struct Arguments {
     /// The array in DATA that holds class labels; accuracy is reported with it.
     #[arg(long, value_name = "NAME")]
     labels: Option<String>,
+    /// Convert the float model to float32 first, where it is of float64, float16 or bfloat16.
+    #[arg(long)]
+    to_float: bool,
     /// Samples that are run at once; all layers' outputs of a batch are in memory together.
-    #[arg(long, default_value = "16", value_name = "N")]
+    #[arg(long, default_value = "16", value_name = "N", value_parser = bounds::batch)]
     batch_size: NonZeroUsize,
     /// Threads that libtorch uses; by default as many as it chooses.
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", value_parser = bounds::threads)]
     threads: Option<NonZeroUsize>,
     /// Print the same as JSON.
     #[arg(long)]
     json: bool,
     #[command(flatten)]
-    images: ImageOptions,
+    data_options: DataOptions,
 }
 
 /// What stays in float.
@@ -75,6 +78,11 @@ struct Findings {
 }
 
 pub fn run(arguments: &Arguments) -> Result<()> {
+    if let Some(output) = &arguments.output {
+        let mut reads = vec![("the float model", arguments.float.as_path()), ("the INT8 model", arguments.int8.as_path())];
+        reads.extend(arguments.data.iter().map(|path| ("data", path.as_path())));
+        crate::claim::check_output(output, &reads, None)?;
+    }
     if let Some(threads) = arguments.threads {
         jitquant::set_threads(threads.get());
     }
@@ -83,19 +91,20 @@ pub fn run(arguments: &Arguments) -> Result<()> {
         int8: arguments.int8.clone(),
         data: arguments.data.clone(),
         labels: arguments.labels.clone(),
+        to_float: arguments.to_float,
         batch_size: arguments.batch_size,
         threads: arguments.threads,
         layers: true,
         worst: None,
         json: arguments.json,
         time_layers: true,
-        images: arguments.images.clone(),
+        data_options: arguments.data_options.clone(),
     })?;
     let made_by = Provenance::read(&arguments.int8)?;
     let mode = made_by.as_ref().map_or_else(|| mode_of(&figures).to_owned(), |made_by| made_by.mode.clone());
     let left_in_float = left_in_float(arguments, &figures, made_by.as_ref(), &mode)?;
     let findings = Findings {
-        command: std::env::args().collect::<Vec<_>>().join(" "),
+        command: std::env::args_os().map(|word| word.to_string_lossy().into_owned()).collect::<Vec<_>>().join(" "),
         made_by,
         mode,
         float_model: arguments.float.clone(),
@@ -104,7 +113,8 @@ pub fn run(arguments: &Arguments) -> Result<()> {
         left_in_float,
     };
     if let Some(path) = &arguments.output {
-        write(path, &page::page(&findings)?)?;
+        let page = page::page(&findings)?;
+        jitquant::write_atomically(path, |part| jitquant::write_bytes(part, path, page.as_bytes()))?;
     }
     if arguments.json {
         return crate::output::json(&findings);
@@ -153,7 +163,11 @@ fn left_in_float(
                 "weight-only" => Quantizer::weight_only(WeightOnly::Bits8),
                 _ => Quantizer::static_ptq(),
             };
-            let verdicts = quantizer.verdicts(&crate::feed::load(&arguments.float)?)?.into_iter();
+            let float = crate::feed::load(&arguments.float)?;
+            if arguments.to_float {
+                float.to_float()?;
+            }
+            let verdicts = quantizer.verdicts(&float)?.into_iter();
             verdicts.filter_map(|(layer, why)| Some((layer.path, layer.operator.to_owned(), why?))).collect()
         }
     };
@@ -184,20 +198,4 @@ fn left_in_float(
     // Layers that were not compared (in branches, say) are left as well.
     left.extend(known.into_iter().map(|(path, operator, reason)| LeftInFloat { path, operator, reason: Some(reason) }));
     Ok(left)
-}
-
-/// Writes beside the target and renames: a failed run leaves an old page as it was.
-fn write(path: &std::path::Path, page: &str) -> Result<()> {
-    let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty());
-    let folder = folder.unwrap_or(std::path::Path::new("."));
-    let mut builder = tempfile::Builder::new();
-    #[cfg(unix)]
-    {
-        use std::os::unix::fs::PermissionsExt;
-        builder.permissions(std::fs::Permissions::from_mode(0o666));
-    }
-    let mut file = builder.tempfile_in(folder).with_context(|| path.display().to_string())?;
-    file.write_all(page.as_bytes())?;
-    file.persist(path).with_context(|| path.display().to_string())?;
-    Ok(())
 }

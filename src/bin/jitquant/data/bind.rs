@@ -6,7 +6,7 @@ use super::{Dataset, Input};
 
 /// Names that arrays of labels usually have. Such an array is left out where no argument wants it, so that data with
 /// labels can be used for calibration as it is.
-const LABEL_NAMES: [&str; 6] = ["label", "labels", "target", "targets", "y", "classes"];
+pub const LABEL_NAMES: [&str; 6] = ["label", "labels", "target", "targets", "y", "classes"];
 
 impl Dataset {
     pub(super) fn bind_inputs(&mut self, arguments: &[&str], required: usize) -> Result<()> {

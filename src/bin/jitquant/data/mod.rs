@@ -13,6 +13,7 @@
 mod array;
 mod bind;
 mod image_options;
+mod options;
 mod images;
 mod npy;
 mod npz;
@@ -28,7 +29,9 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result, bail, ensure};
 
 pub use array::{Array, ArrayData, ElementType};
+pub use bind::LABEL_NAMES;
 pub use image_options::ImageOptions;
+pub use options::{DataOptions, Given};
 
 use images::ImageSet;
 use stored::StoredArray;
@@ -40,6 +43,8 @@ DATA is one of
   x.npy                        the one input of the model
   x=a.npy                      the input called x, for models with several inputs: give one such DATA for each
   photos/                      a folder of PNG and JPEG images (see --resize, --crop, --mean, --std, --grayscale)
+An argument that is a tuple, list or dictionary of tensors is put together of arrays with its name and a point before
+theirs: boxes.0 and boxes.1, features.p3. Numbers, truths and texts are given by --input.
 The first dimension of every array counts the samples; a single number (in an .npz, beside arrays) goes to every batch.
 The samples of several DATA follow one another.";
 
@@ -47,7 +52,7 @@ The samples of several DATA follow one another.";
 ///
 /// # Example
 /// ```ignore
-/// let mut dataset = Dataset::open(&["digits.npz".into()], &ImageOptions::default())?;
+/// let mut dataset = Dataset::open(&["digits.npz".into()], &DataOptions::default())?;
 /// let labels = dataset.take_labels("labels")?;
 /// dataset.bind(&["x"], 1)?;
 /// for batch in dataset.batches(NonZeroUsize::new(32).unwrap()) {
@@ -120,7 +125,7 @@ impl Dataset {
     /// # Errors
     /// With the file: missing, of a kind that is not read, damaged or truncated; empty; arrays with different numbers of
     /// samples; an element type that no model takes; files that do not go together.
-    pub fn open(paths: &[PathBuf], options: &ImageOptions) -> Result<Self> {
+    pub fn open(paths: &[PathBuf], options: &DataOptions) -> Result<Self> {
         open::open(paths, options)
     }
 

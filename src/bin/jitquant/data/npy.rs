@@ -52,7 +52,10 @@ impl Header {
     fn parse(text: &str, len: u64) -> Result<Self> {
         let mut literal = Literal { rest: text };
         let (mut descr, mut fortran_order, mut shape) = (None, None, None);
-        let damaged = || format!("damaged .npy header {:?}", text.trim_end());
+        let damaged = || {
+            let shown: String = text.trim_end().chars().take(200).collect();
+            format!("damaged .npy header {shown:?}")
+        };
         literal.expect('{').with_context(damaged)?;
         while !literal.accept('}') {
             let key = literal.string().with_context(damaged)?;

@@ -13,7 +13,10 @@ use super::stored::StoredArray;
 
 /// Opens a `.npz` file: names and arrays in the order in which they were saved. Stored arrays stay in the file,
 /// deflated ones are unpacked, because a deflated stream can only be read from its beginning.
-pub(super) fn open(path: &Path) -> Result<Vec<(String, StoredArray)>> {
+///
+/// Every array's check sum is compared first, as NumPy does. Deflated arrays may take `limit` bytes together.
+pub(super) fn open(path: &Path, limit: u64) -> Result<Vec<(String, StoredArray)>> {
+    let mut left = limit;
     let file = Arc::new(Mutex::new(File::open(path)?));
     let mut archive =
         ZipArchive::new(BufReader::new(File::open(path)?)).context("not a .npz archive, or a truncated one")?;
@@ -26,9 +29,20 @@ pub(super) fn open(path: &Path) -> Result<Vec<(String, StoredArray)>> {
         let header = Header::read(&mut entry).with_context(in_array)?;
         let array = match (entry.compression(), entry.data_start()) {
             (CompressionMethod::Stored, Some(start)) => header.within(&file, start, entry.size()),
-            _ => header.unpack(&mut entry),
+            _ => {
+                left = left.checked_sub(entry.size()).with_context(|| {
+                    format!(
+                        "unpacked, the arrays take more than {} GB: that is refused, unless --max-unpacked GB allows more",
+                        limit >> 30
+                    )
+                })?;
+                header.unpack(&mut entry)
+            }
         };
-        arrays.push((name.to_owned(), array.with_context(in_array)?));
+        let array = array.with_context(in_array)?;
+        // The sum is known, and compared, where the entry ends.
+        std::io::copy(&mut entry, &mut std::io::sink()).with_context(|| format!("array `{name}` is damaged"))?;
+        arrays.push((name.to_owned(), array));
     }
     ensure!(!arrays.is_empty(), "the .npz archive holds no array");
     Ok(arrays)
@@ -59,14 +73,14 @@ mod tests {
         let folder = TempDir::new().unwrap();
         let path = folder.path().join("data.npz");
         std::fs::write(&path, bytes).unwrap();
-        open(&path)
+        open(&path, 1 << 30)
     }
 
     #[test]
     fn archives_written_by_numpy_hold_the_values_that_numpy_put_there() {
         for name in ["stored.npz", "compressed.npz"] {
             let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data/formats").join(name);
-            let arrays = open(&path).unwrap();
+            let arrays = open(&path, 1 << 30).unwrap();
             let names: Vec<&str> = arrays.iter().map(|(name, _)| name.as_str()).collect();
             assert_eq!(names, ["x", "mask", "arr_0"], "{name}");
             let x: Vec<f32> = (0..24).map(|i| i as f32 - 5.0).collect();
@@ -115,6 +129,26 @@ mod tests {
         let middle = bytes.len() / 2;
         bytes[middle..middle + 8].fill(0xff);
         assert!(open_bytes(&bytes).is_err());
+    }
+
+    #[test]
+    fn a_flipped_bit_of_a_stored_array_is_an_error() {
+        let mut bytes = npz_bytes(&[("x.npy", &npy_counting(&[3, 5]))], CompressionMethod::Stored);
+        let at = bytes.windows(4).position(|part| part == 3f32.to_le_bytes()).unwrap();
+        bytes[at + 2] ^= 1;
+        let message = format!("{:#}", open_bytes(&bytes).unwrap_err());
+        assert!(message.starts_with("array `x` is damaged"), "{message}");
+    }
+
+    #[test]
+    fn what_unpacks_to_more_than_the_limit_is_refused() {
+        let zeros = npy_counting(&[1]).iter().copied().chain(std::iter::repeat_n(0, 100_000)).collect::<Vec<u8>>();
+        let bytes = npz_bytes(&[("x.npy", &zeros)], CompressionMethod::Deflated);
+        let folder = TempDir::new().unwrap();
+        let path = folder.path().join("data.npz");
+        std::fs::write(&path, bytes).unwrap();
+        let message = format!("{:#}", open(&path, 50_000).unwrap_err());
+        assert!(message.contains("--max-unpacked"), "{message}");
     }
 
     #[test]

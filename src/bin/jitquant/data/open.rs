@@ -6,7 +6,7 @@ use anyhow::{Context, Result, bail, ensure};
 
 use super::images::{self, ImageSet};
 use super::stored::StoredArray;
-use super::{Dataset, ElementType, ImageOptions, Input, InputInfo, Part, Samples, npy, npz, safetensors};
+use super::{DataOptions, Dataset, ElementType, ImageOptions, Input, InputInfo, Part, Samples, npy, npz, safetensors};
 
 /// The name of the input that images are, where nobody gave one.
 const IMAGES: &str = "images";
@@ -31,13 +31,13 @@ enum Naming {
     Implied,
 }
 
-pub(super) fn open(paths: &[PathBuf], options: &ImageOptions) -> Result<Dataset> {
+pub(super) fn open(paths: &[PathBuf], options: &DataOptions) -> Result<Dataset> {
     ensure!(!paths.is_empty(), "no data given");
     let mut notes = Vec::new();
     let sources: Vec<Source> = paths.iter().map(|path| Source::open(path, options)).collect::<Result<_>>()?;
     sources.iter().for_each(|source| source.note_conversions(&mut notes));
     let has_images = |source: &Source| source.arrays.iter().any(|(_, samples)| matches!(samples, Samples::Images(_)));
-    if *options != ImageOptions::default() && !sources.iter().any(has_images) {
+    if options.images != ImageOptions::default() && !sources.iter().any(has_images) {
         notes
             .push("--resize, --crop, --mean, --std and --grayscale are for images and do not change arrays".to_owned());
     }
@@ -62,7 +62,7 @@ pub(super) fn open(paths: &[PathBuf], options: &ImageOptions) -> Result<Dataset>
 }
 
 impl Source {
-    fn open(argument: &Path, options: &ImageOptions) -> Result<Self> {
+    fn open(argument: &Path, options: &DataOptions) -> Result<Self> {
         let (name, path) = split_name(argument);
         let mut source = Self::open_path(path, options).with_context(|| path.display().to_string())?;
         if let Some(name) = name {
@@ -76,7 +76,7 @@ impl Source {
         Ok(source)
     }
 
-    fn open_path(path: &Path, options: &ImageOptions) -> Result<Self> {
+    fn open_path(path: &Path, options: &DataOptions) -> Result<Self> {
         let metadata = path.metadata().context("cannot open")?;
         let stored = |arrays: Vec<(String, StoredArray)>| {
             let samples = |array: StoredArray| match array.shape.is_empty() {
@@ -86,20 +86,22 @@ impl Source {
             arrays.into_iter().map(|(name, array)| (name, samples(array))).collect::<Vec<_>>()
         };
         let extension = path.extension().unwrap_or_default().to_string_lossy().to_lowercase();
+        // A pipe or a device may have no end.
+        ensure!(metadata.is_dir() || metadata.is_file(), "neither a regular file nor a folder");
         let (naming, ordered, arrays) = match extension.as_str() {
             _ if metadata.is_dir() => {
-                let images = ImageSet::in_folder(path, options)?;
+                let images = ImageSet::in_folder(path, &options.images)?;
                 (Naming::Implied, true, vec![(IMAGES.to_owned(), Samples::Images(images))])
             }
             "npy" => {
                 let stem = path.file_stem().unwrap_or_default().to_string_lossy().into_owned();
                 (Naming::Implied, true, vec![(stem, Samples::Stored(npy::open(path)?))])
             }
-            "npz" => (Naming::Stored, true, stored(npz::open(path)?)),
+            "npz" => (Naming::Stored, true, stored(npz::open(path, options.unpacked_limit(metadata.len()))?)),
             // The writer of this format sorts arrays by type and name, whatever order it was given.
             "safetensors" => (Naming::Stored, false, stored(safetensors::open(path)?)),
             _ if images::is_image(path) => {
-                let images = ImageSet::of_file(path, options)?;
+                let images = ImageSet::of_file(path, &options.images)?;
                 (Naming::Implied, true, vec![(IMAGES.to_owned(), Samples::Images(images))])
             }
             _ => bail!("{}", unknown_kind(&extension)),

@@ -128,9 +128,10 @@ impl State {
         let numbers = [self.step as f64, self.best_loss, self.looks_since_best as f64];
         named.push(("numbers".to_owned(), Tensor::from_slice(&numbers)));
         named.push(("plan".to_owned(), Tensor::from_slice(&plan.numbers())));
-        let part = path.with_extension("checkpoint.part");
-        Tensor::write_safetensors(&named, &part).with_context(|| part.display().to_string())?;
-        std::fs::rename(&part, path).with_context(|| path.display().to_string())
+        let write = |part: &Path| {
+            Tensor::write_safetensors(&named, part).map_err(|e| jitquant::Error::Torch(format!("{}: {e}", path.display())))
+        };
+        Ok(jitquant::write_atomically(path, write)?)
     }
 
     /// Goes on from the checkpoint in `file`, which the user knows as `path`.

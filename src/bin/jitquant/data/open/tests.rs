@@ -64,7 +64,7 @@ fn npy_f64(values: &[f64]) -> Vec<u8> {
 }
 
 fn open(paths: &[PathBuf]) -> Result<Dataset> {
-    Dataset::open(paths, &ImageOptions::default())
+    Dataset::open(paths, &DataOptions::default())
 }
 
 fn error(paths: &[PathBuf]) -> String {
@@ -319,7 +319,7 @@ fn image_options_without_images_leave_a_note() {
     let folder = Folder::new();
     let arrays = folder.write("x.npy", &npy_counting(&[2]));
     let images = folder.images("photos", &[0]);
-    let options = ImageOptions { mean: vec![0.5], ..Default::default() };
+    let options = DataOptions { mean: vec![0.5], ..Default::default() };
     assert!(Dataset::open(&[arrays], &options).unwrap().notes()[0].contains("do not change arrays"));
     assert!(Dataset::open(&[images], &options).unwrap().notes().is_empty());
 }

@@ -1,0 +1,100 @@
+//! Reading TorchScript files.
+
+use std::fs::File;
+use std::io::{BufReader, Cursor, Read, Seek};
+use std::path::Path;
+
+use super::ffi::bridge as ffi;
+use super::module::{Module, first_line};
+use crate::archive::{self, Facts};
+use crate::error::{Error, Result};
+
+/// The longest part of a message of libtorch's that is passed on.
+const LONGEST: usize = 2000;
+
+impl Module {
+    /// Loads a TorchScript file; tensors go to the CPU wherever they were saved from.
+    ///
+    /// The file is looked at before libtorch reads it: sizes and check sums of its records, its pickles, and how deeply its
+    /// code nests. It is a program all the same: load files of those whom you trust.
+    ///
+    /// # Errors
+    /// Where the file cannot be read, is damaged or is not TorchScript, or calls an operator that no library defines which
+    /// is loaded ([`load_library`](crate::load_library)); the message says which.
+    pub fn load(path: impl AsRef<Path>) -> Result<Self> {
+        Ok(Self::load_with_notes(path)?.0)
+    }
+
+    /// As [`Module::load`], and what its user may want to know of the file, sentence by sentence: that its tensors were
+    /// saved on a GPU, for one.
+    ///
+    /// # Errors
+    /// Those of [`Module::load`].
+    pub fn load_with_notes(path: impl AsRef<Path>) -> Result<(Self, Vec<String>)> {
+        crate::init()?;
+        let path = path.as_ref();
+        let metadata = std::fs::metadata(path).map_err(|e| Error::io(path, e))?;
+        if !metadata.is_file() {
+            return Err(Error::file(path, "not a file; a TorchScript file (.pt) is expected"));
+        }
+        let file = File::open(path).map_err(|e| Error::io(path, e))?;
+        let facts = facts_of(&mut BufReader::with_capacity(1 << 18, file)).map_err(|why| Error::file(path, why))?;
+        let loaded = match path.to_str() {
+            Some(text) => ffi::module_load_file(text),
+            // libtorch opens files by names that are text.
+            None => ffi::module_load_bytes(&std::fs::read(path).map_err(|e| Error::io(path, e))?),
+        };
+        let module = loaded.map(Self::from_raw).map_err(|e| Error::file(path, why_not_loaded(e.what())))?;
+        Ok((module, facts.notes()))
+    }
+
+    /// Loads the content of a TorchScript file; it is looked at as [`Module::load`] looks at a file.
+    ///
+    /// # Errors
+    /// Where the bytes are not a TorchScript archive, or one that [`Module::load`] refuses.
+    pub fn load_bytes(bytes: &[u8]) -> Result<Self> {
+        crate::init()?;
+        let refused = |why: String| Error::file(Path::new("the bytes given"), why);
+        facts_of(&mut Cursor::new(bytes)).map_err(refused)?;
+        ffi::module_load_bytes(bytes).map(Self::from_raw).map_err(|e| refused(why_not_loaded(e.what())))
+    }
+}
+
+/// Looks at a file; why it is refused, where it is.
+fn facts_of(file: &mut (impl Read + Seek)) -> Result<Facts, String> {
+    let kind = archive::kind_of(file).map_err(|e| e.to_string())?;
+    match kind.refusal() {
+        Some(why) => Err(why),
+        None => archive::check(file).map_err(|refusal| refusal.to_string()),
+    }
+}
+
+/// What libtorch says of a file that is whole.
+fn why_not_loaded(refusal: &str) -> String {
+    const OPERATOR: &str = "Unknown builtin op: ";
+    const CLASS: &str = "__torch__.torch.classes.";
+    let is_unknown_class = refusal.contains("Unknown type name") || refusal.contains("Can't find");
+    let missing = if let Some((_, rest)) = refusal.split_once(OPERATOR) {
+        Some(("operator", first_line(rest).trim().trim_end_matches('.')))
+    } else if let Some((_, rest)) = refusal.split_once(CLASS).filter(|_| is_unknown_class) {
+        let is_name = |c: char| c.is_alphanumeric() || c == '_' || c == '.';
+        Some(("class", rest[..rest.find(|c| !is_name(c)).unwrap_or(rest.len())].trim_end_matches('.')))
+    } else {
+        None
+    };
+    match missing {
+        Some((what, name)) => {
+            let place = refusal.lines().map(str::trim).find(|line| line.starts_with("File \""));
+            let place = place.map_or(String::new(), |place| format!(" ({})", archive::shortened(place)));
+            format!(
+                "the model's code uses the {what} '{}'{place}, which libtorch itself does not have: load the library that \
+                 defines it first, with --library FILE.so on the command line, or load_library of the C, C++ and Rust API",
+                archive::shortened(name)
+            )
+        }
+        None => match refusal.char_indices().nth(LONGEST) {
+            Some((end, _)) => format!("{} …", &refusal[..end]),
+            None => refusal.to_owned(),
+        },
+    }
+}
