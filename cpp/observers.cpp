@@ -166,10 +166,11 @@ std::unique_ptr<IValues> observer_take(const Module &observer) {
   IValues state{min.clone(), max.clone()};
   min.fill_(std::numeric_limits<float>::infinity());
   max.fill_(-std::numeric_limits<float>::infinity());
-  if (observer.hasattr("histogram")) {
-    state.emplace_back(observer.attr("histogram").toTensor().clone());
-    observer.attr("histogram").toTensor().zero_();
-  }
+  for (const char *counts : {"histogram", "rows"})
+    if (observer.hasattr(counts)) {
+      state.emplace_back(observer.attr(counts).toTensor().clone());
+      observer.attr(counts).toTensor().zero_();
+    }
   return std::make_unique<IValues>(std::move(state));
 }
 

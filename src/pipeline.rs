@@ -1,20 +1,23 @@
 //! From a float module to an INT8 one: prepare, calibrate, convert.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 
 use crate::check::{self, Check, CheckSamples, Misfit, Reference};
 use crate::control::{Patient, Ranges};
 use crate::error::{Context, Error, Result};
 use crate::ir::{DType, GeneralPass, IValue, Module, Node, Tensor};
 use crate::methods::{Methods, Rounding};
-use crate::observer::{ObserverKind, UNSET};
+use crate::observer::{ObserverKind, Refusal, UNSET, collect_refusals};
+use crate::pass::op_table::Conditions;
 use crate::pass::prepare::{
-    LoneLinear, PRODUCT, find_lone_linear, mark_lone_linear, mark_products, prepare, quantize_lone_linear,
-    quantize_recurrent, restore_products, round_weights, settle_clamps,
+    LoneLinear, PRODUCT, ROWS, find_lone_linear, keep_biases_in_range, leave_unreached, mark_lone_linear,
+    mark_products, prepare, quantize_lone_linear, quantize_recurrent, restore_products, round_weights, settle_clamps,
+    unreached_layers,
 };
 use crate::pass::{
-    Coverage, Layer, QuantType, WeightOnly, computes_weight, finalize, float_results, for_any_engine,
-    insert_observers_by_scope, insert_quant_dequant, layer_of, layers, tag_layer, to_native, weight_only,
+    Coverage, Layer, QuantType, WeightOnly, computes_weight, finalize_by, float_results, for_any_engine,
+    insert_observers_by_scope, insert_quant_dequant_by_conditions, keep_large_numbers, layer_of, layers, tag_layer,
+    to_native, unfit_weight, weight_only,
 };
 use crate::qconfig::{MakeObserver, Part, QConfigDict, QConfigSpec, qconfig_for, unknown_path};
 use crate::range_choice;
@@ -300,8 +303,8 @@ impl Quantizer {
                 None => Some("left in float by the configuration".to_owned()),
                 Some(_) => self
                     .why_never(node, layer.operator)
-                    .or_else(|| computes_weight(node).then_some("its weight is computed when the model runs"))
                     .map(str::to_owned)
+                    .or_else(|| self.weight_only.is_none().then(|| unfit_weight(&flat, node))?)
                     .or_else(|| skipped.cloned()),
             };
             if self.tags || skipped.is_some() {
@@ -364,19 +367,21 @@ impl Quantizer {
         step("inserting observers", 3, 4)?;
         let methods = &self.spec.methods;
         methods.check()?;
-        let lone = LoneLinear {
-            quant_type: self.quant_type,
-            per_row: methods.per_row && !self.reduce_range,
-            // A smoothed layer has a float result.
-            smooth: methods.smooth > 0.0 && (self.quant_type == QuantType::Dynamic || methods.float_results),
-        };
+        let lone = lone_linear(self.quant_type, methods, self.reduce_range);
         let graph = flat.graph(METHOD)?;
+        let nodes = graph.all_nodes().into_iter().filter(|node| layer_of(*node, "").is_some());
+        let stay_float: HashSet<_> = std::iter::zip(nodes, &layers)
+            .filter(|(_, planned)| planned.reason.is_some())
+            .map(|(node, _)| node.address().addr())
+            .collect();
         let is_quantized = |node: Node<'_>| {
             let scope = node.scope().ok();
-            scope.is_some_and(|path| qconfig_for(&qconfigs, &path).is_some())
+            !stay_float.contains(&node.address().addr())
+                && scope.is_some_and(|path| qconfig_for(&qconfigs, &path).is_some())
         };
         let lone_layers = find_lone_linear(&graph, lone, is_quantized);
-        insert_observers_by_scope(&flat, METHOD, &qconfigs, self.quant_type, &lone_layers)?;
+        let elsewhere = &lone_layers | &stay_float;
+        insert_observers_by_scope(&flat, METHOD, &qconfigs, self.quant_type, &elsewhere)?;
         mark_lone_linear(&flat, &graph, lone, &lone_layers)?;
         drop(graph);
         self.prepared(flat, qconfigs, layers, Some(&float))
@@ -406,6 +411,7 @@ impl Quantizer {
             layers,
             inputs: Samples::default(),
             batches: 0,
+            has_ranges: false,
         })
     }
 
@@ -469,6 +475,8 @@ pub struct Prepared {
     /// The calibration batches, where they are run again.
     inputs: Samples,
     batches: usize,
+    /// All ranges were restored, or there are none to find.
+    has_ranges: bool,
 }
 
 impl Prepared {
@@ -499,7 +507,13 @@ impl Prepared {
             layers: self.layers.clone(),
             inputs: Samples::default(),
             batches: self.batches,
+            has_ranges: self.has_ranges,
         }
+    }
+
+    /// Takes the observers' ranges for known without data: they were restored, each of them.
+    pub(crate) fn take_ranges_for_known(&mut self) {
+        self.has_ranges = true;
     }
 
     /// The layers that will be quantized, with their numbers ([`Quantizer::skip_layer`]).
@@ -527,16 +541,52 @@ impl Prepared {
     /// is like that of later use the better; some hundred samples are enough for most models.
     ///
     /// # Errors
-    /// Where the model refuses the inputs, or a tensor on the way holds NaN or infinity; the message names it.
+    /// Where the model refuses the inputs, or where a tensor on the way and the model's result hold NaN or infinity; the
+    /// message names the tensor. Where only the tensor does, it stays in float, with a warning.
     pub fn calibrate<'a, T>(&mut self, inputs: &'a [T]) -> Result<IValue>
     where
         IValue: From<&'a T>,
     {
         step("running the model", 0, 0)?;
-        let output = self.module.call(METHOD, inputs)?;
+        let (output, refusals) = collect_refusals(|| self.module.call(METHOD, inputs));
+        let output = output?;
+        self.settle_refusals(&refusals, &output)?;
         self.keep(inputs.iter().map(IValue::from).collect())?;
         self.batches += 1;
         Ok(output)
+    }
+
+    /// Decides on tensors that observers refused. Where the model's results on these inputs are finite, it does not use their
+    /// NaN and infinite values, or uses them for what they are (a mask): such a tensor stays in float.
+    fn settle_refusals(&self, refusals: &[Refusal], output: &IValue) -> Result<()> {
+        let Some(first) = refusals.first() else { return Ok(()) };
+        let is_finite =
+            |tensor: &Tensor| tensor.to_f32_vec().is_ok_and(|all| all.iter().all(|value| value.is_finite()));
+        if !output.tensors().into_iter().all(is_finite) {
+            let name = if first.tensor.is_empty() { "a tensor" } else { &first.tensor };
+            return Err(Error::invalid(format!(
+                "the observer of {name} refuses it: {}; with such values there is no range, and the model's result is not \
+                 finite either: leave these samples out",
+                first.why
+            )));
+        }
+        for (_, observer) in self.observers() {
+            let name = match observer.attribute("observed") {
+                Ok(IValue::Str(name)) => name,
+                _ => continue,
+            };
+            let Some(refusal) = refusals.iter().find(|refusal| refusal.tensor == name) else { continue };
+            tracing::warn!("{name} has {}; it stays in float", refusal.why);
+            for bound in ["min_val", "max_val"] {
+                if let IValue::Tensor(state) = observer.attribute(bound)? {
+                    let shape = state.shape();
+                    let count = shape.iter().product::<i64>().max(1) as usize;
+                    let shape = if shape == [0] { vec![1] } else { shape };
+                    observer.set_attribute(bound, &Tensor::from_slice(&vec![f32::NAN; count], &shape)?.into())?;
+                }
+            }
+        }
+        Ok(())
     }
 
     /// Makes the INT8 module and checks it on up to 32 of the samples that it was calibrated with ([`Quantizer::check`]).
@@ -604,7 +654,11 @@ impl Prepared {
 
     /// Whether there is what conversion needs.
     fn is_ready(&self) -> bool {
-        self.weight_only.is_some() || self.quant_type == QuantType::Dynamic || self.batches > 0 || self.was_calibrated()
+        self.weight_only.is_some()
+            || self.quant_type == QuantType::Dynamic
+            || self.batches > 0
+            || self.has_ranges
+            || self.was_calibrated()
     }
 
     /// [`Prepared::convert`] without the check.
@@ -617,6 +671,9 @@ impl Prepared {
         }
         step("rounding weights", 0, 3)?;
         let observed = self.module.deep_clone()?;
+        if self.quant_type == QuantType::Static {
+            keep_biases_in_range(&observed, METHOD).context(|| "looking at biases".into())?;
+        }
         if self.methods.equalize
             && !self.inputs.is_empty()
             && replay::equalize(&observed, METHOD, self.inputs.batches()).context(|| "equalizing channels".into())?
@@ -650,6 +707,7 @@ impl Prepared {
             ModelForm::Portable => self.portable(module)?,
             ModelForm::Native => to_native(&module)?,
         };
+        keep_large_numbers(&module)?;
         Ok(Converted { module, report })
     }
 
@@ -676,20 +734,24 @@ impl Prepared {
 
     /// The portable INT8 module of the flat module `observed`, whose ranges and weights are settled; changes it.
     pub(crate) fn int8(&self, observed: &Module) -> Result<Module> {
+        if self.quant_type == QuantType::Static {
+            leave_unreached(observed, METHOD)?;
+        }
         settle_clamps(observed, METHOD).context(|| "removing clamps".into())?;
         let qconfig = |node: Node<'_>| qconfig_for(&self.qconfigs, &node.scope().ok()?);
-        quantize_lone_linear(observed, METHOD, self.quant_type, self.methods.smooth, qconfig)?;
+        let lone = lone_linear(self.quant_type, &self.methods, self.reduce_range);
+        quantize_lone_linear(observed, METHOD, lone, self.methods.smooth, qconfig)?;
         if self.quant_type == QuantType::Dynamic {
             separate_from_branches(observed)?;
         }
         step("inserting quantize and dequantize", 1, 3)?;
-        let quantized = insert_quant_dequant(observed, METHOD, false, false, self.quant_type)
+        let quantized = insert_quant_dequant_by_conditions(observed, METHOD, self.quant_type)
             .context(|| "inserting quantize and dequantize".into())?;
         if !self.reduce_range {
             use_full_range(&quantized)?;
         }
         step("fusing and prepacking quantized operators", 2, 3)?;
-        let module = finalize(&quantized, self.quant_type, &self.preserve)
+        let module = finalize_by(&quantized, self.quant_type, &self.preserve, Conditions::Asked)
             .context(|| "fusing and prepacking quantized operators".into())?;
         if self.quant_type == QuantType::Dynamic {
             quantize_recurrent(&module, METHOD, qconfig)?;
@@ -707,6 +769,7 @@ impl Prepared {
     /// Where an observer's state cannot be set.
     pub fn forget(&mut self) -> Result<()> {
         (self.batches, self.inputs, self.check_samples) = (0, Samples::default(), CheckSamples::default());
+        self.has_ranges = false;
         forget_observations(&self.module)
     }
 
@@ -746,6 +809,7 @@ impl Prepared {
             ModelForm::Portable => module,
             ModelForm::Native => to_native(&module)?,
         };
+        keep_large_numbers(&module)?;
         Ok(Converted {
             module,
             report: Report {
@@ -803,14 +867,24 @@ impl Prepared {
             .iter()
             .filter_map(|planned| planned.reason.as_ref().map(|reason| float_layer(&planned.layer, reason)))
             .collect();
+        // Between INT8 operators a batch norm that did not fold is one as well.
+        let mut norms = coverage.batch_norms.clone();
+        float.retain(|layer| layer.operator != "batch_norm" || take_one(&mut norms, &layer.path));
         // What is in float beyond what was meant to be.
         let mut meant: BTreeMap<(String, String), usize> = BTreeMap::new();
         float.iter().for_each(|l| *meant.entry((l.operator.clone(), l.path.clone())).or_default() += 1);
+        let unreached = match self.quant_type {
+            QuantType::Static => unreached_layers(&self.module, METHOD)?,
+            QuantType::Dynamic => Vec::new(),
+        };
         let mut unmeant = Vec::new();
         for layer in &coverage.float {
             match meant.get_mut(&(layer.operator.to_owned(), layer.path.clone())) {
                 Some(count) if *count > 0 => *count -= 1,
-                _ => unmeant.push(float_layer(layer, UNFUSED)),
+                _ => {
+                    let known = unreached.iter().find(|(unreached, _)| unreached == layer);
+                    unmeant.push(float_layer(layer, known.map_or(UNFUSED, |(_, why)| why)));
+                }
             }
         }
         float.extend(unmeant);
@@ -884,6 +958,22 @@ impl FloatLayer {
     }
 }
 
+/// Takes one of `items` that is `wanted`; whether there was one.
+fn take_one(items: &mut Vec<String>, wanted: &str) -> bool {
+    let found = items.iter().position(|item| item == wanted);
+    found.map(|index| items.swap_remove(index)).is_some()
+}
+
+/// Which linear layers between float operators are quantized by themselves.
+fn lone_linear(quant_type: QuantType, methods: &Methods, reduce_range: bool) -> LoneLinear {
+    LoneLinear {
+        quant_type,
+        per_row: methods.per_row && !reduce_range,
+        // A smoothed layer has a float result.
+        smooth: methods.smooth > 0.0 && (quant_type == QuantType::Dynamic || methods.float_results),
+    }
+}
+
 fn is_observer(path: &str) -> bool {
     path.rsplit('.').next().is_some_and(|name| name.starts_with("_observer_"))
 }
@@ -903,7 +993,7 @@ fn separate_from_branches(observed: &Module) -> Result<()> {
 /// Brings all observers back to where they have seen nothing.
 fn forget_observations(observed: &Module) -> Result<()> {
     for (_, observer) in observed.modules().into_iter().filter(|(path, _)| is_observer(path)) {
-        for (name, start) in [("min_val", UNSET.0), ("max_val", UNSET.1), ("histogram", 0.0)] {
+        for (name, start) in [("min_val", UNSET.0), ("max_val", UNSET.1), ("histogram", 0.0), (ROWS, 0.0)] {
             let Ok(IValue::Tensor(state)) = observer.attribute(name) else { continue };
             let fresh = match (name, &state.shape()[..]) {
                 ("histogram", shape) | (_, shape @ []) => {

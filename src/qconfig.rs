@@ -27,7 +27,7 @@ use serde::{Deserialize, Serialize};
 use crate::error::{Error, Result};
 use crate::ir::{Module, join_path};
 use crate::methods::Methods;
-use crate::observer::{ObserverConfig, ObserverKind};
+use crate::observer::{ObserverConfig, ObserverKind, QRange};
 use crate::pass::QuantType;
 
 /// The longest file that is read, in bytes.
@@ -284,6 +284,9 @@ impl Part {
         if weight.kind == ObserverKind::Placeholder {
             return Err(Error::invalid(format!("{place}: a weight needs an observer that looks at it")));
         }
+        // torch.ao's smallest scale is meant for activations: weights of 1e-7 would be 0 and 1 step.
+        let eps = if weight.eps == QRange::EPS { f32::MIN_POSITIVE } else { weight.eps };
+        let weight = &ObserverConfig { eps, ..weight.clone() };
         Ok(Some(QConfig { activation: make(activation, Role::Activation)?, weight: make(weight, Role::Weight)? }))
     }
 }

@@ -6,12 +6,13 @@
 //! bins. Where ranges are chosen from the same histogram (`auto`, `histogram`, `percentile`, `squared-error`,
 //! `entropy`), they share it.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::path::Path;
 
 use crate::error::Result;
 use crate::ir::{Graph, IValue, Module, Node, Tensor, Value};
 use crate::observer::ObserverKind;
+use crate::pass::prepare::ROWS;
 use crate::pipeline::{METHOD, Prepared};
 use crate::range_choice;
 use crate::zero_touch::fingerprint::fingerprint;
@@ -100,7 +101,18 @@ impl Ranges {
     /// # Errors
     /// Where an observer does not take it.
     pub fn restore(&self, prepared: &mut Prepared) -> Result<Vec<String>> {
-        restore(prepared.module(), &self.model)
+        let missing = restore(prepared.module(), &self.model)?;
+        if missing.is_empty() {
+            prepared.take_ranges_for_known();
+        }
+        Ok(missing)
+    }
+
+    /// What the ranges were kept of, in words: `histogram-2048, min-max`.
+    pub fn kept(&self) -> String {
+        let kinds = self.model.observers.keys().filter_map(|key| key.split_once(' ').map(|(_, kept)| kept));
+        let kinds: BTreeSet<_> = kinds.filter(|kept| !kept.contains("channels")).collect();
+        kinds.into_iter().collect::<Vec<_>>().join(", ")
     }
 
     /// Takes over what `other` knows, tensor by tensor.
@@ -196,7 +208,7 @@ fn kept(observer: &Module) -> Option<String> {
 pub(crate) fn restore(prepared: &Module, recorded: &Model) -> Result<Vec<String>> {
     let mut missing = Vec::new();
     for (key, observer) in watched(prepared)? {
-        let Some(State { min, max, counts }) = recorded.observers.get(&key) else {
+        let Some(State { min, max, counts }) = state_for(&key, recorded) else {
             let what = match observer.attribute("observed") {
                 Ok(IValue::Str(what)) if !what.is_empty() => what,
                 _ => key,
@@ -214,9 +226,24 @@ pub(crate) fn restore(prepared: &Module, recorded: &Model) -> Result<Vec<String>
         if observer.has_attribute("histogram") {
             set("histogram", counts)?;
         }
+        if observer.has_attribute(ROWS) {
+            set(ROWS, if counts.is_empty() { &[0.0] } else { counts })?;
+        }
     }
     recorded.range.map_or(Ok(()), |choice| range_choice::decide(prepared, choice))?;
     Ok(missing)
+}
+
+/// What was recorded for an observed tensor: of what its observer keeps, or of what has that in it. A histogram has the
+/// smallest and the largest value.
+fn state_for<'a>(key: &str, recorded: &'a Model) -> Option<&'a State> {
+    let of_histogram = || {
+        let place = key.strip_suffix("min-max")?;
+        let histograms = format!("{place}histogram-");
+        let mut all = recorded.observers.range(histograms.clone()..);
+        all.next().filter(|(key, _)| key.starts_with(&histograms)).map(|(_, state)| state)
+    };
+    recorded.observers.get(key).or_else(of_histogram)
 }
 
 /// A hash of what batches hold: equal data have equal hashes, in every process.

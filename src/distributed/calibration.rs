@@ -9,6 +9,7 @@ use super::wire::{Reader, Writer};
 use crate::error::{Context, Error, Result};
 use crate::ir::{IValue, Module, Tensor};
 use crate::observer::{UNSET, average_range};
+use crate::pass::prepare::ROWS;
 use crate::pipeline::Prepared;
 use crate::zero_touch::State;
 
@@ -199,9 +200,12 @@ fn average(all: &mut State, batch: &State, constant: f32) {
 /// Sets an observer's buffers; a state without values is that before the first observation.
 fn set_observed(observer: &Module, state: &State) -> Result<()> {
     let is_set = state.has_values();
-    for (name, values, unset) in
-        [("min_val", &state.min, UNSET.0), ("max_val", &state.max, UNSET.1), ("histogram", &state.counts, 0.0)]
-    {
+    for (name, values, unset) in [
+        ("min_val", &state.min, UNSET.0),
+        ("max_val", &state.max, UNSET.1),
+        ("histogram", &state.counts, 0.0),
+        (ROWS, &state.counts, 0.0),
+    ] {
         if !observer.has_attribute(name) {
             continue;
         }

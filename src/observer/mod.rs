@@ -59,7 +59,7 @@ pub use histogram::Histogram;
 #[cfg(feature = "torch")]
 pub use module::{ObserverConfig, ObserverKind};
 #[cfg(feature = "torch")]
-pub(crate) use operators::{keep_observer_operators, observe_leniently};
+pub(crate) use operators::{Refusal, collect_refusals, keep_observer_operators, observe_leniently};
 pub use parts::ParallelFor;
 pub use qparams::{Dtype, QParams, QParamsError, QRange, Scheme, qparams, qparams_per_channel};
 pub use range::{

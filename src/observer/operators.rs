@@ -1,6 +1,7 @@
 //! What the operators `jitquant::observe_*` (cpp/observers.cpp) call: the arithmetic of this folder over the memory of
 //! a TorchScript observer's buffers.
 
+use std::cell::RefCell;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use super::{
@@ -73,6 +74,53 @@ pub(crate) fn observe_leniently() {
     LENIENT.store(true, Ordering::Relaxed);
 }
 
+/// A tensor that an observer refused.
+#[derive(Clone, Debug)]
+pub(crate) struct Refusal {
+    /// What was observed.
+    pub tensor: String,
+    /// What is wrong with it.
+    pub why: NotFinite,
+}
+
+thread_local! {
+    /// What observers refuse on this thread, where that does not end the model's run.
+    static REFUSED: RefCell<Option<Vec<Refusal>>> = const { RefCell::new(None) };
+}
+
+/// Runs a model whose observers go on where they refuse a tensor, and leave it out; and what they refused.
+pub(crate) fn collect_refusals<T>(run: impl FnOnce() -> T) -> (T, Vec<Refusal>) {
+    /// Refusals end the run again, even if it panics.
+    struct End(Option<Vec<Refusal>>);
+    impl Drop for End {
+        fn drop(&mut self) {
+            REFUSED.with(|refused| refused.replace(self.0.take()));
+        }
+    }
+    let _end = End(REFUSED.with(|refused| refused.replace(Some(Vec::new()))));
+    let result = run();
+    (result, REFUSED.with(|refused| refused.borrow_mut().take()).unwrap_or_default())
+}
+
+/// Takes a tensor in; one with NaN or infinity is refused.
+fn observation(name: &str, call: impl FnOnce() -> Result<(), NotFinite>) -> Result<(), String> {
+    guarded(name, || match call() {
+        Err(why) => REFUSED.with(|refused| match refused.borrow_mut().as_mut() {
+            Some(all) => {
+                all.push(Refusal { tensor: name.to_owned(), why });
+                Ok(())
+            }
+            None => Err(why),
+        }),
+        observed => observed,
+    })
+}
+
+/// Whether an observer has refused a tensor for good ([`crate::Prepared::calibrate`]): its range is NaN, and stays so.
+fn has_refused(min: &[f32]) -> bool {
+    min.iter().any(|min| min.is_nan())
+}
+
 /// An error names the tensor; a panic is one too.
 fn guarded<E: std::fmt::Display>(name: &str, call: impl FnOnce() -> Result<(), E>) -> Result<(), String> {
     let name = if name.is_empty() { "an observed tensor" } else { name };
@@ -90,16 +138,18 @@ fn layout(sizes: &[i64], axis: i64) -> Result<ChannelLayout, String> {
     ChannelLayout::of(sizes, axis).ok_or_else(|| format!("a tensor of sizes {sizes:?} has no channel axis {axis}"))
 }
 
-fn text(refusal: NotFinite) -> String {
-    refusal.to_string()
-}
-
 fn observe_range(x: &[f32], min: &mut f32, max: &mut f32, name: &str) -> Result<(), String> {
-    guarded(name, || observe_min_max(x, min, max))
+    match has_refused(&[*min]) {
+        true => Ok(()),
+        false => observation(name, || observe_min_max(x, min, max)),
+    }
 }
 
 fn observe_average(x: &[f32], min: &mut f32, max: &mut f32, constant: f64, name: &str) -> Result<(), String> {
-    guarded(name, || observe_moving_average(x, constant as f32, min, max))
+    match has_refused(&[*min]) {
+        true => Ok(()),
+        false => observation(name, || observe_moving_average(x, constant as f32, min, max)),
+    }
 }
 
 fn observe_range_per_channel(
@@ -110,7 +160,11 @@ fn observe_range_per_channel(
     max: &mut [f32],
     name: &str,
 ) -> Result<(), String> {
-    guarded(name, || observe_min_max_per_channel(x, layout(sizes, axis)?, min, max).map_err(text))
+    let layout = layout(sizes, axis).map_err(|e| format!("{name}: {e}"))?;
+    match has_refused(min) {
+        true => Ok(()),
+        false => observation(name, || observe_min_max_per_channel(x, layout, min, max)),
+    }
 }
 
 fn observe_average_per_channel(
@@ -122,9 +176,11 @@ fn observe_average_per_channel(
     max: &mut [f32],
     name: &str,
 ) -> Result<(), String> {
-    guarded(name, || {
-        observe_moving_average_per_channel(x, layout(sizes, axis)?, constant as f32, min, max).map_err(text)
-    })
+    let layout = layout(sizes, axis).map_err(|e| format!("{name}: {e}"))?;
+    match has_refused(min) {
+        true => Ok(()),
+        false => observation(name, || observe_moving_average_per_channel(x, layout, constant as f32, min, max)),
+    }
 }
 
 /// A histogram over an observer's buffers, where these can be one.
@@ -136,7 +192,13 @@ fn histogram<'a>(counts: &'a mut [f32], min: &'a mut f32, max: &'a mut f32) -> R
 }
 
 fn observe_counts(x: &[f32], counts: &mut [f32], min: &mut f32, max: &mut f32, name: &str) -> Result<(), String> {
-    guarded(name, || histogram(counts, min, max)?.observe(x).map_err(text))
+    match has_refused(&[*min]) {
+        true => Ok(()),
+        false => {
+            let mut histogram = histogram(counts, min, max).map_err(|e| format!("{name}: {e}"))?;
+            observation(name, || histogram.observe(x))
+        }
+    }
 }
 
 fn best_range(counts: &mut [f32], min: &mut f32, max: &mut f32, search: &str, percentile: f64) -> Result<(), String> {
@@ -178,6 +240,9 @@ fn range_to_qparams(
             return Err(format!("{} minima and {} maxima; as many are accepted", min.len(), max.len()));
         }
         for channel in 0..min.len() {
+            // Of zeros alone any step will do. A tiny one would not: biases are counted in steps of input times weight.
+            let is_zero = min[channel] == 0.0 && max[channel] == 0.0;
+            let range = QRange { eps: if is_zero { range.eps.max(QRange::EPS) } else { range.eps }, ..range };
             let q = match qparams(min[channel], max[channel], &range) {
                 Err(QParamsError::Unobserved) => QParams::UNOBSERVED,
                 other => other.map_err(|e| e.to_string())?,

@@ -179,6 +179,8 @@ pub struct Coverage {
     pub quantized: BTreeMap<String, usize>,
     /// The layers that are still in float.
     pub float: Vec<Layer>,
+    /// The paths of the batch norms that are still in float.
+    pub batch_norms: Vec<String>,
 }
 
 impl Coverage {
@@ -208,6 +210,8 @@ impl Coverage {
                 if !name.contains("pack") {
                     *self.quantized.entry(name.to_owned()).or_default() += 1;
                 }
+            } else if kind == "aten::batch_norm" {
+                self.batch_norms.push(untagged(&node.scope()?).to_owned());
             } else if node.kind() == "prim::CallMethod" {
                 let Some((target, method)) = called_method(node) else { continue };
                 if let Ok(submodule) = module.submodule(&target) {

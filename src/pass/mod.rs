@@ -10,6 +10,7 @@ mod fuse_linear;
 mod fuse_quantized_add_relu;
 mod insert_observers;
 mod insert_quant_dequant;
+mod large_numbers;
 mod layers;
 mod native;
 mod on_device;
@@ -17,10 +18,12 @@ pub mod op_table;
 pub mod prepare;
 mod register_prepack_params;
 mod replace_convolution;
+mod unfit_weight;
 pub(crate) mod weight_only;
 
 pub(crate) use any_engine::{for_any_engine, for_fbgemm};
 pub use dedup_module_uses::dedup_module_uses;
+pub(crate) use finalize::finalize_by;
 pub use finalize::{
     finalize, fold_constant_prepacks, fold_quantized_prepacking_ops, insert_prepack_unpack, quant_fusion,
 };
@@ -30,13 +33,16 @@ pub use fuse_linear::{fuse_linear, swap_functional_linear};
 pub use fuse_quantized_add_relu::fuse_quantized_add_relu;
 pub use insert_observers::insert_observers;
 pub(crate) use insert_observers::{insert_observers_by_scope, observed_in_graph};
+pub(crate) use insert_quant_dequant::insert_quant_dequant_by_conditions;
 pub use insert_quant_dequant::{insert_quant_dequant, replicate_dequant, replicate_quant};
+pub(crate) use large_numbers::keep_large_numbers;
 pub use layers::{Coverage, Layer, layer_operator, layers, source_of};
 pub(crate) use layers::{computes_weight, layer_of, tag_layer, tag_of};
 pub(crate) use native::rewrite_executed;
 pub use native::{stock_operators, to_native};
 pub use on_device::{finalize_on_device_ptq, insert_observers_for_on_device_ptq, insert_quant_dequant_on_device_ptq};
 pub use register_prepack_params::register_prepack_params;
+pub(crate) use unfit_weight::unfit_weight;
 pub use weight_only::WeightOnly;
 
 /// The snippets of `docs/passes.md`.

@@ -13,7 +13,7 @@ use super::insert_observers::{clone_configured, observe};
 use super::insert_quant_dequant::observed::{Observer, dtype, is_per_channel, is_placeholder, observed_code};
 use super::insert_quant_dequant::propagate_quantization;
 use super::insert_quant_dequant::replace::{dequantize, insert, name_after};
-use super::op_table::{OPERATORS, Operator};
+use super::op_table::{Conditions, OPERATORS, Operator};
 use super::register_prepack_params::register_prepack_params;
 use crate::error::{Context, Error, Result};
 use crate::ir::{DType, GeneralPass, Graph, IValue, Module, Node, Type, Value};
@@ -87,10 +87,10 @@ pub fn insert_quant_dequant_on_device_ptq(
     }
     if quant_type == QuantType::Static {
         // libtorch leaves this method as it is, and then fails to make an INT8 form of it.
-        propagate_quantization(&copy, &quantizing, debug, quant_type).context(what)?;
+        propagate_quantization(&copy, &quantizing, debug, quant_type, Conditions::Ignored).context(what)?;
     }
     if copy.has_method("forward") {
-        propagate_quantization(&copy, "forward", debug, quant_type).context(what)?;
+        propagate_quantization(&copy, "forward", debug, quant_type, Conditions::Ignored).context(what)?;
     }
     Ok(copy)
 }

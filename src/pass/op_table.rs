@@ -7,16 +7,18 @@
 //! Arguments are counted from the first tensor-side argument: of a node its inputs, of a called function what follows
 //! the callee, of a module's method what follows the module.
 
+mod conditions;
 mod forms;
 
 use std::collections::HashMap;
 use std::sync::LazyLock;
 
+pub use conditions::{Condition, Conditions};
 pub use forms::{DynamicForm, Form, FormInput, Packing, ResultQParams};
 
 use super::QuantType;
 use super::prepare::PRODUCT;
-use crate::ir::{Node, Use};
+use crate::ir::{Node, Use, Value};
 use crate::qconfig::plain_class_name;
 
 /// How an operator appears in a graph.
@@ -129,6 +131,10 @@ pub struct Operator {
     pub unobserved: &'static [usize],
     /// How it hands on observation.
     pub pass_through: PassThrough,
+    /// For which arguments that is true. libtorch's passes do not ask ([`Conditions`]).
+    pub hands_on_if: Option<Condition>,
+    /// For which arguments it has its quantized forms; it stays in float for others. libtorch's passes do not ask.
+    pub quantized_if: &'static [Condition],
     /// Whether it is quantized where its inputs are.
     pub propagation: Option<Propagation>,
     /// Its results' quantization parameters, where they are known beforehand.
@@ -163,6 +169,8 @@ impl Operator {
             bias: None,
             unobserved: &[],
             pass_through: PassThrough::No,
+            hands_on_if: None,
+            quantized_if: &[],
             propagation: None,
             fixed_qparams: None,
             relu: ReluFusion::No,
@@ -203,6 +211,16 @@ impl Operator {
 
     const fn passes(mut self, pass_through: PassThrough) -> Self {
         self.pass_through = pass_through;
+        self
+    }
+
+    const fn hands_on_if(mut self, condition: Condition) -> Self {
+        self.hands_on_if = Some(condition);
+        self
+    }
+
+    const fn quantized_if(mut self, conditions: &'static [Condition]) -> Self {
+        self.quantized_if = conditions;
         self
     }
 
@@ -282,9 +300,10 @@ const fn module(class: &'static str) -> Operator {
     Operator::new(Op::Module(class))
 }
 
+use Condition::{BoundsAroundZero, False, FirstOfReduction, IsList, Never, OneTensor, True, Within};
 use FixedQParams as Fixed;
 use Kernel::{Static, StaticAndDynamic, WeightOnly};
-use PassThrough::{Append, Branches, FirstOutput, List, Shape, Tuple, Unpack, Value};
+use PassThrough::{Append, Branches, FirstOutput, List, Shape, Tuple, Unpack, Value as InRange};
 use Propagation::{BothArguments, FirstArgument};
 
 /// The table.
@@ -304,13 +323,15 @@ pub static OPERATORS: &[Operator] = &[
     function("embedding_bag").kernel(WeightOnly).weight(1),
 
     // A quantized kernel without one.
-    node("aten::batch_norm").kernel(Static).becomes(forms::BATCH_NORM),
+    node("aten::batch_norm").kernel(Static).quantized_if(&[False(5), Condition::Tensor(3), Condition::Tensor(4)])
+        .becomes(forms::BATCH_NORM),
     function("batch_norm").kernel(Static).only(0),
     node("aten::layer_norm").kernel(Static).becomes(forms::LAYER_NORM),
     function("layer_norm").kernel(Static),
     node("aten::group_norm").kernel(Static).becomes(forms::GROUP_NORM),
     function("group_norm").kernel(Static),
-    node("aten::instance_norm").kernel(Static).becomes(forms::INSTANCE_NORM),
+    node("aten::instance_norm").kernel(Static).quantized_if(&[True(5), Condition::None(3)])
+        .becomes(forms::INSTANCE_NORM),
     function("instance_norm").kernel(Static),
     node("aten::hardswish").kernel(Static).becomes(forms::HARDSWISH),
     node("aten::hardswish_").kernel(Static).becomes(forms::HARDSWISH),
@@ -326,8 +347,8 @@ pub static OPERATORS: &[Operator] = &[
 
     // Quantized where their inputs are.
     node("aten::cat").propagates(FirstArgument).becomes(forms::CAT),
-    node("aten::add").propagates(BothArguments).before_relu(Some(2)).becomes(forms::ADD),
-    node("aten::add_").propagates(BothArguments).before_relu(Some(2)).becomes(forms::ADD_IN_PLACE),
+    node("aten::add").propagates(BothArguments).hands_on_if(Condition::One(2)).before_relu(Some(2)).becomes(forms::ADD),
+    node("aten::add_").propagates(BothArguments).hands_on_if(Condition::One(2)).before_relu(Some(2)).becomes(forms::ADD_IN_PLACE),
     node("aten::mul").propagates(BothArguments).before_relu(None).becomes(forms::MUL),
     node("aten::mul_").propagates(BothArguments).before_relu(None).becomes(forms::MUL_IN_PLACE),
 
@@ -349,11 +370,11 @@ pub static OPERATORS: &[Operator] = &[
     function("_max_pool1d").passes(Shape),
     function("_max_pool2d").passes(Shape),
     function("_max_pool3d").passes(Shape),
-    node("aten::dropout").passes(Shape),
+    node("aten::dropout").passes(Shape).hands_on_if(False(2)),
     function("dropout").passes(Shape),
     node("aten::flatten").passes(Shape),
     node("aten::reshape").passes(Shape),
-    node("aten::view").passes(Shape),
+    node("aten::view").passes(Shape).hands_on_if(IsList(1)),
     node("aten::transpose").passes(Shape),
     node("aten::permute").passes(Shape),
     node("aten::contiguous").passes(Shape),
@@ -361,50 +382,50 @@ pub static OPERATORS: &[Operator] = &[
     node("aten::squeeze_").passes(Shape),
     node("aten::unsqueeze").passes(Shape),
     node("aten::unsqueeze_").passes(Shape),
-    node("aten::resize_").passes(Shape),
+    node("aten::resize_").passes(Shape).hands_on_if(Never),
     node("aten::repeat").passes(Shape),
     node("aten::repeat_interleave").passes(Shape),
     node("aten::detach").passes(Shape),
     node("aten::detach_").passes(Shape),
-    node("aten::max").passes(Shape),
-    node("aten::min").passes(Shape),
+    node("aten::max").passes(Shape).hands_on_if(FirstOfReduction),
+    node("aten::min").passes(Shape).hands_on_if(FirstOfReduction),
     node("aten::chunk").passes(Shape),
-    node("aten::stack").passes(Shape),
+    node("aten::stack").passes(Shape).hands_on_if(OneTensor),
     node("aten::__getitem__").passes(Shape),
     node("aten::sort").passes(FirstOutput),
 
     // Elements are computed on, within their range.
-    node("aten::avg_pool1d").passes(Value).runs_quantized(),
-    node("aten::avg_pool2d").passes(Value).runs_quantized(),
-    node("aten::avg_pool3d").passes(Value).runs_quantized(),
-    function("avg_pool1d").passes(Value),
-    function("avg_pool2d").passes(Value),
-    function("avg_pool3d").passes(Value),
-    node("aten::adaptive_avg_pool1d").passes(Value).runs_quantized(),
-    node("aten::adaptive_avg_pool2d").passes(Value).runs_quantized(),
-    node("aten::adaptive_avg_pool3d").passes(Value).runs_quantized(),
-    function("adaptive_avg_pool1d").passes(Value),
-    function("adaptive_avg_pool2d").passes(Value),
-    function("adaptive_avg_pool3d").passes(Value),
-    node("aten::mean").passes(Value).runs_quantized(),
-    node("aten::upsample_nearest1d").passes(Value).runs_quantized_as_image("aten::upsample_nearest2d"),
-    node("aten::upsample_nearest2d").passes(Value).runs_quantized(),
-    node("aten::upsample_nearest3d").passes(Value).runs_quantized(),
-    node("aten::upsample_linear1d").passes(Value).runs_quantized_as_image("aten::upsample_bilinear2d"),
-    node("aten::upsample_bilinear2d").passes(Value).runs_quantized(),
-    node("aten::upsample_trilinear3d").passes(Value),
-    node("aten::upsample_bicubic2d").passes(Value),
-    function("interpolate").passes(Value),
-    function("upsample").passes(Value),
-    function("upsample_bilinear").passes(Value),
-    function("upsample_nearest").passes(Value),
-    node("aten::leaky_relu").passes(Value).runs_quantized(),
-    node("aten::leaky_relu_").passes(Value).runs_quantized(),
-    function("leaky_relu").passes(Value),
-    node("aten::clamp").clamp().runs_quantized(),
-    node("aten::hardtanh").clamp().runs_quantized(),
-    node("aten::hardtanh_").clamp().runs_quantized(),
-    function("hardtanh").passes(Value),
+    node("aten::avg_pool1d").passes(InRange).runs_quantized(),
+    node("aten::avg_pool2d").passes(InRange).hands_on_if(Condition::None(6)).runs_quantized(),
+    node("aten::avg_pool3d").passes(InRange).hands_on_if(Condition::None(6)).runs_quantized(),
+    function("avg_pool1d").passes(InRange),
+    function("avg_pool2d").passes(InRange),
+    function("avg_pool3d").passes(InRange),
+    node("aten::adaptive_avg_pool1d").passes(InRange).runs_quantized(),
+    node("aten::adaptive_avg_pool2d").passes(InRange).runs_quantized(),
+    node("aten::adaptive_avg_pool3d").passes(InRange).runs_quantized(),
+    function("adaptive_avg_pool1d").passes(InRange),
+    function("adaptive_avg_pool2d").passes(InRange),
+    function("adaptive_avg_pool3d").passes(InRange),
+    node("aten::mean").passes(InRange).hands_on_if(Condition::NoDtype).runs_quantized(),
+    node("aten::upsample_nearest1d").passes(InRange).runs_quantized_as_image("aten::upsample_nearest2d"),
+    node("aten::upsample_nearest2d").passes(InRange).runs_quantized(),
+    node("aten::upsample_nearest3d").passes(InRange).runs_quantized(),
+    node("aten::upsample_linear1d").passes(InRange).runs_quantized_as_image("aten::upsample_bilinear2d"),
+    node("aten::upsample_bilinear2d").passes(InRange).runs_quantized(),
+    node("aten::upsample_trilinear3d").passes(InRange),
+    node("aten::upsample_bicubic2d").passes(InRange).hands_on_if(Never),
+    function("interpolate").passes(InRange),
+    function("upsample").passes(InRange),
+    function("upsample_bilinear").passes(InRange),
+    function("upsample_nearest").passes(InRange),
+    node("aten::leaky_relu").passes(InRange).hands_on_if(Within(1, 0.0, 1.0)).runs_quantized(),
+    node("aten::leaky_relu_").passes(InRange).hands_on_if(Within(1, 0.0, 1.0)).runs_quantized(),
+    function("leaky_relu").passes(InRange),
+    node("aten::clamp").clamp().hands_on_if(BoundsAroundZero).runs_quantized(),
+    node("aten::hardtanh").clamp().hands_on_if(BoundsAroundZero).runs_quantized(),
+    node("aten::hardtanh_").clamp().hands_on_if(BoundsAroundZero).runs_quantized(),
+    function("hardtanh").passes(InRange),
 
     // Containers and branches.
     node("prim::ListConstruct").passes(List),
@@ -460,7 +481,7 @@ impl Operator {
     }
 
     /// Argument `index` of `node` as the table counts.
-    pub fn argument<'g>(node: Node<'g>, index: usize) -> Option<crate::ir::Value<'g>> {
+    pub fn argument<'g>(node: Node<'g>, index: usize) -> Option<Value<'g>> {
         node.input(index + skipped_inputs(node.kind()))
     }
 
@@ -468,6 +489,17 @@ impl Operator {
     pub fn of_use(place: Use<'_>) -> Option<(&'static Self, usize)> {
         let argument = place.offset.checked_sub(skipped_inputs(place.user.kind()))?;
         Some((Self::of(place.user)?, argument))
+    }
+
+    /// Whether it hands on to `output`, a result of an operator of this row, that its input was observed, as
+    /// [`Operator::pass_through`] and [`Operator::propagation`] say.
+    pub fn hands_on(&self, output: Value<'_>, conditions: Conditions) -> bool {
+        conditions == Conditions::Ignored || self.hands_on_if.is_none_or(|condition| condition.holds_for(output))
+    }
+
+    /// Whether `node`, an operator of this row, has the quantized forms of the table.
+    pub fn has_forms(&self, node: Node<'_>, conditions: Conditions) -> bool {
+        conditions == Conditions::Ignored || self.quantized_if.iter().all(|condition| condition.holds(node))
     }
 
     /// Whether it has a quantized kernel that `quant_type` uses.

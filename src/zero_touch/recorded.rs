@@ -8,6 +8,7 @@ use serde::{Deserialize, Serialize};
 use crate::error::{Error, Result};
 use crate::ir::{IValue, Module};
 use crate::observer::{Histogram, ObserverKind, UNSET};
+use crate::pass::prepare::ROWS;
 
 /// The version of the file's form.
 const VERSION: u32 = 2;
@@ -47,7 +48,7 @@ pub(crate) struct State {
     pub min: Vec<f32>,
     /// The largest value.
     pub max: Vec<f32>,
-    /// How many values fell into each bin from `min` to `max`; empty for an observer without a histogram.
+    /// How many values fell into each bin from `min` to `max`; of an observer that counts rows, their number; else empty.
     #[serde(default)]
     pub counts: Vec<f32>,
 }
@@ -169,7 +170,8 @@ impl State {
             Ok(IValue::Tensor(tensor)) => tensor.to_vec::<f32>(),
             _ => Ok(Vec::new()),
         };
-        Ok(Self { min: values("min_val")?, max: values("max_val")?, counts: values("histogram")? })
+        let counts = if observer.has_attribute(ROWS) { ROWS } else { "histogram" };
+        Ok(Self { min: values("min_val")?, max: values("max_val")?, counts: values(counts)? })
     }
 
     /// Whether anything was observed.
@@ -179,10 +181,15 @@ impl State {
 
     /// As if one observer had seen what both saw.
     pub fn merge(&mut self, other: &Self) {
-        if self.min.len() != other.min.len() || self.counts.len() != other.counts.len() {
+        if self.min.iter().any(|min| min.is_nan()) {
+            // Refused, once for all.
+        } else if other.min.iter().any(|min| min.is_nan())
+            || self.min.len() != other.min.len()
+            || self.counts.len() != other.counts.len()
+        {
             // Nothing yet, or of another version: what comes later counts.
             *self = other.clone();
-        } else if let ([min], [max], false) = (&mut self.min[..], &mut self.max[..], self.counts.is_empty()) {
+        } else if let ([min], [max], true) = (&mut self.min[..], &mut self.max[..], self.counts.len() > 1) {
             let mut counts = other.counts.clone();
             let (mut low, mut high) =
                 (other.min.first().copied().unwrap_or(UNSET.0), other.max.first().copied().unwrap_or(UNSET.1));
@@ -191,6 +198,7 @@ impl State {
         } else {
             self.min.iter_mut().zip(&other.min).for_each(|(min, other)| *min = min.min(*other));
             self.max.iter_mut().zip(&other.max).for_each(|(max, other)| *max = max.max(*other));
+            self.counts.iter_mut().zip(&other.counts).for_each(|(rows, other)| *rows += other);
         }
     }
 }

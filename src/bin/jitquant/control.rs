@@ -329,11 +329,18 @@ fn calibrate(
             return Ok(known);
         }
         let tensors = format!("{} tensors ({}, …)", missing.len(), missing[0]);
+        let kept = match known.kept() {
+            kept if kept.is_empty() => "it has none".to_owned(),
+            kept => format!("it was made with observers that keep {kept}"),
+        };
         ensure!(
             !data.calibration.is_empty(),
-            "the ranges of {tensors} are not in the file of --ranges: --calibrate DATA finds them"
+            "the ranges of {tensors} are not in the file of --ranges as these options want them; {kept}: the options that it \
+             was made with take them, and --calibrate DATA finds others"
         );
-        eprintln!("note: the ranges of {tensors} are not in the file yet; calibrating again");
+        eprintln!(
+            "note: the ranges of {tensors} are not in the file as these options want them ({kept}); calibrating again"
+        );
         prepared.forget()?;
     }
     for (done, batch) in data.calibration.iter().enumerate() {

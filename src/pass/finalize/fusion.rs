@@ -8,7 +8,7 @@ use crate::error::Result;
 use crate::ir::{Graph, IValue, Node, Value};
 use crate::pass::QuantType;
 use crate::pass::insert_observers::facts::is_scalar;
-use crate::pass::op_table::{Form, FormInput, Op, Operator, ReluFusion, ResultQParams};
+use crate::pass::op_table::{Conditions, Form, FormInput, Op, Operator, ReluFusion, ResultQParams};
 
 /// Puts quantized operators in the place of float ones: static quantization's between dequantize and quantize, dynamic
 /// quantization's where an input is quantized as it comes or a weight is quantized.
@@ -16,14 +16,19 @@ use crate::pass::op_table::{Form, FormInput, Op, Operator, ReluFusion, ResultQPa
 /// # Errors
 /// Where libtorch refuses a change of the graph.
 pub fn quant_fusion(graph: &Graph, quant_type: QuantType) -> Result<()> {
+    quant_fusion_by(graph, quant_type, Conditions::Ignored)
+}
+
+/// As [`quant_fusion`]; where conditions are asked, for the arguments alone for which operators have quantized forms.
+pub(super) fn quant_fusion_by(graph: &Graph, quant_type: QuantType, conditions: Conditions) -> Result<()> {
     for node in graph.all_nodes() {
         if node.is_destroyed() {
             continue;
         }
         match quant_type {
             QuantType::Static if node.kind() == "aten::quantize_per_tensor" => {
-                if !fuse_forms(node)? {
-                    fuse_itself(node)?;
+                if !fuse_forms(node, conditions)? {
+                    fuse_itself(node, conditions)?;
                 }
             }
             QuantType::Static => {}
@@ -82,7 +87,7 @@ fn is_quantization(kind: &str) -> bool {
 }
 
 /// Fuses what the quantize takes into one of the forms of its operator; whether it did.
-fn fuse_forms(quantize: Node<'_>) -> Result<bool> {
+fn fuse_forms(quantize: Node<'_>, conditions: Conditions) -> Result<bool> {
     let Some(result) = quantize.inputs().first().and_then(|value| alone(*value, quantize)) else { return Ok(false) };
     let mut candidates = vec![(result, false)];
     if is_relu_operator(result)
@@ -91,7 +96,8 @@ fn fuse_forms(quantize: Node<'_>) -> Result<bool> {
         candidates.push((before, true));
     }
     for (float, has_relu) in candidates {
-        for form in Operator::of(float).map_or(&[][..], |row| row.forms) {
+        let row = Operator::of(float).filter(|row| row.has_forms(float, conditions));
+        for form in row.map_or(&[][..], |row| row.forms) {
             if let Some(inputs) = form_inputs(form, float, has_relu, quantize) {
                 let kind = if has_relu { form.with_relu } else { Some(form.kind) };
                 replace(quantize, float, kind.unwrap_or(form.kind), &inputs, form)?;
@@ -185,9 +191,10 @@ fn take_in_relu(fused: Node<'_>, kind: &str) -> Result<()> {
 }
 
 /// An operator that takes quantized tensors itself needs neither the dequantize before it nor the quantize behind it.
-fn fuse_itself(quantize: Node<'_>) -> Result<()> {
+fn fuse_itself(quantize: Node<'_>, conditions: Conditions) -> Result<()> {
     let Some(float) = alone(quantize.inputs()[0], quantize) else { return Ok(()) };
-    let Some(row) = Operator::of(float) else { return Ok(()) };
+    let hands_on = |row: &&Operator| float.output(0).is_some_and(|output| row.hands_on(output, conditions));
+    let Some(row) = Operator::of(float).filter(hands_on) else { return Ok(()) };
     let Some(source) = float.input(0).and_then(|value| quantized(value, float)) else { return Ok(()) };
     if let Some(kind) = row.runs_as_image.filter(|_| has_qparams_of(quantize, source)) {
         if let Some(result) = as_image(float, kind, source)? {

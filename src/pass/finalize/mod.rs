@@ -15,7 +15,10 @@ pub use fold_prepack::{fold_constant_prepacks, fold_quantized_prepacking_ops};
 pub use fusion::quant_fusion;
 pub use prepack::insert_prepack_unpack;
 
+use self::fusion::quant_fusion_by;
+use self::prepack::{insert_prepack_unpack_by, restore_weights};
 use super::QuantType;
+use super::op_table::Conditions;
 use crate::error::{Context, Result};
 use crate::ir::{GeneralPass, Module};
 
@@ -45,12 +48,25 @@ use crate::ir::{GeneralPass, Module};
 /// # Errors
 /// Where the module has no `forward`, `preserved` names what it has not, or libtorch cannot freeze it.
 pub fn finalize(module: &Module, quant_type: QuantType, preserved: &[String]) -> Result<Module> {
+    finalize_by(module, quant_type, preserved, Conditions::Ignored)
+}
+
+/// As [`finalize`]; with conditions, the table's are asked.
+pub(crate) fn finalize_by(
+    module: &Module,
+    quant_type: QuantType,
+    preserved: &[String],
+    conditions: Conditions,
+) -> Result<Module> {
     module.graph("forward")?;
     let copy = module.clone_by(true, |_| ())?;
     forget_shapes(&copy)?;
     let graph = copy.graph("forward")?;
-    insert_prepack_unpack(&graph)?;
-    quant_fusion(&graph, quant_type)?;
+    insert_prepack_unpack_by(&graph, conditions)?;
+    quant_fusion_by(&graph, quant_type, conditions)?;
+    if conditions == Conditions::Asked {
+        restore_weights(&graph)?;
+    }
     drop(graph);
     let frozen = copy.fold_attributes(preserved).context(|| "freezing the quantized module".into())?;
     fold_quantized_prepacking_ops(&frozen)?;

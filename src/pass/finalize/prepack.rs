@@ -2,7 +2,7 @@
 
 use crate::error::Result;
 use crate::ir::{Graph, Node, Type, Value};
-use crate::pass::op_table::{Operator, Packing};
+use crate::pass::op_table::{Conditions, Operator, Packing};
 use crate::pass::source_of;
 
 /// Packs the quantized weight of each convolution and linear layer, with its bias and geometry, and has the operator take
@@ -13,9 +13,18 @@ use crate::pass::source_of;
 /// # Errors
 /// Where libtorch refuses a change of the graph.
 pub fn insert_prepack_unpack(graph: &Graph) -> Result<()> {
+    insert_prepack_unpack_by(graph, Conditions::Ignored)
+}
+
+/// As [`insert_prepack_unpack`]; where conditions are asked, of weights alone that are part of the module: what is computed
+/// when the model runs has the parameters of an activation.
+pub(super) fn insert_prepack_unpack_by(graph: &Graph, conditions: Conditions) -> Result<()> {
     for node in graph.all_nodes() {
         let Some(row) = Operator::of(node) else { continue };
         let (Some(packing), Some(weight)) = (row.packing, row.weight) else { continue };
+        if conditions == Conditions::Asked && !node.input(weight).is_some_and(is_of_module) {
+            continue;
+        }
         match single_input(node, weight).map(|prepared| (prepared, prepared.kind())) {
             Some((dequantize, "aten::dequantize")) => {
                 if !packing.per_channel && is_per_channel(dequantize) {
@@ -45,6 +54,44 @@ fn single_input(node: Node<'_>, index: usize) -> Option<Node<'_>> {
     let value = node.input(index)?;
     let alone = value.uses().len() == 1 && value.node().owning_block() == node.owning_block();
     alone.then_some(value.node())
+}
+
+/// Takes packing and unpacking away again where no fusion wanted them: a layer that stays in float takes its weight as it
+/// is, instead of one that is unpacked at each run.
+pub(super) fn restore_weights(graph: &Graph) -> Result<()> {
+    for unpack in graph.all_nodes() {
+        let is_unpack = unpack.kind().starts_with("quantized::") && unpack.kind().ends_with("_unpack");
+        let ([weight, bias], Some(packed)) = (&unpack.outputs()[..], unpack.input(0).filter(|_| is_unpack)) else {
+            continue;
+        };
+        let prepack = packed.node();
+        let (Some(quantized), Some(float_bias)) = (prepack.input(0), prepack.input(1)) else { continue };
+        let quantize = quantized.node();
+        let [place] = weight.uses()[..] else { continue };
+        let fits = quantize.kind().starts_with("aten::quantize_per_") && place.user.kind() == "aten::dequantize";
+        let Some(float) = quantize.input(0).filter(|_| fits && prepack.kind().ends_with("_prepack")) else { continue };
+        place.user.outputs()[0].replace_all_uses_with(float)?;
+        bias.replace_all_uses_with(float_bias)?;
+        place.user.destroy()?;
+        for unused in [unpack, prepack, quantize] {
+            if !unused.is_destroyed() && unused.outputs().into_iter().all(|output| !output.is_used()) {
+                unused.destroy()?;
+            }
+        }
+    }
+    Ok(())
+}
+
+/// Whether a weight, quantized or not, is a constant or an attribute.
+fn is_of_module(weight: Value<'_>) -> bool {
+    match weight.node().kind() {
+        "prim::GetAttr" | "prim::Constant" => true,
+        "aten::dequantize"
+        | "aten::quantize_per_tensor"
+        | "aten::quantize_per_channel"
+        | "aten::_saturate_weight_to_fp16" => weight.node().input(0).is_some_and(is_of_module),
+        _ => false,
+    }
 }
 
 fn is_per_channel(dequantize: Node<'_>) -> bool {

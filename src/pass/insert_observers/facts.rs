@@ -4,7 +4,7 @@ use std::collections::HashSet;
 
 use crate::ir::{Block, Graph, Module, Node, Type, Value};
 use crate::pass::QuantType;
-use crate::pass::op_table::{Kernel, Operator, PassThrough, Propagation, ReluFusion};
+use crate::pass::op_table::{Conditions, Kernel, Operator, PassThrough, Propagation, ReluFusion};
 use crate::qconfig::QConfig;
 
 /// libtorch's number of `float16`: a dynamic observer with this `dtype` converts weights and watches no activations.
@@ -15,6 +15,8 @@ pub(super) struct Wanted {
     pub quant_type: QuantType,
     /// Nodes ([`Node::address`]) that stay in float whatever the table says: they ask for no observers.
     pub stay_float: HashSet<usize>,
+    /// Whether the table's conditions are asked.
+    pub conditions: Conditions,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -53,7 +55,7 @@ impl Wanted {
         if !value.type_of().is_tensor() {
             return None;
         }
-        let uses: Vec<_> = value.uses().into_iter().filter_map(Operator::of_use).collect();
+        let uses: Vec<_> = self.uses(value).collect();
         if uses.iter().any(|(row, argument)| row.bias == Some(*argument) || row.unobserved.contains(argument)) {
             return None;
         }
@@ -61,10 +63,14 @@ impl Wanted {
         Some(if is_weight { Role::Weight } else { Role::Activation })
     }
 
-    fn has_quantized_use(&self, value: Value<'_>) -> bool {
+    /// What may be quantized of what takes `value`, and the argument that it is.
+    fn uses(&self, value: Value<'_>) -> impl Iterator<Item = (&'static Operator, usize)> {
         let uses = value.uses().into_iter().filter(|place| !self.stay_float.contains(&place.user.address().addr()));
-        let mut uses = uses.filter_map(Operator::of_use);
-        uses.any(|(row, argument)| row.observes(argument, self.quant_type))
+        uses.filter_map(Operator::of_use)
+    }
+
+    fn has_quantized_use(&self, value: Value<'_>) -> bool {
+        self.uses(value).any(|(row, argument)| row.observes(argument, self.quant_type))
     }
 
     /// Whether the outputs of `node` are observed given what is known of its inputs: an operator that is quantized
@@ -88,13 +94,14 @@ impl Wanted {
 /// The values of one graph, all calls inlined, that static quantization observes, in order: what holds without modules and
 /// their configuration.
 pub(crate) fn observed_in_graph(graph: &Graph) -> Vec<Value<'_>> {
-    let wanted = Wanted { quant_type: QuantType::Static, stay_float: HashSet::new() };
+    let conditions = Conditions::Ignored;
+    let wanted = Wanted { quant_type: QuantType::Static, stay_float: HashSet::new(), conditions };
     let nodes = graph.all_nodes();
     let after_relu: HashSet<_> = nodes.iter().filter_map(|node| Some(observed_after_relu(*node)?.0)).collect();
     let mut counts_as_observed = HashSet::new();
     let mut observed = Vec::new();
     for value in graph.inputs().into_iter().chain(nodes.iter().flat_map(|node| node.outputs())) {
-        let sources = passes_from(value);
+        let sources = passes_from(value, conditions);
         if !sources.is_empty() && sources.iter().all(|source| counts_as_observed.contains(source)) {
             counts_as_observed.insert(value);
         }
@@ -126,9 +133,9 @@ pub(in crate::pass) fn is_scalar(value: Value<'_>) -> bool {
 }
 
 /// The values that have to be observed for `output` to count as observed too; empty where it needs its own observer.
-pub(in crate::pass) fn passes_from<'g>(output: Value<'g>) -> Vec<Value<'g>> {
+pub(in crate::pass) fn passes_from<'g>(output: Value<'g>, conditions: Conditions) -> Vec<Value<'g>> {
     let node = output.node();
-    let Some(row) = Operator::of(node) else { return Vec::new() };
+    let Some(row) = Operator::of(node).filter(|row| row.hands_on(output, conditions)) else { return Vec::new() };
     let first = || Operator::argument(node, 0).into_iter().collect();
     if row.propagation == Some(Propagation::BothArguments) && node.input(1).is_some_and(is_scalar) {
         return first();
@@ -165,8 +172,10 @@ pub(super) fn always_raises(block: Block<'_>) -> bool {
 /// that counts is the one after the clamp ([`crate::pass::prepare::settle_clamps`]).
 pub(super) fn observed_after_clamp<'g>(clamp: Node<'g>) -> Option<(Value<'g>, Value<'g>)> {
     let input = clamp.input(0)?;
-    let fits = Operator::of(clamp)?.is_clamp
+    let row = Operator::of(clamp)?;
+    let fits = row.is_clamp
         && clamp.inputs()[1..].iter().all(|bound| bound.is_constant())
+        && row.hands_on(clamp.output(0)?, Conditions::Asked)
         && has_quantized_result(input.node())
         && input.uses().len() == 1
         && input.node().owning_block() == clamp.owning_block();

@@ -12,6 +12,7 @@ use super::facts::{
 };
 use crate::error::Result;
 use crate::ir::{Block, Graph, Module, Node, Value};
+use crate::pass::op_table::{Conditions, Operator};
 use crate::pass::{QuantType, computes_weight};
 use crate::qconfig::{QConfig, QConfigDict, qconfig_for};
 
@@ -48,8 +49,16 @@ impl<'a> Configuration<'a> {
             // What a layer norm takes has outliers that only it evens out: 8 bits ruin it (MiniLM: cosine 0.86).
             Self::ByScope(..) if node.kind() == "aten::layer_norm" => None,
             Self::ByScope(..) if computes_weight(node) => None,
+            Self::ByScope(..) if !Operator::of(node).is_none_or(|row| row.has_forms(node, Conditions::Asked)) => None,
             Self::ByScope(_, elsewhere) if elsewhere.contains(&node.address().addr()) => None,
             Self::ByScope(qconfigs, _) => qconfig_for(qconfigs, &node.scope().ok()?),
+        }
+    }
+
+    fn conditions(&self) -> Conditions {
+        match self {
+            Self::ByModule(_) => Conditions::Ignored,
+            Self::ByScope(..) => Conditions::Asked,
         }
     }
 }
@@ -73,7 +82,7 @@ pub(super) fn plan<'g>(
     let mut planner = Planner {
         graphs,
         qconfigs,
-        wanted: Wanted { quant_type, stay_float },
+        wanted: Wanted { quant_type, stay_float, conditions: qconfigs.conditions() },
         observers: HashMap::new(),
         across_calls: HashMap::new(),
         observed_later: HashMap::new(),
@@ -228,7 +237,7 @@ impl<'g> Planner<'g, '_> {
                 continue;
             }
             for output in node.outputs() {
-                let sources = passes_from(output);
+                let sources = passes_from(output, self.wanted.conditions);
                 if !sources.is_empty() && sources.iter().all(|source| observed.contains(source)) {
                     observed.insert(output);
                 }

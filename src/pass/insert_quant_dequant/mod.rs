@@ -20,6 +20,7 @@ use self::observed::{ObservedCode, observed_code};
 pub use self::replicate::{replicate_dequant, replicate_quant};
 use super::QuantType;
 use super::fuse_linear::swap_functional_linear;
+use super::op_table::Conditions;
 use crate::error::{Context, Result};
 use crate::ir::{GeneralPass, Module};
 
@@ -67,7 +68,21 @@ pub fn insert_quant_dequant(
     let copy = module.clone_by(inplace, |_| ())?;
     let what = || format!("quantizing what '{method}' observes");
     quantize_observed(&copy, method, quant_type).context(what)?;
-    propagate_quantization(&copy, method, debug, quant_type).context(what)?;
+    propagate_quantization(&copy, method, debug, quant_type, Conditions::Ignored).context(what)?;
+    Ok(copy)
+}
+
+/// As [`insert_quant_dequant`] on a copy of a flat module ([`crate::pass::prepare::flatten`]); operators hand quantization on
+/// only where their arguments allow it.
+pub(crate) fn insert_quant_dequant_by_conditions(
+    module: &Module,
+    method: &str,
+    quant_type: QuantType,
+) -> Result<Module> {
+    let copy = module.clone_by(false, |_| ())?;
+    let what = || format!("quantizing what '{method}' observes");
+    quantize_observed(&copy, method, quant_type).context(what)?;
+    propagate_quantization(&copy, method, false, quant_type, Conditions::Asked).context(what)?;
     Ok(copy)
 }
 
@@ -100,7 +115,13 @@ fn remove_observers(module: &Module, observed: &[ObservedCode]) -> Result<()> {
 }
 
 /// Inlines the method and moves quantize and dequantize through it.
-pub(super) fn propagate_quantization(module: &Module, method: &str, debug: bool, quant_type: QuantType) -> Result<()> {
+pub(super) fn propagate_quantization(
+    module: &Module,
+    method: &str,
+    debug: bool,
+    quant_type: QuantType,
+    conditions: Conditions,
+) -> Result<()> {
     let mut classes = HashSet::new();
     for (_, part) in module.modules() {
         if classes.insert(part.type_of().id()) {
@@ -120,6 +141,6 @@ pub(super) fn propagate_quantization(module: &Module, method: &str, debug: bool,
     replicate_dequant(&graph)?;
     replicate::drop_idle_quantization(&graph)?;
     replicate::clamp_bounds_per_use(&graph)?;
-    propagate::propagate(graph.block(), debug)?;
+    propagate::propagate(graph.block(), debug, conditions)?;
     propagate::drop_idle_dequantize(&graph)
 }

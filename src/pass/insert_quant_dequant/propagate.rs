@@ -9,7 +9,7 @@ use super::replicate::dequantize_uses;
 use crate::error::Result;
 use crate::ir::{Block, DType, Graph, IValue, Node, Type, Value};
 use crate::pass::insert_observers::facts::{is_scalar, passes_from};
-use crate::pass::op_table::{FixedQParams, Op, Operator, PassThrough, Propagation};
+use crate::pass::op_table::{Conditions, FixedQParams, Op, Operator, PassThrough, Propagation};
 use crate::pass::source_of;
 
 /// How an operator hands quantization on.
@@ -22,8 +22,10 @@ enum Handling {
     Moves,
 }
 
-fn handling(node: Node<'_>) -> Handling {
+fn handling(node: Node<'_>, conditions: Conditions) -> Handling {
+    let hands_on = |row: &Operator| node.output(0).is_some_and(|output| row.hands_on(output, conditions));
     match Operator::of(node) {
+        Some(row) if !hands_on(row) => Handling::Moves,
         Some(Operator { fixed_qparams: Some(qparams), .. }) => Handling::Fixed(*qparams),
         Some(Operator { pass_through: PassThrough::Value, op: Op::Node(_), .. }) => Handling::LikeInput,
         Some(row) if has_scalar_operand(row, node) => Handling::LikeInput,
@@ -36,21 +38,21 @@ fn has_scalar_operand(row: &Operator, node: Node<'_>) -> bool {
 }
 
 /// Hands quantization on through the block and the blocks within.
-pub(super) fn propagate(block: Block<'_>, debug: bool) -> Result<()> {
+pub(super) fn propagate(block: Block<'_>, debug: bool, conditions: Conditions) -> Result<()> {
     for node in block.nodes() {
         for inner in node.blocks() {
-            propagate(inner, debug)?;
+            propagate(inner, debug, conditions)?;
         }
-        match handling(node) {
-            Handling::LikeInput => follow_input(node, debug)?,
+        match handling(node, conditions) {
+            Handling::LikeInput => follow_input(node, debug, conditions)?,
             Handling::Fixed(qparams) => {
                 for output in node.outputs() {
-                    if let Some(source) = dequantized_source(output) {
+                    if let Some(source) = dequantized_source(output, conditions) {
                         requantize(output, source, Some(qparams))?;
                     }
                 }
             }
-            Handling::Moves => move_dequantize(node)?,
+            Handling::Moves => move_dequantize(node, conditions)?,
         }
     }
     Ok(())
@@ -61,17 +63,17 @@ fn is_dequantized(value: Value<'_>) -> bool {
 }
 
 /// The quantized value that `output` is computed from, where it follows from a dequantized one alone.
-fn dequantized_source(output: Value<'_>) -> Option<Value<'_>> {
-    match passes_from(output)[..] {
+fn dequantized_source(output: Value<'_>, conditions: Conditions) -> Option<Value<'_>> {
+    match passes_from(output, conditions)[..] {
         [input] if is_dequantized(input) => input.node().input(0),
         _ => None,
     }
 }
 
-fn follow_input(node: Node<'_>, debug: bool) -> Result<()> {
+fn follow_input(node: Node<'_>, debug: bool, conditions: Conditions) -> Result<()> {
     let row = Operator::of(node);
     for output in node.outputs() {
-        let Some(source) = dequantized_source(output) else { continue };
+        let Some(source) = dequantized_source(output, conditions) else { continue };
         requantize(output, source, None)?;
         if row.is_some_and(|row| row.is_clamp) {
             for bound in [1, 2].into_iter().filter_map(|index| node.input(index)) {
@@ -142,11 +144,11 @@ fn requantize_bound<'g>(bound: Value<'g>, source: Value<'g>) -> Result<()> {
 }
 
 /// Moves the dequantize before a node behind it, where all that it hands on is dequantized.
-fn move_dequantize(node: Node<'_>) -> Result<()> {
+fn move_dequantize(node: Node<'_>, conditions: Conditions) -> Result<()> {
     let mut moved = Vec::new();
     let mut inputs = Vec::new();
     for output in node.outputs() {
-        let sources = passes_from(output);
+        let sources = passes_from(output, conditions);
         if !stays_whole(output) && !sources.is_empty() && sources.iter().copied().all(is_dequantized) {
             inputs.extend(sources);
             moved.push(output);

@@ -4,6 +4,7 @@ use super::axis::keeps_rank;
 use crate::error::Result;
 use crate::ir::{GeneralPass, Graph, IValue, Node, Tensor, Value};
 use crate::pass::fuse_linear::fuse_linear;
+use crate::pass::op_table::Condition;
 use crate::pass::replace_convolution::replace_convolution;
 
 /// Brings a flat graph ([`super::flatten`]) into the spelling that quantization knows:
@@ -11,6 +12,7 @@ use crate::pass::replace_convolution::replace_convolution;
 /// - products with a weight are `aten::linear`, convolutions name their number of dimensions;
 /// - `relu6`, and clamps from 0 on, are `aten::hardtanh` and `aten::relu`;
 /// - `pad` with a constant by constant sizes is `constant_pad_nd`;
+/// - `stack` is `cat` of tensors with one dimension more; an instance norm with stored statistics is a batch norm;
 /// - a question for the rank of a layer's result goes to its input, so that checks do not stand between two layers.
 ///
 /// # Errors
@@ -26,6 +28,8 @@ pub fn canonicalize(graph: &mut Graph) -> Result<()> {
             "aten::relu6" | "aten::clamp_min" | "aten::clamp" => name_clamp(node)?,
             "aten::dim" => ask_source(node)?,
             "aten::pad" => name_padding(node)?,
+            "aten::stack" => stack_as_cat(node)?,
+            "aten::instance_norm" => name_statistics(node)?,
             _ => {}
         }
     }
@@ -111,6 +115,39 @@ fn name_padding(node: Node<'_>) -> Result<()> {
             replace(node, "aten::constant_pad_nd", &[inputs[0], sizes, value])
         }
         _ => Ok(()),
+    }
+}
+
+/// `stack([a, b], d)` is `cat([unsqueeze(a, d), unsqueeze(b, d)], d)`, which has an INT8 form with a range of its own.
+fn stack_as_cat(node: Node<'_>) -> Result<()> {
+    let [list, dimension] = node.inputs()[..] else { return Ok(()) };
+    // A list that others see may be changed.
+    if list.node().kind() != "prim::ListConstruct" || list.uses().len() > 1 || list.node().inputs().is_empty() {
+        return Ok(());
+    }
+    let mut items = Vec::new();
+    for item in list.node().inputs() {
+        let wider = node.insert_operator("aten::unsqueeze", &[item, dimension])?;
+        wider.node().copy_metadata(node)?;
+        items.push(wider);
+    }
+    if let [single] = items[..] {
+        node.outputs()[0].replace_all_uses_with(single)?;
+        return node.destroy();
+    }
+    let wider = node.graph().create("prim::ListConstruct", &items, 1)?.insert_before(node)?;
+    wider.outputs()[0].set_type(&list.type_of())?;
+    replace(node, "aten::cat", &[wider.outputs()[0], dimension])
+}
+
+/// An instance norm that normalizes by stored statistics, those of no instance, is a batch norm with fixed ones.
+fn name_statistics(norm: Node<'_>) -> Result<()> {
+    let inputs = norm.inputs();
+    let is_stored = Condition::False(5).holds(norm) && (3..=4).all(|index| Condition::Tensor(index).holds(norm));
+    // (x, weight, bias, mean, variance, use_input_stats or training, momentum, eps, cudnn)
+    match is_stored {
+        true => replace(norm, "aten::batch_norm", &inputs),
+        false => Ok(()),
     }
 }
 

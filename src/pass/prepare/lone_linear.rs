@@ -17,14 +17,17 @@ use std::collections::{HashMap, HashSet};
 
 use super::attention::PRODUCT;
 use crate::error::Result;
-use crate::ir::{Graph, Module, Node, Value, join_path};
+use crate::ir::{Graph, Module, Node, Tensor, Value, join_path};
 use crate::observer::{ObserverConfig, ObserverKind};
 use crate::pass::QuantType;
 use crate::pass::computes_weight;
-use crate::pass::op_table::{Kernel, Operator, PassThrough};
+use crate::pass::op_table::{Conditions, Kernel, Operator, PassThrough};
 
 /// Begins the names of the observers that mark layers.
 pub(super) const MARK: &str = "_observer_lone_";
+
+/// The buffer of an observer that says how many rows it has seen.
+pub(crate) const ROWS: &str = "rows";
 
 /// Which linear layers are marked, and how.
 #[derive(Clone, Copy, Debug)]
@@ -88,8 +91,10 @@ pub(crate) fn mark_lone_linear(
 }
 
 fn insert_mark<'g>(module: &Module, before: Node<'g>, input: Value<'g>, is_smoothed: bool) -> Result<Value<'g>> {
-    let kind = if is_smoothed { ObserverKind::PerChannelMinMax } else { ObserverKind::Placeholder };
-    let observer = ObserverConfig { axis: -1, ..ObserverConfig::new(kind) }.module()?;
+    let observer = match is_smoothed {
+        true => channels_and_rows()?,
+        false => ObserverConfig::new(ObserverKind::Placeholder).module()?,
+    };
     if is_smoothed {
         let what = join_path(&before.scope()?, "input");
         observer.set_attribute("observed", &what.as_str().into())?;
@@ -101,6 +106,26 @@ fn insert_mark<'g>(module: &Module, before: Node<'g>, input: Value<'g>, is_smoot
     let mark = before.insert_method_call(object, "forward", &[input])?;
     mark.node().copy_metadata(before)?;
     Ok(mark)
+}
+
+/// An observer of the range of each channel, the last dimension, that counts the rows that it has seen.
+fn channels_and_rows() -> Result<Module> {
+    let config = ObserverConfig { axis: -1, ..ObserverConfig::new(ObserverKind::PerChannelMinMax) };
+    let observer = config.module_of_class("jitquant.PerChannelMinMaxObserver")?;
+    observer.register_buffer(ROWS, Tensor::from_slice(&[0.0f32], &[])?)?;
+    let observation = config.kind.observation();
+    observer.define(&format!(
+        "def forward(self, x: Tensor) -> Tensor:\n    \
+         {observation}\n    \
+         self.{ROWS}.add_(x.numel() // max(1, x.size(-1)))\n    \
+         return x\n"
+    ))?;
+    observer.define(
+        "def calculate_qparams(self) -> Tuple[Tensor, Tensor]:\n    \
+         return ops.jitquant.qparams(self.min_val, self.max_val, self.dtype, self.qscheme, self.quant_min, \
+         self.quant_max, self.reduce_range, self.eps, self.observed)\n",
+    )?;
+    Ok(observer)
 }
 
 /// The observer that marks `layer`, in `module`.
@@ -140,7 +165,11 @@ impl<'g> Surroundings<'g, '_> {
     }
 
     fn hands_on(&self, node: Node<'g>) -> bool {
-        Operator::of(node).is_some_and(|row| row.pass_through.is_of_first())
+        let hands_on = |row: &Operator| {
+            node.output(0).is_some_and(|output| row.hands_on(output, Conditions::Asked))
+                && row.pass_through.is_of_first()
+        };
+        Operator::of(node).is_some_and(hands_on)
     }
 
     fn has_kernel(&self, node: Node<'g>) -> bool {

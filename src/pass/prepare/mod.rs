@@ -14,6 +14,7 @@
 
 mod attention;
 mod axis;
+mod bias_range;
 mod canonical;
 mod choices;
 mod clamps;
@@ -24,20 +25,23 @@ mod lone_linear;
 mod quantize_lone_linear;
 mod recurrent;
 mod round_weights;
+mod unreached;
 mod weight_grid;
 mod weights;
 
 pub(crate) use attention::{PRODUCT, mark_products, restore_products};
+pub(crate) use bias_range::keep_biases_in_range;
 pub use canonical::canonicalize;
 pub use clamps::settle_clamps;
 pub use flatten::flatten;
 pub use fold_batch_norm::fold_batch_norm;
 pub use fold_padding::fold_padding;
-pub(crate) use lone_linear::{LoneLinear, find_lone_linear, mark_lone_linear};
+pub(crate) use lone_linear::{LoneLinear, ROWS, find_lone_linear, mark_lone_linear};
 pub(crate) use quantize_lone_linear::quantize_lone_linear;
 pub use recurrent::quantize_recurrent;
 pub use round_weights::round_weights;
 pub(crate) use round_weights::{observed_weight, rounded as rounded_by_sums};
+pub(crate) use unreached::{leave_unreached, unreached_layers};
 pub(crate) use weight_grid::{Channel, WeightGrid};
 pub(crate) use weights::path_of_weight;
 pub use weights::weights_as_attributes;

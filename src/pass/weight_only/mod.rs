@@ -135,6 +135,10 @@ pub(crate) fn quantize_weights(
             outcome.float.push((layer, "its weight is computed when the model runs".to_owned()));
             continue;
         };
+        if weight.shape().contains(&0) {
+            outcome.float.push((layer, "its weight is empty".to_owned()));
+            continue;
+        }
         let values = match weight.dtype() {
             Some(DType::F32) => weight.to_f32_vec()?,
             other => {
