@@ -18,8 +18,7 @@ use crate::engine;
 use crate::error::{Error, Result};
 use crate::ir::Module;
 use crate::ir::ffi::bridge::leave_inference_mode;
-use crate::pass::to_native;
-use crate::pipeline::Quantizer;
+use crate::pipeline::{ModelForm, Quantizer};
 
 /// The environment variable that says what to do.
 const VARIABLE: &str = "JITQUANT";
@@ -98,7 +97,7 @@ fn observed(module: &Module, fingerprint: u64, path: &std::path::Path) -> Result
 
 /// The INT8 module that the recorded ranges give; every method is still there.
 fn quantized(module: &Module, recorded: &Model) -> Result<Module> {
-    let mut quantizer = Quantizer::static_ptq();
+    let mut quantizer = Quantizer::static_ptq().form(ModelForm::Native);
     for method in module.method_names().into_iter().filter(|method| method != "forward") {
         quantizer = quantizer.preserve(method);
     }
@@ -110,9 +109,8 @@ fn quantized(module: &Module, recorded: &Model) -> Result<Module> {
             "nothing was recorded for {count} tensors ({tensor}, …): record again with this version of jitquant"
         )));
     }
-    let converted = prepared.convert()?.module;
+    let native = prepared.convert()?.module;
     // Operators of libtorch's that have no native form run on our kernels too, where they call them.
-    let native = to_native(&converted)?;
     engine::accelerate(&native)?;
     Ok(native)
 }

@@ -2,7 +2,7 @@
 
 use std::num::NonZeroUsize;
 
-use anyhow::{Context, Result};
+use anyhow::Result;
 use jitquant::Prepared;
 use jitquant::distributed::{Calibration, Group};
 
@@ -32,7 +32,13 @@ pub fn run(
     for batch in feed.batches_where(size, limit, |number| wanted[number]) {
         let (number, samples, inputs) = batch?;
         let first = number * size.get();
-        calibration.run(number, &inputs).with_context(|| feed.refusal(first, &inputs))?;
+        calibration.run(number, &inputs).map_err(|refusal| {
+            let what = match refusal.to_string().starts_with("the observer of ") {
+                true => format!("the samples from {first} on cannot be calibrated with"),
+                false => feed.refusal(first, &inputs),
+            };
+            anyhow::Error::from(refusal).context(what)
+        })?;
         bar.set_position((first + samples).min(limit) as u64);
     }
     calibration.merge()?;

@@ -121,8 +121,9 @@ fn name_padding(node: Node<'_>) -> Result<()> {
 /// `stack([a, b], d)` is `cat([unsqueeze(a, d), unsqueeze(b, d)], d)`, which has an INT8 form with a range of its own.
 fn stack_as_cat(node: Node<'_>) -> Result<()> {
     let [list, dimension] = node.inputs()[..] else { return Ok(()) };
-    // A list that others see may be changed.
-    if list.node().kind() != "prim::ListConstruct" || list.uses().len() > 1 || list.node().inputs().is_empty() {
+    // Others who see the list may change it.
+    let is_read_only = list.uses().iter().all(|place| matches!(place.user.kind(), "aten::stack" | "aten::cat"));
+    if list.node().kind() != "prim::ListConstruct" || !is_read_only || list.node().inputs().is_empty() {
         return Ok(());
     }
     let mut items = Vec::new();

@@ -13,6 +13,9 @@ use crate::pass::op_table::Operator;
 /// Why a layer is not quantized that calibration did not run.
 const UNREACHED: &str = "no calibration sample reached it";
 
+/// Why a layer is not quantized that takes the result of branches, one of which calibration did not run.
+const BEHIND_UNREACHED: &str = "it takes the result of a branch that no calibration sample reached";
+
 /// Why a layer is not quantized whose input or result was refused ([`crate::Prepared::calibrate`]).
 const NOT_FINITE: &str = "its input or its result holds NaN or infinity on the calibration data";
 
@@ -37,12 +40,20 @@ pub(crate) fn leave_unreached(module: &Module, method: &str) -> Result<Vec<(Laye
             unreached.extend(layer_of(node, "").map(|layer| (layer, why)));
         }
     }
+    let mut ends = Vec::new();
     for call in idle.into_iter().filter(|call| !call.is_destroyed()) {
+        ends.extend(call.outputs()[0].uses().into_iter().map(|place| place.user));
         call.outputs()[0].replace_all_uses_with(call.inputs()[1])?;
         let object = call.inputs()[0].node();
         call.destroy()?;
         if object.outputs().into_iter().all(|output| !output.is_used()) {
             object.destroy()?;
+        }
+    }
+    let is_joined = |branches: Node<'_>| branches.blocks().into_iter().any(|block| ends.contains(&block.return_node()));
+    for node in graph.all_nodes().into_iter().filter(|node| weight_observer(module, *node).is_some()) {
+        if node.input(0).is_some_and(|input| is_joined(input.node())) {
+            unreached.extend(layer_of(node, "").map(|layer| (layer, BEHIND_UNREACHED)));
         }
     }
     Ok(unreached)
