@@ -16,9 +16,8 @@ use crate::pass::prepare::{
 };
 use crate::pass::{
     Coverage, FLOAT_RESULT, Layer, QuantType, WeightOnly, computes_weight, finalize_by, float_depthwise, float_results,
-    for_any_engine,
-    insert_observers_by_scope, insert_quant_dequant_by_conditions, keep_large_numbers, layer_of, layers, tag_layer,
-    to_native, unfit_weight, weight_only,
+    for_any_engine, insert_observers_by_scope, insert_quant_dequant_by_conditions, keep_large_numbers, layer_of,
+    layers, tag_layer, to_native, unfit_weight, weight_only,
 };
 use crate::qconfig::{MakeObserver, Part, QConfigDict, QConfigSpec, qconfig_for, unknown_path};
 use crate::range_choice;
