@@ -148,6 +148,32 @@ void graph_run_pass(const Graph &graph, rust::Str name) {
   pass->second(shared);
 }
 
+std::shared_ptr<Graph> graph_of_nodes(rust::Slice<const NodeRef> nodes, rust::Slice<const ValueRef> inputs,
+                                      rust::Slice<const ValueRef> outputs) {
+  auto part = std::make_shared<Graph>();
+  std::unordered_map<Value *, Value *> copies;
+  auto copy_of = [&](Value *value) { return copies.at(value); };
+  for (Value *input : values(inputs))
+    copies[input] = part->addInput()->setType(input->type());
+  for (const NodeRef &node : nodes) {
+    Node *copy = part->appendNode(part->createClone(edit(node.node), copy_of));
+    for (size_t i = 0; i < copy->outputs().size(); ++i)
+      copies[edit(node.node)->outputs()[i]] = copy->outputs()[i];
+  }
+  for (Value *output : values(outputs))
+    part->registerOutput(copy_of(output));
+  return part;
+}
+
+std::unique_ptr<Code> code_of_graph(const Graph &graph) {
+  return std::make_unique<Code>(edit(graph)->shared_from_this(), "part of a model");
+}
+
+void code_run(const Code &code, IValues &stack) {
+  c10::AutoGradMode no_gradients(false);
+  jit::InterpreterState(code).run(stack);
+}
+
 size_t block_inputs_len(const Block &block) { return block.inputs().size(); }
 const Value &block_input(const Block &block, size_t index) { return *block.inputs().at(index); }
 const Value &block_add_input(const Block &block, rust::Str name) { return *edit(block)->addInput(text(name)); }

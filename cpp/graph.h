@@ -22,6 +22,10 @@ rust::Vec<ValueRef> graph_insert_graph(const Graph &graph, const Node &before, c
                                        rust::Slice<const ValueRef> inputs);
 void graph_lint(const Graph &graph);
 void graph_run_pass(const Graph &graph, rust::Str name);
+std::shared_ptr<Graph> graph_of_nodes(rust::Slice<const NodeRef> nodes, rust::Slice<const ValueRef> inputs,
+                                      rust::Slice<const ValueRef> outputs);
+std::unique_ptr<Code> code_of_graph(const Graph &graph);
+void code_run(const Code &code, IValues &stack);
 
 size_t block_inputs_len(const Block &block);
 const Value &block_input(const Block &block, size_t index);

@@ -15,7 +15,9 @@
 #include <cerrno>
 #include <cstdio>
 #include <cstring>
+#include <mutex>
 #include <sstream>
+#include <unordered_map>
 
 #include "jitquant/src/ir/ffi.rs.h"
 
@@ -105,11 +107,26 @@ std::unique_ptr<Module> module_from_address(size_t address) {
   return own(Module(*reinterpret_cast<const Module *>(address)));
 }
 void module_store(const Module &module, size_t address) { *reinterpret_cast<Module *>(address) = module; }
-std::unique_ptr<Module> module_clone(const Module &module) { return own(module.clone()); }
 std::unique_ptr<Module> module_deepcopy(const Module &module) { return own(module.deepcopy()); }
+std::unique_ptr<Module> module_shallow_copy(const Module &module) { return own(module.copy()); }
+
+std::unique_ptr<IValue> module_default_argument(const Module &module, rust::Str method, size_t index) {
+  const auto &argument = module.get_method(text(method)).function().getSchema().arguments().at(index);
+  TORCH_CHECK(argument.default_value().has_value(), "argument '", argument.name(), "' has no default value");
+  return own(IValue(*argument.default_value()));
+}
 
 std::unique_ptr<Module> module_of_new_class_like(const Module &module) {
   return own(Module(*module.type()->name(), module._ivalue()->compilation_unit(), /*shouldMangle=*/true));
+}
+
+std::shared_ptr<CompilationUnit> unit_new(const Module &source, bool keeps_source) {
+  auto kept = keeps_source ? source._ivalue()->compilation_unit() : nullptr;
+  return std::shared_ptr<CompilationUnit>(new CompilationUnit, [kept](CompilationUnit *unit) { delete unit; });
+}
+
+std::unique_ptr<Module> module_of_new_class_in(const Module &module, const std::shared_ptr<CompilationUnit> &unit) {
+  return own(Module(*module.type()->name(), unit, /*shouldMangle=*/true));
 }
 
 std::unique_ptr<Module> module_of_class(const Module &module) {
@@ -142,11 +159,61 @@ void module_copy_constant(const Module &source, rust::Str name, const Module &ta
   target.type()->addConstant(text(name), source.type()->getConstant(text(name)));
 }
 
+// What stands for a function in a call stack. Nodes that were inlined know theirs by address, which libtorch reads where
+// an exception passes, and a function goes with its compilation unit, or where freezing removes it.
+static jit::Function *lasting_function(const std::string &name) {
+  static std::mutex mutex;
+  static auto *functions = new std::unordered_map<std::string, std::unique_ptr<jit::GraphFunction>>;
+  std::lock_guard<std::mutex> turn(mutex);
+  auto &function = (*functions)[name];
+  if (!function)
+    function = std::make_unique<jit::GraphFunction>(c10::QualifiedName(name.empty() ? "function" : name),
+                                                    std::make_shared<Graph>(), nullptr);
+  return function.get();
+}
+
+// Call stacks and what stands for them; both are held, so that no address comes twice.
+using CallStack = jit::InlinedCallStackPtr;
+using CallStacks = std::unordered_map<jit::InlinedCallStack *, std::pair<CallStack, CallStack>>;
+
+static CallStack lasting_stack(const CallStack &stack, CallStacks &known) {
+  if (auto found = known.find(stack.get()); found != known.end())
+    return found->second.second;
+  auto *function = lasting_function(stack->function_name());
+  auto callee = stack->callee();
+  auto copy = callee && *callee ? c10::make_intrusive<jit::InlinedCallStack>(lasting_stack(*callee, known), function,
+                                                                             stack->source_range())
+                                : c10::make_intrusive<jit::InlinedCallStack>(function, stack->source_range());
+  known.emplace(stack.get(), std::pair(stack, copy));
+  return copy;
+}
+
+static void let_call_stacks_last(Block *block, CallStacks &known) {
+  for (Node *node : block->nodes()) {
+    if (auto stack = node->callstack(); stack && *stack)
+      node->setCallStack(lasting_stack(*stack, known));
+    for (Block *inner : node->blocks())
+      let_call_stacks_last(inner, known);
+    if (node->hasAttribute(c10::attr::Subgraph))
+      let_call_stacks_last(node->g(c10::attr::Subgraph)->block(), known);
+  }
+}
+
+static void let_call_stacks_last(const Module &module) {
+  CallStacks known;
+  for (const auto &part : module.modules())
+    for (jit::Function *method : part.type()->methods())
+      if (jit::GraphFunction *with_graph = jit::tryToGraphFunction(*method))
+        let_call_stacks_last(with_graph->graph()->block(), known);
+}
+
 void module_copy_method(const Module &source, rust::Str method, const Module &target, rust::Str name,
                         const Graph &graph) {
   const auto &function = source.get_method(text(method)).function();
   auto to_target = [&](c10::TypePtr type) -> c10::TypePtr { return *type == *source.type() ? target.type() : type; };
   auto schema = function.getSchema().cloneWithRemappedTypes(to_target);
+  CallStacks known;
+  let_call_stacks_last(edit(graph)->block(), known);
   auto copied = target._ivalue()->compilation_unit()->create_function(
       c10::QualifiedName(*target.type()->name(), text(name)), edit(graph)->shared_from_this());
   target.type()->addMethod(copied);
@@ -312,14 +379,18 @@ std::unique_ptr<Module> module_freeze(const Module &module, rust::Slice<const ru
   std::vector<std::string> names;
   for (const rust::String &name : preserved)
     names.emplace_back(name);
-  return own(jit::freeze(module, names, optimize_numerics));
+  Module frozen = jit::freeze(module, names, optimize_numerics);
+  let_call_stacks_last(frozen);
+  return own(std::move(frozen));
 }
 
 std::unique_ptr<Module> module_fold_attributes(const Module &module, rust::Slice<const rust::String> preserved) {
   std::vector<std::string> names;
   for (const rust::String &name : preserved)
     names.emplace_back(name);
-  return own(jit::freeze_module(module, names));
+  Module frozen = jit::freeze_module(module, names);
+  let_call_stacks_last(frozen);
+  return own(std::move(frozen));
 }
 
 std::unique_ptr<IValue> ivalue_none() { return own(IValue()); }
@@ -358,6 +429,7 @@ std::unique_ptr<IValue> ivalue_dict(const Type &key, const Type &value, std::uni
 }
 
 std::unique_ptr<IValue> ivalue_copy(const IValue &value) { return own(IValue(value)); }
+std::unique_ptr<IValue> ivalue_deepcopy(const IValue &value) { return own(value.deepcopy()); }
 std::unique_ptr<IValue> ivalue_from_address(size_t address) {
   return own(IValue(*reinterpret_cast<const IValue *>(address)));
 }

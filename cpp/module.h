@@ -14,9 +14,12 @@ rust::Vec<uint8_t> module_save_bytes(const Module &module);
 std::unique_ptr<Module> module_handle(const Module &module);
 std::unique_ptr<Module> module_from_address(size_t address);
 void module_store(const Module &module, size_t address);
-std::unique_ptr<Module> module_clone(const Module &module);
 std::unique_ptr<Module> module_deepcopy(const Module &module);
+std::unique_ptr<Module> module_shallow_copy(const Module &module);
+std::unique_ptr<IValue> module_default_argument(const Module &module, rust::Str method, size_t index);
 std::unique_ptr<Module> module_of_new_class_like(const Module &module);
+std::shared_ptr<CompilationUnit> unit_new(const Module &source, bool keeps_source);
+std::unique_ptr<Module> module_of_new_class_in(const Module &module, const std::shared_ptr<CompilationUnit> &unit);
 std::unique_ptr<Module> module_of_class(const Module &module);
 std::unique_ptr<CopyMemo> copy_memo_new();
 void module_copy_attribute(const Module &source, rust::Str name, const Module &target);
@@ -67,6 +70,7 @@ std::unique_ptr<IValue> ivalue_list(const Type &element, std::unique_ptr<IValues
 std::unique_ptr<IValue> ivalue_dict(const Type &key, const Type &value, std::unique_ptr<IValues> keys,
                                     std::unique_ptr<IValues> values);
 std::unique_ptr<IValue> ivalue_copy(const IValue &value);
+std::unique_ptr<IValue> ivalue_deepcopy(const IValue &value);
 std::unique_ptr<IValue> ivalue_from_address(size_t address);
 void ivalue_store(const IValue &value, size_t address);
 rust::String ivalue_tag(const IValue &value);

@@ -3,6 +3,7 @@
 
 #include <torch/csrc/jit/api/module.h>
 #include <torch/csrc/jit/ir/ir.h>
+#include <torch/csrc/jit/runtime/interpreter.h>
 
 #include <exception>
 #include <memory>
@@ -19,6 +20,7 @@ using Node = torch::jit::Node;
 using Value = torch::jit::Value;
 using Module = torch::jit::Module;
 using CompilationUnit = torch::jit::CompilationUnit;
+using Code = torch::jit::Code;
 using IValue = c10::IValue;
 using IValues = std::vector<c10::IValue>;
 using Tensor = at::Tensor;
@@ -31,6 +33,7 @@ struct Type {
 // What deep copies made so far, so that tensors which share memory still do among the copies.
 using CopyMemo = c10::IValue::HashIdentityIValueMap;
 
+struct NodeRef;
 struct ValueRef;
 struct Schema;
 struct SourceRange;

@@ -696,7 +696,7 @@ jq_status jq_quantizer_tune(const struct jq_quantizer *quantizer,
 // Times each layer of `module` in INT8 and in float on this machine, and has the quantizer leave in float what INT8 would
 // slow down, conversions between the two counted in. `samples` of the data's first batch are run at once; `accelerated`
 // other than 0 times portable models on jitquant's kernels (`jq_accelerate`). How many layers stay in float goes into
-// `*left`, which may be null. For models without branches and loops. Any thread, as `jq_quantizer_tune`.
+// `*left`, which may be null. Layers in branches and loops stay in INT8. Any thread, as `jq_quantizer_tune`.
 jq_status jq_quantizer_only_faster(struct jq_quantizer *quantizer,
                                    const struct jq_module *module,
                                    const struct jq_data *data,

@@ -726,8 +726,8 @@ public:
   }
 
   // Leaves in float, in what this quantizer makes from now on, the layers that INT8 would slow down on this machine,
-  // timed with `samples` at once; how many. `accelerated`: on jitquant's kernels. For models without branches and
-  // loops.
+  // timed with `samples` at once; how many. `accelerated`: on jitquant's kernels. Layers in branches and loops
+  // stay in INT8.
   size_t only_faster(const Module &module, const Data &data, size_t samples = 1, bool accelerated = false) {
     size_t left = 0;
     detail::check_call(jq_quantizer_only_faster(quantizer_.get(), detail::share(module).get(), data.data_.get(), samples,

@@ -57,6 +57,15 @@ impl Error {
         Self::Invalid(message.into())
     }
 
+    /// Whether the call was ended by who watched it.
+    pub(crate) fn is_cancelled(&self) -> bool {
+        match self {
+            Self::Cancelled => true,
+            Self::Context { cause, .. } => cause.is_cancelled(),
+            _ => false,
+        }
+    }
+
     pub(crate) fn io(path: &Path, cause: std::io::Error) -> Self {
         // The bare cause: some libraries add a path of their own to it.
         let cause = cause.raw_os_error().map_or(cause, std::io::Error::from_raw_os_error);
@@ -109,6 +118,112 @@ impl<T, E: Into<Error>> Context<T> for std::result::Result<T, E> {
 #[cfg(feature = "torch")]
 impl From<cxx::Exception> for Error {
     fn from(exception: cxx::Exception) -> Self {
-        Self::Torch(exception.what().trim().to_owned())
+        Self::Torch(readable(exception.what().trim()))
+    }
+}
+
+/// Bytes of a message of libtorch's that are shown at most; some hold whole graphs.
+#[cfg(feature = "torch")]
+const LONGEST: usize = 1500;
+
+/// What libtorch says, for people: an interpreter's traceback becomes the place where it ends, and what is long is cut.
+#[cfg(feature = "torch")]
+fn readable(text: &str) -> String {
+    let interpreted = text.split_once("The following operation failed in the TorchScript interpreter.");
+    let shown = match interpreted {
+        Some((_, traceback)) => without_traceback(traceback),
+        None => text.strip_prefix("Schema not found for node. File a bug report.").map_or_else(
+            || text.to_owned(),
+            |rest| {
+                let node = rest.split("within the graph:").next().unwrap_or_default().trim().replace("Node: ", "");
+                format!("libtorch has no operator that takes the arguments of {node}")
+            },
+        ),
+    };
+    match shown.char_indices().nth(LONGEST) {
+        Some((end, _)) => format!("{} … ({} more bytes)", shown[..end].trim_end(), shown.len() - end),
+        None => shown,
+    }
+}
+
+/// What was raised, and where: the innermost place of the original code, or of the code in the file.
+#[cfg(feature = "torch")]
+fn without_traceback(traceback: &str) -> String {
+    let is_place = |line: &str| line.starts_with("  File \"") && line.contains("\", line ");
+    let mut place = None;
+    let mut raised: Vec<&str> = Vec::new();
+    let mut in_traceback = true;
+    for line in traceback.lines() {
+        if line.starts_with("Traceback of TorchScript") {
+            (in_traceback, place) = (true, None);
+        } else if is_place(line) {
+            place = Some(line.trim());
+            in_traceback = true;
+        } else if in_traceback && line.split_once(": ").is_some_and(|(kind, _)| is_exception(kind)) {
+            in_traceback = false;
+            raised = vec![line];
+        } else if !in_traceback {
+            raised.push(line);
+        }
+    }
+    let message = raised.join("\n");
+    let message = message.trim();
+    let message = message.strip_prefix("RuntimeError: ").unwrap_or(message);
+    let message = if message.is_empty() { traceback.trim() } else { message };
+    match place.and_then(file_and_line) {
+        Some(place) => format!("{message} (at {place})"),
+        None => message.to_owned(),
+    }
+}
+
+/// `RuntimeError`, `torch.jit.Error`, `builtins.ValueError`.
+#[cfg(feature = "torch")]
+fn is_exception(name: &str) -> bool {
+    !name.is_empty()
+        && name.chars().all(|c| c.is_alphanumeric() || "._".contains(c))
+        && !name.starts_with(char::is_numeric)
+}
+
+/// `model.py:12, in forward` of `File "/home/me/model.py", line 12, in forward`.
+#[cfg(feature = "torch")]
+fn file_and_line(place: &str) -> Option<String> {
+    let (file, rest) = place.strip_prefix("File \"")?.split_once("\", line ")?;
+    Some(format!("{}:{rest}", file.rsplit('/').next().unwrap_or(file)))
+}
+
+#[cfg(all(test, feature = "torch"))]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_traceback_becomes_the_place_where_it_ends() {
+        let text = "The following operation failed in the TorchScript interpreter.
+Traceback of TorchScript, serialized code (most recent call last):
+  File \"code/__torch__/net.py\", line 30, in forward
+    return torch.view(x, [7])
+           ~~~~~~~~~~ <--- HERE
+
+Traceback of TorchScript, original code (most recent call last):
+  File \"/home/me/net.py\", line 12, in forward
+    return self.inner(x)
+           ~~~~~~~~~~ <--- HERE
+  File \"/home/me/inner.py\", line 4, in forward
+    return x.view(7)
+           ~~~~~~ <--- HERE
+RuntimeError: shape '[7]' is invalid for input of size 1";
+        assert_eq!(readable(text), "shape '[7]' is invalid for input of size 1 (at inner.py:4, in forward)");
+    }
+
+    #[test]
+    fn a_message_with_a_whole_graph_is_cut() {
+        let graph = "graph(%x : Tensor):\n  return (%x)\n".repeat(5000);
+        let text = format!(
+            "Schema not found for node. File a bug report.\nNode: %y : Tensor = aten::foo(%x)\n\nInput types:Tensor\nwithin \
+             the graph:\n{graph}"
+        );
+        let shown = readable(&text);
+        assert!(shown.contains("aten::foo") && !shown.contains("graph("), "{shown}");
+        assert!(readable(&graph).len() < 1600);
+        assert_eq!(readable("bad argument"), "bad argument");
     }
 }

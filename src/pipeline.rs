@@ -287,7 +287,7 @@ impl Quantizer {
         refuse_unfit(module)?;
         let mut qconfigs = self.resolved(module, make)?;
         step("cloning the module", 1, 4)?;
-        let copy = module.deep_clone().context(|| "cloning the module".into())?;
+        let copy = module.clone_with_own_state().context(|| "cloning the module".into())?;
         if copy.is_training() {
             copy.train(false)?;
         }
@@ -670,14 +670,11 @@ impl Prepared {
             return Err(Error::invalid("static quantization needs data: call calibrate before convert"));
         }
         step("rounding weights", 0, 3)?;
-        let observed = self.module.deep_clone()?;
+        let observed = replay::trial_copy(&self.module, METHOD)?;
         if self.quant_type == QuantType::Static {
             keep_biases_in_range(&observed, METHOD).context(|| "looking at biases".into())?;
         }
-        if self.methods.equalize
-            && !self.inputs.is_empty()
-            && replay::equalize(&observed, METHOD, self.inputs.batches()).context(|| "equalizing channels".into())?
-        {
+        if self.methods.equalize && !self.inputs.is_empty() && self.equalize(&observed)? {
             forget_observations(&observed)?;
             for batch in self.inputs.batches() {
                 observed.call::<IValue>(METHOD, batch)?;
@@ -687,7 +684,11 @@ impl Prepared {
         if let Some(choice) = chosen_range {
             range_choice::decide(&observed, choice)?;
         }
-        let replay = Replay { rounding: self.rounding()?, bias_correction: self.methods.bias_correction };
+        let replay = Replay {
+            rounding: self.rounding(),
+            bias_correction: self.methods.bias_correction,
+            is_required: self.methods.rounding == Rounding::Learned,
+        };
         // Before clamps go: the float run needs them.
         let fits = replay.bias_correction || replay.rounding == Rounding::Learned;
         if fits && !self.inputs.is_empty() {
@@ -708,7 +709,19 @@ impl Prepared {
             ModelForm::Native => to_native(&module)?,
         };
         keep_large_numbers(&module)?;
-        Ok(Converted { module, report })
+        // What the passes made on the way goes with their modules.
+        Ok(Converted { module: module.clone_sharing(|_, _| true)?, report })
+    }
+
+    /// Equalizes channels where the model runs on the data by itself; whether anything changed.
+    fn equalize(&self, observed: &Module) -> Result<bool> {
+        match replay::equalize(observed, METHOD, self.inputs.batches()) {
+            Err(e) if !e.is_cancelled() => {
+                tracing::info!("channels are not equalized: {e}");
+                Ok(false)
+            }
+            outcome => outcome,
+        }
     }
 
     /// The portable module in a form that the engines have which it is for.
@@ -721,15 +734,31 @@ impl Prepared {
 
     /// Which range the observers take that leave the choice; `None` where none does, or there is no data to choose by.
     pub(crate) fn choose_range(&self, observed: &Module) -> Result<Option<ObserverKind>> {
-        // A copy of its own: its observers watch this run.
-        let float = || observed.deep_clone();
-        range_choice::choose(float, observed, self.inputs.batches(), |copy| {
-            if self.methods.rounding != Rounding::Nearest {
-                round_weights(copy, METHOD)?;
+        if self.inputs.is_empty() || !range_choice::is_open(observed) {
+            return Ok(None);
+        }
+        // Weights are rounded once for all choices.
+        let rounded = replay::trial_copy(observed, METHOD)?;
+        if self.methods.rounding != Rounding::Nearest {
+            round_weights(&rounded, METHOD)?;
+        }
+        let chosen = range_choice::choose(
+            || replay::float_copy(observed, METHOD),
+            &rounded,
+            self.inputs.batches(),
+            |copy| {
+                let module = self.int8(copy)?;
+                crate::engine::accelerate(&module)?;
+                Ok(module)
+            },
+        );
+        match chosen {
+            Err(e) if !e.is_cancelled() => {
+                tracing::info!("ranges are not chosen by the outputs: {e}");
+                Ok(None)
             }
-            self.int8(copy)
-        })
-        .context(|| "choosing ranges".into())
+            chosen => chosen,
+        }
     }
 
     /// The portable INT8 module of the flat module `observed`, whose ranges and weights are settled; changes it.
@@ -801,7 +830,7 @@ impl Prepared {
 
     fn convert_weights(&self, form: WeightOnly) -> Result<Converted> {
         step("rounding weights", 0, 1)?;
-        let small = self.module.deep_clone()?;
+        let small = replay::trial_copy(&self.module, METHOD)?;
         let wanted = |node: Node<'_>| {
             let is_on = layer_of(node, "").is_some_and(|layer| qconfig_for(&self.qconfigs, &layer.path).is_some());
             is_on && !computes_weight(node)
@@ -850,14 +879,12 @@ impl Prepared {
     }
 
     /// How weights are rounded, [`Rounding::Auto`] being decided.
-    fn rounding(&self) -> Result<Rounding> {
-        Ok(match self.methods.rounding {
-            Rounding::Auto if self.inputs.is_empty() || !replay::is_straight(&self.module.graph(METHOD)?) => {
-                Rounding::Sums
-            }
+    fn rounding(&self) -> Rounding {
+        match self.methods.rounding {
+            Rounding::Auto if self.inputs.is_empty() => Rounding::Sums,
             Rounding::Auto => Rounding::Learned,
             said => said,
-        })
+        }
     }
 
     fn was_calibrated(&self) -> bool {

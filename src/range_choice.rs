@@ -10,7 +10,7 @@ use crate::ir::{IValue, Module};
 use crate::measure::Comparison;
 use crate::observer::ObserverKind;
 use crate::pipeline::METHOD;
-use crate::replay::samples_in;
+use crate::replay::{samples_in, trial_copy};
 use crate::watch::step;
 
 /// What is tried. All that was seen is the safest for other data, so that another has to be better by [`LEAD`].
@@ -75,7 +75,7 @@ pub(crate) fn choose(
     let float = outputs(&float()?)?;
     let mut best = None;
     for choice in CHOICES {
-        let copy = observed.deep_clone()?;
+        let copy = trial_copy(observed, METHOD)?;
         decide(&copy, choice)?;
         let mut loss = Comparison::default();
         for (float, int8) in std::iter::zip(&float, outputs(&int8(&copy)?)?) {

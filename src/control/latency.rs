@@ -76,7 +76,7 @@ impl Latency {
 /// the calibration data give, INT8 operators run by `kernels`.
 ///
 /// # Errors
-/// Those of [`Quantizer::prepare`]; where the model has branches or loops; where `kernels` do not run the quantizer's form;
+/// Those of [`Quantizer::prepare`]; where the model fails on the data; where `kernels` do not run the quantizer's form;
 /// and where no layer is faster in INT8.
 pub fn only_faster(
     quantizer: &Quantizer,

@@ -3,10 +3,11 @@
 use std::collections::HashMap;
 use std::time::{Duration, Instant};
 
-use crate::error::{Error, Result};
-use crate::ir::{Graph, IValue, Module, Node, Tensor, Value};
+use crate::error::{Context, Error, Result};
+use crate::ir::{Graph, Held, IValue, Module, Node, Stretch, Tensor, Value, last_uses};
 use crate::measure::quantile;
-use crate::replay::{branch, execute, walk};
+use crate::pipeline::METHOD;
+use crate::replay::given;
 
 /// The least number of passes that are timed.
 const LEAST_PASSES: usize = 9;
@@ -28,21 +29,13 @@ impl NodeTimes {
 }
 
 /// Runs the graphs of both modules on `inputs`, node by node and in turns, for `time`; the times of each graph's nodes, in
-/// their order.
+/// their order. A branch or a loop is one node.
 ///
 /// # Errors
-/// Where a graph has branches or loops, or an operator fails.
+/// Where an operator fails.
 pub(super) fn passes(graphs: [(&Module, &Graph); 2], inputs: &[IValue], time: Duration) -> Result<[Vec<NodeTimes>; 2]> {
-    for (_, graph) in &graphs {
-        if let Some(node) = branch(graph) {
-            let source = crate::pass::source_of(node);
-            return Err(Error::invalid(format!(
-                "layers are timed operator by operator, which does not go with the model's branches and loops ({} at \
-                 {source})",
-                node.kind()
-            )));
-        }
-    }
+    let [one, other] = graphs;
+    let passes = [Pass::of(one.0, one.1)?, Pass::of(other.0, other.1)?];
     let empty = |graph: &Graph| graph.nodes().map(|_| NodeTimes { seconds: Vec::new(), elements: None }).collect();
     let mut times: [Vec<NodeTimes>; 2] = graphs.map(|(_, graph)| empty(graph));
     let start = Instant::now();
@@ -50,25 +43,54 @@ pub(super) fn passes(graphs: [(&Module, &Graph); 2], inputs: &[IValue], time: Du
         if round >= WARM_UP + LEAST_PASSES && start.elapsed() >= time {
             break;
         }
-        for ((module, graph), times) in std::iter::zip(&graphs, &mut times) {
-            pass(module, graph, inputs, times, round >= WARM_UP)?;
+        for (pass, times) in std::iter::zip(&passes, &mut times) {
+            pass.run(inputs, times, round >= WARM_UP)?;
         }
     }
     Ok(times)
 }
 
-fn pass(module: &Module, graph: &Graph, inputs: &[IValue], times: &mut [NodeTimes], counts: bool) -> Result<()> {
-    walk(module, graph, inputs, |place, node, inputs| {
-        let begin = Instant::now();
-        let results = execute(node, inputs)?;
-        let times = &mut times[place];
-        if counts {
-            times.seconds.push(begin.elapsed().as_secs_f64());
+/// A graph whose nodes run one by one.
+struct Pass<'g> {
+    module: &'g Module,
+    graph: &'g Graph,
+    /// The place of each node that is no constant, and the node.
+    steps: Vec<(usize, Node<'g>, Stretch<'g>)>,
+    last_uses: HashMap<Value<'g>, usize>,
+}
+
+impl<'g> Pass<'g> {
+    fn of(module: &'g Module, graph: &'g Graph) -> Result<Self> {
+        let nodes: Vec<_> = graph.nodes().collect();
+        let work = nodes.iter().enumerate().filter(|(_, node)| node.kind() != "prim::Constant");
+        let step = |(place, node): (usize, &Node<'g>)| Ok((place, *node, Stretch::of(&[*node], &node.outputs())?));
+        Ok(Self { module, graph, steps: work.map(step).collect::<Result<_>>()?, last_uses: last_uses(&nodes) })
+    }
+
+    fn run(&self, inputs: &[IValue], times: &mut [NodeTimes], counts: bool) -> Result<()> {
+        let mut values: HashMap<Value<'g>, Held> = given(self.module, METHOD, self.graph, inputs)?;
+        for (place, node, stretch) in &self.steps {
+            let begin = Instant::now();
+            let results = stretch.run(|value| values.get(&value));
+            let seconds = begin.elapsed().as_secs_f64();
+            let results = results.context(|| format!("running {}", node.kind()))?;
+            let times = &mut times[*place];
+            if counts {
+                times.seconds.push(seconds);
+            } else if let Some(result) = results.first() {
+                let shape = result.value()?.as_tensor().map(Tensor::shape);
+                times.elements = shape.map(|shape| shape.iter().product::<i64>() as usize);
+            }
+            values.extend(std::iter::zip(node.outputs(), results));
+            let is_done = |value: &Value<'g>| self.last_uses.get(value).is_none_or(|last| last <= place);
+            node.inputs()
+                .into_iter()
+                .chain(node.outputs())
+                .filter(is_done)
+                .for_each(|value| drop(values.remove(&value)));
         }
-        let shape = results.first().and_then(IValue::as_tensor).map(Tensor::shape);
-        times.elements = shape.map(|shape| shape.iter().product::<i64>() as usize);
-        Ok(results)
-    })
+        Ok(())
+    }
 }
 
 /// What it costs to go from float to INT8 and back, and to call an operator at all.
@@ -119,17 +141,18 @@ impl Conversions {
         let graph = self.code.graph(method)?;
         let is_operator = |node: &Node<'_>| node.kind() != "prim::Constant";
         let node = graph.nodes().find(is_operator).ok_or_else(|| Error::invalid("a method without an operator"))?;
-        let of = |value: &Value<'_>| value.constant().unwrap_or_else(|| x.clone());
-        let inputs: Vec<IValue> = node.inputs().iter().map(of).collect();
+        let stretch = Stretch::of(&[node], &node.outputs())?;
+        let x = Held::of(x)?;
         let mut seconds = Vec::new();
         let mut results = Vec::new();
         for round in 0..WARM_UP + 2 * LEAST_PASSES {
             let begin = Instant::now();
-            results = execute(node, inputs.clone())?;
+            results = stretch.run(|_| Some(&x))?;
             if round >= WARM_UP {
                 seconds.push(begin.elapsed().as_secs_f64());
             }
         }
-        Ok((quantile(&seconds, 0.5), results.into_iter().next().unwrap_or(IValue::None)))
+        let result = results.first().map_or(Ok(IValue::None), Held::value)?;
+        Ok((quantile(&seconds, 0.5), result))
     }
 }

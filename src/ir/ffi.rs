@@ -10,6 +10,12 @@ use crate::plugin::{record_range, register_passes_from_environment, run_graph_pa
 #[cfg_attr(not(feature = "tch"), allow(dead_code))]
 #[allow(missing_docs, clippy::missing_safety_doc, clippy::needless_lifetimes)]
 pub(crate) mod bridge {
+    /// A node in a list of nodes.
+    #[derive(Clone, Copy)]
+    struct NodeRef<'a> {
+        node: &'a Node,
+    }
+
     /// A value in a list of values.
     #[derive(Clone, Copy)]
     struct ValueRef<'a> {
@@ -95,6 +101,7 @@ pub(crate) mod bridge {
         type Tensor;
         type CopyMemo;
         type CompilationUnit;
+        type Code;
 
         // Graphs
         fn graph_new() -> SharedPtr<Graph>;
@@ -127,6 +134,9 @@ pub(crate) mod bridge {
         ) -> Result<Vec<ValueRef<'a>>>;
         fn graph_lint(graph: &Graph) -> Result<()>;
         fn graph_run_pass(graph: &Graph, name: &str) -> Result<()>;
+        fn graph_of_nodes(nodes: &[NodeRef], inputs: &[ValueRef], outputs: &[ValueRef]) -> Result<SharedPtr<Graph>>;
+        fn code_of_graph(graph: &Graph) -> Result<UniquePtr<Code>>;
+        fn code_run(code: &Code, stack: Pin<&mut IValues>) -> Result<()>;
 
         // Blocks
         fn block_inputs_len(block: &Block) -> usize;
@@ -235,9 +245,12 @@ pub(crate) mod bridge {
         fn module_handle(module: &Module) -> UniquePtr<Module>;
         unsafe fn module_from_address(address: usize) -> UniquePtr<Module>;
         unsafe fn module_store(module: &Module, address: usize);
-        fn module_clone(module: &Module) -> Result<UniquePtr<Module>>;
         fn module_deepcopy(module: &Module) -> Result<UniquePtr<Module>>;
+        fn module_shallow_copy(module: &Module) -> Result<UniquePtr<Module>>;
+        fn module_default_argument(module: &Module, method: &str, index: usize) -> Result<UniquePtr<IValue>>;
         fn module_of_new_class_like(module: &Module) -> Result<UniquePtr<Module>>;
+        fn unit_new(source: &Module, keeps_source: bool) -> Result<SharedPtr<CompilationUnit>>;
+        fn module_of_new_class_in(module: &Module, unit: &SharedPtr<CompilationUnit>) -> Result<UniquePtr<Module>>;
         fn module_of_class(module: &Module) -> Result<UniquePtr<Module>>;
         fn copy_memo_new() -> UniquePtr<CopyMemo>;
         fn module_copy_attribute(source: &Module, name: &str, target: &Module) -> Result<()>;
@@ -306,6 +319,7 @@ pub(crate) mod bridge {
             values: UniquePtr<IValues>,
         ) -> Result<UniquePtr<IValue>>;
         fn ivalue_copy(value: &IValue) -> UniquePtr<IValue>;
+        fn ivalue_deepcopy(value: &IValue) -> Result<UniquePtr<IValue>>;
         unsafe fn ivalue_from_address(address: usize) -> UniquePtr<IValue>;
         unsafe fn ivalue_store(value: &IValue, address: usize);
         fn ivalue_tag(value: &IValue) -> String;

@@ -168,44 +168,17 @@ impl Module {
         Ok(ffi::module_save_bytes(self.raw())?)
     }
 
-    /// A module with classes, attributes and code of its own. Submodules that shared a class or an instance still do;
-    /// the tensors' data is shared.
-    ///
-    /// # Errors
-    /// Where libtorch refuses to clone it.
-    pub fn deep_clone(&self) -> Result<Self> {
-        Ok(Self::from_raw(ffi::module_clone(self.raw())?))
-    }
-
-    /// As [`Module::deep_clone`], with copies of all attributes but the parameters, whose data is shared: running it leaves
-    /// the original's state as it is.
-    ///
-    /// # Errors
-    /// Where libtorch refuses to clone it, or an attribute cannot be copied.
-    pub(crate) fn clone_with_own_state(&self) -> Result<Self> {
-        let clone = self.deep_clone()?;
-        let mut memo = ffi::copy_memo_new();
-        let mut done = std::collections::HashSet::new();
-        for (path, part) in clone.modules() {
-            if !done.insert(part.id()) {
-                continue;
-            }
-            for attribute in
-                part.attributes().iter().filter(|attribute| !attribute.is_parameter && !attribute.is_module)
-            {
-                ffi::module_deepcopy_attribute(part.raw(), &attribute.name, part.raw(), memo.pin_mut())
-                    .context(|| format!("copying '{}' of module '{path}'", attribute.name))?;
-            }
-        }
-        Ok(clone)
-    }
-
     /// A module of the same class with copies of all attributes, tensors included.
     ///
     /// # Errors
     /// Where an attribute cannot be copied.
     pub fn copy_instance(&self) -> Result<Self> {
         Ok(Self::from_raw(ffi::module_deepcopy(self.raw())?))
+    }
+
+    /// A module of the same class with the same attributes, each of which can be set for itself.
+    pub(crate) fn shallow_copy(&self) -> Result<Self> {
+        Ok(Self::from_raw(ffi::module_shallow_copy(self.raw())?))
     }
 
     /// Tells one module from another while both live.
@@ -455,18 +428,16 @@ impl Module {
     pub fn submodule(&self, path: &str) -> Result<Module> {
         let mut module = self.clone();
         for name in path.split('.').filter(|name| !name.is_empty()) {
-            let children = module.children();
-            module = match children.iter().find(|(child, _)| child == name) {
-                Some((_, child)) => child.clone(),
-                None => {
-                    let names: Vec<_> = children.iter().map(|(child, _)| child.as_str()).collect();
-                    return Err(Error::invalid(format!(
-                        "there is no submodule '{path}': {} has no '{name}', only [{}]",
-                        module.class_name(),
-                        names.join(", ")
-                    )));
-                }
+            let found = if module.has_attribute(name) { module.attribute(name) } else { Ok(IValue::None) };
+            let Ok(IValue::Module(child)) = found else {
+                let names: Vec<_> = module.children().into_iter().map(|(child, _)| child).collect();
+                return Err(Error::invalid(format!(
+                    "there is no submodule '{path}': {} has no '{name}', only [{}]",
+                    module.class_name(),
+                    names.join(", ")
+                )));
             };
+            module = child;
         }
         Ok(module)
     }

@@ -110,7 +110,7 @@ impl QatModule {
         if !replay::is_straight(&flat.graph(METHOD)?) {
             return Ok(());
         }
-        let methods = Replay { rounding: Rounding::Learned, bias_correction: false };
+        let methods = Replay { rounding: Rounding::Learned, bias_correction: false, is_required: true };
         replay::replay(flat, METHOD, batches, methods).context(|| "fitting layers".into())?;
         self.require_gradients()
     }

@@ -20,8 +20,13 @@ const WORTH_IT: f32 = 0.95;
 /// Absorbs high biases in an observed flat module; whether anything changed. What observers saw before is wrong then.
 ///
 /// # Errors
-/// Where the model cannot be run operator by operator, or a weight cannot be read.
-pub(super) fn absorb(module: &Module, graph: &Graph, solver: &Solver, batches: &[Vec<IValue>]) -> Result<bool> {
+/// Where the model fails on the data, or a weight cannot be read.
+pub(super) fn absorb(
+    module: &Module,
+    (method, graph): (&str, &Graph),
+    solver: &Solver,
+    batches: &[Vec<IValue>],
+) -> Result<bool> {
     let mut uses = HashMap::<String, usize>::new();
     for layer in graph.nodes().filter_map(|node| Layer::of(module, node)) {
         *uses.entry(layer.weight_name).or_default() += 1;
@@ -35,7 +40,7 @@ pub(super) fn absorb(module: &Module, graph: &Graph, solver: &Solver, batches: &
         return Ok(false);
     }
     let watched: HashSet<Value<'_>> = places.iter().map(|place| place.value).collect();
-    let ranges = channel_ranges(module, graph, solver, batches, &watched)?;
+    let ranges = channel_ranges(module, (method, graph), solver, batches, &watched)?;
     let mut changed = false;
     for place in places {
         let Some(shift) = ranges.get(&place.value).and_then(|ranges| shift(ranges)) else { continue };

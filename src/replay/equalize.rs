@@ -16,10 +16,11 @@ use std::collections::{HashMap, HashSet};
 
 use super::absorb::absorb;
 use super::layer::Layer;
+use super::run::{drop_observer, given, is_observer_call, obstacle};
 use super::solver::Solver;
-use super::{execute, walk};
 use crate::error::{Context, Result};
-use crate::ir::{Graph, IValue, Module, Node, Tensor, Value};
+use crate::ir::{Graph, IValue, Module, Node, Stretch, Tensor, Value};
+use crate::watch::step;
 
 /// How much of the difference between channels is taken away where only depthwise layers take them.
 const DEPTHWISE_STRENGTH: f32 = 1.0;
@@ -34,13 +35,13 @@ const LARGEST: f32 = 32.0;
 /// before is wrong then.
 ///
 /// # Errors
-/// Where the model cannot be run operator by operator, or a weight cannot be read.
+/// Where the model fails on the data, or a weight cannot be read.
 pub(crate) fn equalize(module: &Module, method: &str, batches: &[Vec<IValue>]) -> Result<bool> {
     let graph = module.graph(method)?;
     let solver = Solver::new()?;
     let families = families(module, &graph);
     let watched: HashSet<Value<'_>> = families.iter().flat_map(|family| family.values.iter().copied()).collect();
-    let ranges = channel_ranges(module, &graph, &solver, batches, &watched)?;
+    let ranges = channel_ranges(module, (method, &graph), &solver, batches, &watched)?;
     let mut changed = false;
     for family in families {
         let Some(scales) = family.scales(&ranges) else { continue };
@@ -52,7 +53,7 @@ pub(crate) fn equalize(module: &Module, method: &str, batches: &[Vec<IValue>]) -
         }
         changed = true;
     }
-    Ok(absorb(module, &graph, &solver, batches)? || changed)
+    Ok(absorb(module, (method, &graph), &solver, batches)? || changed)
 }
 
 /// Values that have their channels in common, and the layers around them.
@@ -184,33 +185,49 @@ impl Family<'_> {
     }
 }
 
-/// The smallest and largest value of each channel of the values `watched`, in float.
+/// The smallest and largest value of each channel of the values `watched`, which are of the graph's own block, in float.
 pub(super) fn channel_ranges<'g>(
     module: &Module,
-    graph: &'g Graph,
+    (method, graph): (&str, &'g Graph),
     solver: &Solver,
     batches: &[Vec<IValue>],
     watched: &HashSet<Value<'g>>,
 ) -> Result<HashMap<Value<'g>, Vec<(f32, f32)>>> {
+    let copy = graph.deep_clone()?;
+    let code = solver.channel_ranges_graph()?;
+    let (mut wanted, mut found) = (Vec::new(), Vec::new());
+    let pairs: Vec<_> = std::iter::zip(graph.nodes(), copy.nodes()).collect();
+    for (original, node) in pairs {
+        let results = match is_observer_call(node) {
+            Some(_) => vec![node.inputs()[1]],
+            None => node.outputs(),
+        };
+        for (value, result) in std::iter::zip(original.outputs(), results) {
+            if watched.contains(&value) {
+                found.extend(node.next().insert_graph(&code, &[copy.inputs()[0], result])?);
+                wanted.push(value);
+            }
+        }
+        drop_observer(node)?;
+    }
+    copy.all_nodes().into_iter().try_for_each(drop_observer)?;
+    let nodes: Vec<_> = copy.nodes().filter(|node| node.kind() != "prim::Constant").collect();
+    let stretch = Stretch::of(&nodes, &found)?;
+    // What the model keeps stays as it is.
+    let module = if obstacle(&copy).is_some() { module.copy_instance()? } else { module.shallow_copy()? };
     let mut ranges: HashMap<Value<'_>, Vec<(f32, f32)>> = HashMap::new();
     for batch in batches {
-        walk(module, graph, batch, |_, node, inputs| {
-            let results = match node.kind() {
-                "prim::CallMethod" => vec![inputs[1].clone()],
-                _ => execute(node, inputs)?,
-            };
-            for (output, result) in std::iter::zip(node.outputs(), &results) {
-                if watched.contains(&output) {
-                    let seen = solver.channel_ranges(result)?;
-                    match ranges.get_mut(&output) {
-                        Some(ranges) => std::iter::zip(ranges, seen)
-                            .for_each(|(range, seen)| *range = (range.0.min(seen.0), range.1.max(seen.1))),
-                        None => drop(ranges.insert(output, seen)),
-                    }
-                }
+        step("running the model", 0, 0)?;
+        let given = given(&module, method, &copy, batch)?;
+        let results = stretch.run(|value| given.get(&value)).context(|| "running the model".into())?;
+        for (value, result) in std::iter::zip(&wanted, results) {
+            let seen = Solver::channel_ranges(&result.value()?)?;
+            match ranges.get_mut(value) {
+                Some(ranges) => std::iter::zip(ranges, seen)
+                    .for_each(|(range, seen)| *range = (range.0.min(seen.0), range.1.max(seen.1))),
+                None => drop(ranges.insert(*value, seen)),
             }
-            Ok(results)
-        })?;
+        }
     }
     Ok(ranges)
 }

@@ -24,7 +24,7 @@ impl<'g> Layer<'g> {
     }
 
     /// The attribute of the module that its bias is, where it is one and no constant.
-    fn bias_name(&self) -> Option<String> {
+    pub fn bias_name(&self) -> Option<String> {
         let read = self.node.input(BIAS)?.node();
         let is_own = read.kind() == "prim::GetAttr" && read.input(0) == self.node.graph().inputs().first().copied();
         read.name_attribute().filter(|_| is_own)

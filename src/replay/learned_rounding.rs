@@ -5,9 +5,11 @@
 //!
 //! 1. without rounding the solution is `w* = (q^T q)^-1 q^T x w`: it makes good what the layers before did wrong;
 //! 2. the columns are rounded one after the other, and the columns not yet rounded, the bias last, take over what each
-//!    rounding does to the results. With `U` upper triangular and `U^T U = (q^T q)^-1`, rounding column `j` by `e` changes
-//!    a later column `k` by `-e U[j][k] / U[j][j]` (Frantar et al., GPTQ, 2022; after Hassibi and Stork, Optimal Brain
-//!    Surgeon, 1993). Columns with the largest inputs come first, while there are most to make good for them.
+//!    rounding does to the results (Frantar et al., GPTQ, 2022; after Hassibi and Stork, Optimal Brain Surgeon, 1993).
+//!    With the columns in reverse order and `L` lower triangular, `L L^T = q^T q`, the results change by
+//!    `|L^T (w' - w*)|`, of which each row has one column more than the one behind it: what was rounded to `w'[k]` has column
+//!    `i` aim at `w*[i] + sum_k L[k][i] (w*[k] - w'[k]) / L[i][i]`. Columns with the largest inputs come first, while there
+//!    are most to make good for them.
 //!
 //! Both steps fit the windows that there are, and late layers have few for their many columns. So something is added to the
 //! diagonal of `q^T q`, which draws the first step to `w` and has the second make good for less; how much, each layer's own
@@ -16,17 +18,25 @@
 //! That the second step works on `w*` and on the quantized model's inputs is what distinguishes it from GPTQ, where both
 //! runs have the same inputs; compare Nagel et al., AdaRound, 2020, section 3.5.
 
+use std::rc::Rc;
+
 use rayon::prelude::*;
 
 use super::layer::Layer;
-use super::solver::{Factor, Grams};
+use super::solver::{Factor, Grams, Solver, Window};
 use super::{Pair, Runner};
 use crate::error::Result;
 use crate::ir::Tensor;
+use crate::kernel::Isa;
+use crate::observer::multiversion;
 use crate::pass::prepare::Channel;
 
 /// Windows that a layer's problem is made of, of all that its inputs have.
 const ROWS: i64 = 24576;
+/// Windows of small batches are joined up to so many.
+const ROWS_AT_ONCE: i64 = 4096;
+/// What factors may take that are kept to be used again.
+const MOST_BYTES_OF_FACTORS: usize = 64 << 20;
 /// Columns up to which a problem is solved; the factorization takes their third power of time.
 const MOST_COLUMNS: i64 = 5120;
 /// What can be added to the diagonal, in parts of its mean: for the solution, and for what makes good for rounding. With few
@@ -66,17 +76,6 @@ impl Runner<'_> {
             return by_sums();
         }
         let rows = ROWS / inputs.len().max(1) as i64;
-        let mut halves: Option<[Grams; 2]> = None;
-        for pair in inputs {
-            let float = self.solver.windows(&pair.float, window.as_ref(), rows)?;
-            let quantized = self.solver.windows(&pair.quantized, window.as_ref(), rows)?;
-            let [one, other] = self.solver.grams(&float, &quantized)?;
-            halves = Some(match halves {
-                None => [one, other],
-                Some(sums) => [self.solver.sum(&sums[0], &one)?, self.solver.sum(&sums[1], &other)?],
-            });
-        }
-        let Some(halves) = halves else { return by_sums() };
         let values = weight.to_f32_vec()?;
         let (columns, outputs, groups) = (columns as usize, outputs as usize, groups as usize);
         let with_bias: Vec<f32> = values
@@ -86,6 +85,7 @@ impl Runner<'_> {
             .collect();
         let per_group = outputs / groups;
         let with_bias = Tensor::from_slice(&with_bias, &[groups as i64, per_group as i64, columns as i64 + 1])?;
+        let Some(halves) = self.halves(inputs, window.as_ref(), rows, &with_bias)? else { return by_sums() };
         let channels: Vec<Channel> = (0..outputs).map(|output| grid.channel(output)).collect();
         let quantized = self.solver.quantize_weight(weight, &grid)?.to_f32_vec()?;
         let rows = Rows { values: [&values, &quantized], channels, groups, columns };
@@ -103,27 +103,83 @@ impl Runner<'_> {
         Ok(Some((Tensor::from_slice(&weight_values, &weight.shape())?, Some(bias))))
     }
 
+    /// The matrices of the two halves of the data; `None` where there is none.
+    fn halves(
+        &self,
+        inputs: &[Pair],
+        window: Option<&Window>,
+        rows: i64,
+        weight: &Tensor,
+    ) -> Result<Option<[Grams; 2]>> {
+        let mut sums: Option<[Grams; 2]> = None;
+        let (mut float, mut quantized, mut held) = (Vec::new(), Vec::new(), 0);
+        for (number, pair) in inputs.iter().enumerate() {
+            float.push(self.solver.windows(&pair.float, window, rows)?);
+            quantized.push(self.solver.windows(&pair.quantized, window, rows)?);
+            held += float.last().map_or(0, |windows| windows.shape()[1]);
+            if held < ROWS_AT_ONCE && number + 1 < inputs.len() {
+                continue;
+            }
+            let [one, other] = self.solver.grams(&float, &quantized, weight)?;
+            sums = Some(match sums {
+                None => [one, other],
+                Some(sums) => [self.solver.sum(&sums[0], &one)?, self.solver.sum(&sums[1], &other)?],
+            });
+            (held, _, _) = (0, float.clear(), quantized.clear());
+        }
+        Ok(sums)
+    }
+
     /// What the weights and biases `weight`, groups x outputs x (columns + 1), become.
     fn rounded(&self, rows: &Rows<'_>, weight: &Tensor, halves: &[Grams; 2]) -> Result<Vec<f32>> {
         let (given, other) = (&halves[0], &halves[1]);
         let from = DAMPING.partition_point(|&damping| damping < LEAST_DAMPING * rows.columns as f64);
+        let mut factors = Factors::new(&self.solver, given);
         let (target, solution) = lowest(from, FIRST_TARGET, |damping| {
-            let solution = self.solver.target(given, weight, damping)?;
-            Ok((self.solver.loss(other, weight, &solution)?, solution))
+            let solution = self.solver.target(given, weight, &*factors.of(damping)?)?;
+            Ok((self.solver.loss(other, &solution)?, solution))
         })?;
         let solution = solution.to_vec()?;
         let (factor, ()) = lowest(from, FIRST_FACTOR, |damping| {
-            let rounded = rows.round(&solution, &self.solver.factor(given, damping)?);
-            Ok((self.solver.loss(other, weight, &Tensor::from_slice(&rounded, &weight.shape())?)?, ()))
+            let rounded = rows.round(&self.solver, &solution, &*factors.of(damping)?)?;
+            Ok((self.solver.loss(other, &Tensor::from_slice(&rounded, &weight.shape())?)?, ()))
         })?;
+        drop(factors);
         let all = self.solver.sum(&halves[0], &halves[1])?;
-        let solution = self.solver.target(&all, weight, target)?.to_vec()?;
-        Ok(rows.round(&solution, &self.solver.factor(&all, factor)?))
+        let mut factors = Factors::new(&self.solver, &all);
+        let solution = self.solver.target(&all, weight, &*factors.of(target)?)?.to_vec()?;
+        rows.round(&self.solver, &solution, &*factors.of(factor)?)
+    }
+}
+
+/// Factors that were made, as far as they do not take much memory.
+struct Factors<'a> {
+    solver: &'a Solver,
+    grams: &'a Grams,
+    made: Vec<(f64, Rc<Factor>)>,
+}
+
+impl<'a> Factors<'a> {
+    fn new(solver: &'a Solver, grams: &'a Grams) -> Self {
+        Self { solver, grams, made: Vec::new() }
+    }
+
+    fn of(&mut self, damping: f64) -> Result<Rc<Factor>> {
+        if let Some((_, factor)) = self.made.iter().find(|(known, _)| *known == damping) {
+            return Ok(factor.clone());
+        }
+        let held: usize = self.made.iter().map(|(_, factor)| factor.nbytes()).sum();
+        if held > MOST_BYTES_OF_FACTORS {
+            self.made.clear();
+        }
+        let factor = Rc::new(self.solver.factor(self.grams, damping)?);
+        self.made.push((damping, factor.clone()));
+        Ok(factor)
     }
 }
 
 /// The damping with the least loss, on the way down from the `first` one, and what was made with it; none before `from`.
-fn lowest<T>(from: usize, first: usize, make: impl Fn(f64) -> Result<(f64, T)>) -> Result<(f64, T)> {
+fn lowest<T>(from: usize, first: usize, mut make: impl FnMut(f64) -> Result<(f64, T)>) -> Result<(f64, T)> {
     let (mut least, mut made) = make(DAMPING[first])?;
     let mut at = first;
     let up = first + 1..DAMPING.len();
@@ -143,46 +199,121 @@ fn lowest<T>(from: usize, first: usize, make: impl Fn(f64) -> Result<(f64, T)>) 
 }
 
 impl Rows<'_> {
-    fn round(&self, target: &[f32], factor: &Factor) -> Vec<f32> {
+    fn round(&self, solver: &Solver, target: &[f32], factor: &Factor) -> Result<Vec<f32>> {
+        let (order, lower) = (factor.order()?, solver.values(factor)?.to_vec::<f32>()?);
         let outputs = self.channels.len();
         let (columns, per_group, size) = (self.columns, outputs / self.groups, self.columns + 1);
-        (0..outputs)
-            .into_par_iter()
-            .flat_map_iter(|output| {
-                let group = output / per_group;
-                let values = &factor.values[group * size * size..(group + 1) * size * size];
-                let order = &factor.order[group * columns..(group + 1) * columns];
-                let target = &target[output * size..(output + 1) * size];
-                let row = self.values.map(|values| &values[output * columns..(output + 1) * columns]);
-                round_row(row, target, order, values, self.channels[output])
+        let isa = Isa::current();
+        let blocks: Vec<(usize, usize)> = (0..self.groups)
+            .flat_map(|group| {
+                let first = group * per_group;
+                (first..first + per_group).step_by(LANES).map(move |from| (from, (first + per_group).min(from + LANES)))
             })
-            .collect()
+            .collect();
+        let of_block = |(from, to): (usize, usize)| {
+            let group = from / per_group;
+            let problem = Problem {
+                order: &order[group * columns..(group + 1) * columns],
+                lower: &lower[group * size * size..(group + 1) * size * size],
+                rows: self.values.map(|values| &values[from * columns..to * columns]),
+                target: &target[from * size..to * size],
+                channels: &self.channels[from..to],
+            };
+            let mut rounded = vec![0.0; (to - from) * size];
+            round_block(isa, &problem, &mut rounded);
+            rounded
+        };
+        Ok(blocks.into_par_iter().flat_map_iter(of_block).collect())
     }
 }
 
-/// Rounds `target`, a row's solution and its bias. The weights at the end of the range become what quantizing makes of them:
-/// what they lose, up to half a step, is made good for by the others.
-fn round_row(
-    [row, quantized]: [&[f32]; 2],
-    target: &[f32],
-    order: &[usize],
-    factor: &[f32],
-    channel: Channel,
-) -> Vec<f32> {
-    let columns = row.len();
+/// Outputs that are rounded at once.
+const LANES: usize = 16;
+
+/// Up to [`LANES`] outputs of one group.
+struct Problem<'a> {
+    order: &'a [usize],
+    lower: &'a [f32],
+    /// Outputs x columns: as they are, and as they would be quantized.
+    rows: [&'a [f32]; 2],
+    /// Outputs x (columns + 1): the solution, and its bias.
+    target: &'a [f32],
+    channels: &'a [Channel],
+}
+
+multiversion! {
+    /// Rounds the outputs' solutions. The weights at the end of the range become what quantizing makes of them: what they lose, up
+    /// to half a step, is made good for by the others.
+    fn round_block(problem: &Problem<'_>, rounded: &mut [f32]) = round_lanes;
+}
+
+#[inline(always)]
+fn round_lanes(problem: &Problem<'_>, rounded: &mut [f32]) {
+    let columns = problem.order.len();
     let size = columns + 1;
-    let mut left: Vec<f32> = order.iter().map(|column| target[*column]).chain([target[columns]]).collect();
-    let mut rounded = vec![0.0; size];
-    for (position, &column) in order.iter().enumerate() {
-        rounded[column] = if channel.is_end(row[column]) {
-            quantized[column]
-        } else {
-            channel.nearest(left[position].clamp(-channel.largest(), channel.largest()))
-        };
-        let of_row = &factor[position * size..(position + 1) * size];
-        let error = (left[position] - rounded[column]) / of_row[position];
-        std::iter::zip(&mut left[position + 1..], &of_row[position + 1..]).for_each(|(w, u)| *w -= error * u);
+    let lanes = problem.channels.len();
+    // What those rounded so far add to what each aims at, times its diagonal: the bias, then columns from the last in the order.
+    let mut owed = vec![[0.0f32; LANES]; size];
+    for place in (1..size).rev() {
+        let column = problem.order[columns - place];
+        let (before, row) = problem.lower[place * size..=place * size + place].split_at(place);
+        let mut error = [0.0f32; LANES];
+        for lane in 0..lanes {
+            let channel = problem.channels[lane];
+            let target = problem.target[lane * size + column];
+            let [is, quantized] = problem.rows.map(|rows| rows[lane * columns + column]);
+            let new = if channel.is_end(is) {
+                quantized
+            } else {
+                let wanted = target + owed[place][lane] / row[0];
+                channel.nearest(wanted.clamp(-channel.largest(), channel.largest()))
+            };
+            rounded[lane * size + column] = new;
+            error[lane] = target - new;
+        }
+        for (owed, factor) in std::iter::zip(&mut owed[..place], before) {
+            for lane in 0..LANES {
+                owed[lane] += factor * error[lane];
+            }
+        }
     }
-    rounded[columns] = left[columns];
-    rounded
+    for lane in 0..lanes {
+        rounded[lane * size + columns] = problem.target[lane * size + columns] + owed[0][lane] / problem.lower[0];
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_one_column_loses_the_next_ones_and_the_bias_make_good_for() {
+        // q has two columns, the same twice, and ones: q^T q, damped a little, factorized by hand for three values.
+        let (a, b) = (4.0f32, 2.0f32);
+        // In reverse order: ones, second, first. Gram [[3, b, b], [b, a, a], [b, a, a + 0.01]].
+        let l00 = 3.0f32.sqrt();
+        let (l10, l20) = (b / l00, b / l00);
+        let l11 = (a - l10 * l10).sqrt();
+        let l21 = (a - l20 * l10) / l11;
+        let l22 = (a + 0.01 - l20 * l20 - l21 * l21).sqrt();
+        let lower = [l00, 0.0, 0.0, l10, l11, 0.0, l20, l21, l22];
+        let channel = Channel { step: 1.0, bounds: (-127.0, 127.0) };
+        let problem = Problem {
+            order: &[0, 1],
+            lower: &lower,
+            rows: [&[0.4, 0.4], &[0.0, 0.0]],
+            target: &[0.4, 0.4, 0.0],
+            channels: &[channel],
+        };
+        let mut rounded = [0.0; 3];
+        round_block(Isa::Scalar, &problem, &mut rounded);
+        // The first one loses 0.4, which the second one takes over: 0.8 becomes 1. The bias takes the rest, 0.2 too much.
+        assert_eq!(rounded[..2], [0.0, 1.0]);
+        assert!((rounded[2] + 0.2 * b / 3.0).abs() < 1e-3, "{rounded:?}");
+        for isa in Isa::available() {
+            let mut same = [0.0; 3];
+            round_block(isa, &problem, &mut same);
+            assert_eq!(rounded, same);
+        }
+    }
 }

@@ -80,7 +80,7 @@ pub struct Arguments {
     /// The observer of activations, where --config says nothing else.
     #[arg(long, value_enum)]
     observer: Option<Observer>,
-    /// How weights are rounded. Learned rounding, the default in static quantization of models without branches, runs the
+    /// How weights are rounded. Learned rounding, the default in static quantization, runs the
     /// model layer by layer on up to 128 samples of the calibration data, on all of them where it is asked for: some
     /// seconds to minutes. `sums` takes no time.
     #[arg(long, value_enum)]

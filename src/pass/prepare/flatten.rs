@@ -16,7 +16,7 @@ use crate::ir::{GeneralPass, Graph, Module};
 /// # Errors
 /// Where the module is in training mode, or libtorch cannot freeze it.
 pub fn flatten(module: &Module, preserve: &[String]) -> Result<Module> {
-    let model = module.deep_clone().context(|| "cloning the module".into())?;
+    let model = module.clone_with_own_state().context(|| "cloning the module".into())?;
     let mut classes = HashSet::new();
     for (_, part) in model.modules() {
         if !classes.insert(part.type_of().id()) {
