@@ -180,7 +180,8 @@ mod tests {
     fn what_libtorch_writes_passes() {
         let long_list = format!("  x = [{}]\n", "-1.5, ".repeat(100_000));
         let calls = "  a = torch.add(torch.mul(x, y), self.b.c.d[0], alpha=1)\n".repeat(10_000);
-        check(format!("class A(Module):\n  def forward(self, x):\n{long_list}{calls}    return x\n").as_bytes()).unwrap();
+        check(format!("class A(Module):\n  def forward(self, x):\n{long_list}{calls}    return x\n").as_bytes())
+            .unwrap();
         check(b"s = \"((((\"\nt = 'it\\'s ((('\n# ((((\n").unwrap();
         check("s = \"\"\"a\n'(((\n\"\"\"\n".as_bytes()).unwrap();
     }

@@ -43,9 +43,11 @@ impl Kind {
                  torch.jit.save(torch.jit.trace(torch.export.load(path).module(), example), path), or trace the model \
                  that it was exported from"
                 .to_owned(),
-            Self::Mobile => "a model for PyTorch's mobile interpreter (.ptl), whose bytecode cannot be quantized: save the \
+            Self::Mobile => {
+                "a model for PyTorch's mobile interpreter (.ptl), whose bytecode cannot be quantized: save the \
                  TorchScript module that it was made from with torch.jit.save(module, path)"
-                .to_owned(),
+                    .to_owned()
+            }
             Self::Other(what) => format!("{what} ({WANTED})"),
             Self::Unknown => format!("not a TorchScript file ({WANTED})"),
         })
@@ -103,9 +105,8 @@ fn kind_of_zip(file: &mut (impl Read + Seek)) -> Kind {
     let Ok(mut archive) = ZipArchive::new(file) else { return Kind::TorchScript };
     let names: Vec<String> = archive.file_names_raw().map(|name| String::from_utf8_lossy(name).into_owned()).collect();
     let has = |part: &str| names.iter().any(|name| name.split_once('/').is_some_and(|(_, name)| name == part));
-    let has_folder = |folder: &str| {
-        names.iter().any(|name| name.split_once('/').is_some_and(|(_, name)| name.starts_with(folder)))
-    };
+    let has_folder =
+        |folder: &str| names.iter().any(|name| name.split_once('/').is_some_and(|(_, name)| name.starts_with(folder)));
     let ends = |suffix: &str| names.iter().any(|name| name.ends_with(suffix));
     let is_exported = names.iter().any(|name| {
         let inner = name.split_once('/').map_or(name.as_str(), |(_, inner)| inner);
@@ -168,10 +169,11 @@ fn pickled(content: &[u8]) -> Kind {
     };
     let whole = classes.iter().find(|(module, _)| !is_plain(module));
     let what = match whole {
-        Some((module, class)) => format!("a pickled model or other objects ({})", shortened(&format!("{module}.{class}"))),
+        Some((module, class)) => {
+            format!("a pickled model or other objects ({})", shortened(&format!("{module}.{class}")))
+        }
         None if classes.iter().any(|(module, _)| module == "torch._utils") => "tensors (a state_dict)".to_owned(),
         None => "a Python pickle".to_owned(),
     };
     Kind::Pickled { what, is_model: whole.is_some() }
 }
-

@@ -78,7 +78,9 @@ impl Storage {
             _ if len == 0 => {}
             None => return Err("the record of a tensor's elements is missing".to_owned()),
             Some(bytes) if bytes < needed => {
-                return Err(format!("a tensor's elements take {needed} bytes, and the record that holds them has {bytes}"));
+                return Err(format!(
+                    "a tensor's elements take {needed} bytes, and the record that holds them has {bytes}"
+                ));
             }
             Some(_) => {}
         }

@@ -82,7 +82,8 @@ fn what_stands_in_a_message_is_short() {
 
 #[test]
 fn devices_are_told() {
-    let tensor = b"\x80\x02(X\x07\x00\x00\x00storagectorch\nFloatStorage\nX\x01\x00\x00\x000X\x06\x00\x00\x00cuda:0K\x02tQ\x85.";
+    let tensor =
+        b"\x80\x02(X\x07\x00\x00\x00storagectorch\nFloatStorage\nX\x01\x00\x00\x000X\x06\x00\x00\x00cuda:0K\x02tQ\x85.";
     let bytes = archive(&[("data.pkl", CLASS), ("constants.pkl", tensor), ("constants/0", &[0; 8])]);
     let notes = check(Cursor::new(bytes)).unwrap().notes();
     assert_eq!(notes, ["the model was saved on cuda:0; its tensors are read onto the CPU"]);

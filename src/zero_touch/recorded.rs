@@ -151,7 +151,8 @@ impl State {
         if self.min.len() != self.max.len() {
             return Err("it has not as many smallest as largest values");
         }
-        let is_range = |(min, max): (&f32, &f32)| (min.is_finite() && max.is_finite() && min <= max) || (*min, *max) == UNSET;
+        let is_range =
+            |(min, max): (&f32, &f32)| (min.is_finite() && max.is_finite() && min <= max) || (*min, *max) == UNSET;
         if !self.min.iter().zip(&self.max).all(is_range) {
             return Err("its smallest and largest value are no range");
         }

@@ -276,9 +276,14 @@ impl<'a> Machine<'a> {
     /// `("storage", class, record, device, elements)`
     fn storage(&self, key: &Value) -> Result<(Value, Rc<str>), String> {
         match self.items(key, "what names a storage")? {
-            [Value::Str(kind), Value::StorageClass(element), Value::Str(record), Value::Str(device), Value::Int(len), ..]
-                if kind.as_ref() == "storage" =>
-            {
+            [
+                Value::Str(kind),
+                Value::StorageClass(element),
+                Value::Str(record),
+                Value::Str(device),
+                Value::Int(len),
+                ..,
+            ] if kind.as_ref() == "storage" => {
                 let named = |why| format!("record '{}': {why}", shortened(record));
                 let is_plain = !record.contains("..") && !record.contains(':');
                 if !is_plain {

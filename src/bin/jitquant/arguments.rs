@@ -19,12 +19,22 @@ struct Argument {
 #[derive(Debug)]
 enum Form {
     /// Of an array, by its place among those of a batch. Whether the argument is a tensor, also where it is one number.
-    Array { place: usize, is_tensor: bool },
+    Array {
+        place: usize,
+        is_tensor: bool,
+    },
     /// The same for every batch.
     Fixed(IValue),
     Tuple(Vec<Form>),
-    List { element: String, items: Vec<Form> },
-    Dict { key: String, value: String, items: Vec<(IValue, Form)> },
+    List {
+        element: String,
+        items: Vec<Form>,
+    },
+    Dict {
+        key: String,
+        value: String,
+        items: Vec<(IValue, Form)>,
+    },
 }
 
 /// How the model's arguments are made of a batch.
@@ -156,10 +166,9 @@ impl Arguments {
                 }
                 Ok(Form::Dict { key: key.annotation(), value: value.annotation(), items })
             }
-            "ListType" | "StringType" | "DeviceObjType" => bail!(
-                "argument `{name}` is {}, which no array is: give it with --input {name}=VALUE",
-                ty.annotation()
-            ),
+            "ListType" | "StringType" | "DeviceObjType" => {
+                bail!("argument `{name}` is {}, which no array is: give it with --input {name}=VALUE", ty.annotation())
+            }
             kind => {
                 self.arrays.push(name.to_owned());
                 Ok(Form::Array { place: self.arrays.len() - 1, is_tensor: kind == "TensorType" })
@@ -187,7 +196,9 @@ impl Form {
             forms.iter().map(|form| form.value(arrays)).collect::<Result<Option<Vec<_>>>>()
         };
         Ok(match self {
-            Self::Array { place, is_tensor } => arrays.get(*place).map(|array| to_input(array, *is_tensor)).transpose()?,
+            Self::Array { place, is_tensor } => {
+                arrays.get(*place).map(|array| to_input(array, *is_tensor)).transpose()?
+            }
             Self::Fixed(value) => Some(value.clone()),
             Self::Tuple(items) => all(items)?.map(IValue::Tuple),
             Self::List { element, items } => all(items)?.map(|items| IValue::List { element: element.clone(), items }),
@@ -240,7 +251,8 @@ fn parse(text: &str, ty: &Type) -> Result<IValue> {
         _ => None,
     };
     let items = |types: &mut dyn Iterator<Item = Type>| -> Result<Vec<IValue>> {
-        let parts = text.trim_matches(|c| "[]() ".contains(c)).split(',').map(str::trim).filter(|part| !part.is_empty());
+        let parts =
+            text.trim_matches(|c| "[]() ".contains(c)).split(',').map(str::trim).filter(|part| !part.is_empty());
         parts.map(|part| parse(part, &types.next().context("more numbers than it has")?)).collect()
     };
     let value = match ty.kind().as_str() {

@@ -14,10 +14,10 @@ use jitquant::qconfig::QConfigSpec;
 use jitquant::{Check, Converted, ModelForm, Prepared, Quantizer, Report, Rounding, StockEngine, WeightOnly};
 use serde::Serialize;
 
-use crate::control::{self, ControlOptions, Samples};
-use crate::control_report::ControlReport;
 use crate::bounds;
 use crate::claim::{self, Claim};
+use crate::control::{self, ControlOptions, Samples};
+use crate::control_report::ControlReport;
 use crate::data::{DATA_HELP, DataOptions};
 use crate::feed::Feed;
 use crate::output;

@@ -79,7 +79,8 @@ struct Findings {
 
 pub fn run(arguments: &Arguments) -> Result<()> {
     if let Some(output) = &arguments.output {
-        let mut reads = vec![("the float model", arguments.float.as_path()), ("the INT8 model", arguments.int8.as_path())];
+        let mut reads =
+            vec![("the float model", arguments.float.as_path()), ("the INT8 model", arguments.int8.as_path())];
         reads.extend(arguments.data.iter().map(|path| ("data", path.as_path())));
         crate::claim::check_output(output, &reads, None)?;
     }

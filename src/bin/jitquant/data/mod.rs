@@ -13,11 +13,11 @@
 mod array;
 mod bind;
 mod image_options;
-mod options;
 mod images;
 mod npy;
 mod npz;
 mod open;
+mod options;
 mod safetensors;
 mod stored;
 

@@ -129,7 +129,8 @@ impl State {
         named.push(("numbers".to_owned(), Tensor::from_slice(&numbers)));
         named.push(("plan".to_owned(), Tensor::from_slice(&plan.numbers())));
         let write = |part: &Path| {
-            Tensor::write_safetensors(&named, part).map_err(|e| jitquant::Error::Torch(format!("{}: {e}", path.display())))
+            Tensor::write_safetensors(&named, part)
+                .map_err(|e| jitquant::Error::Torch(format!("{}: {e}", path.display())))
         };
         Ok(jitquant::write_atomically(path, write)?)
     }
