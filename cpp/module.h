@@ -5,6 +5,8 @@
 
 namespace jitquant {
 
+struct FloatChanges;
+
 std::unique_ptr<Module> module_new(rust::Str name);
 std::unique_ptr<Module> module_load_file(rust::Str path);
 std::unique_ptr<Module> module_load_bytes(rust::Slice<const uint8_t> bytes);

@@ -431,7 +431,12 @@ jq_status jq_value_item(const struct jq_value *value, size_t index, struct jq_va
 // Frees the value, and what its buffer and its text point to. Null is allowed. Any thread.
 jq_status jq_value_free(struct jq_value *value);
 
-// Loads a TorchScript file, into `*module`; its tensors go to the CPU. Any thread.
+// Loads a shared library that defines operators or classes of its own (torchvision's, for one), for models that use them.
+// It stays until the process ends. Any thread.
+jq_status jq_load_library(const char *path);
+
+// Loads a TorchScript file, into `*module`; its tensors go to the CPU. The file is checked before libtorch reads it: a
+// damaged one gives JQ_ERROR_FILE. Any thread.
 jq_status jq_module_load(const char *path, struct jq_module **module);
 
 // Loads the `len` bytes at `bytes`, the content of a TorchScript file, into `*module`. The bytes are not needed after
@@ -598,7 +603,8 @@ jq_status jq_prepared_convert(const struct jq_prepared *prepared, struct jq_modu
 // Frees what was prepared. Null is allowed. Any thread.
 jq_status jq_prepared_free(struct jq_prepared *prepared);
 
-// Sets how many threads libtorch uses inside an operator, for the whole process.
+// Sets how many threads libtorch uses inside an operator, for the whole process: from 1 to 64, or to four for each
+// processor where that is more.
 jq_status jq_set_threads(size_t threads);
 
 // Makes a copy of `module` for quantization-aware training, into `*qat`, to be freed with `jq_qat_free`. It rounds

@@ -123,8 +123,8 @@ inline c10::IValue ivalue_of(const ValueHandle &handle) {
   return value;
 }
 
-// What a function of the program's threw while the library called it. The library calls on the thread that made the call,
-// so that each thread has its own.
+// What a function of the program's threw while the library called it. The library calls on the thread that made the
+// call, so that each thread has its own.
 inline std::exception_ptr &thrown() {
   static thread_local std::exception_ptr exception;
   return exception;
@@ -173,7 +173,8 @@ Module observe(Pass pass, const Module &module, const std::string &method, const
     qconfigs.push_back(entry);
   }
   ModuleHandle observed;
-  detail::check(pass(input.get(), method.c_str(), qconfigs.data(), qconfigs.size(), inplace, quant_type, observed.out()));
+  detail::check(
+      pass(input.get(), method.c_str(), qconfigs.data(), qconfigs.size(), inplace, quant_type, observed.out()));
   return detail::module_of(observed);
 }
 
@@ -216,7 +217,6 @@ inline Module load(const std::string &path) {
   detail::check(jq_module_load(path.c_str(), module.out()));
   return detail::module_of(module);
 }
-
 
 // A copy of `module` whose `method_name` is watched by the observers of `qconfig_dict`. With `inplace` its tensors are
 // those of `module`.
@@ -642,8 +642,8 @@ public:
     detail::check(jq_quantizer_set_form(quantizer_.get(), JQ_NATIVE));
     return *this;
   }
-  // Whether Prepared::convert ends with a check of the INT8 model beside the float one (it does by default): layers that
-  // break the model stay in float, and where that does not help the conversion throws.
+  // Whether Prepared::convert ends with a check of the INT8 model beside the float one (it does by default): layers
+  // that break the model stay in float, and where that does not help the conversion throws.
   Quantizer &check(bool on) & {
     detail::check(jq_quantizer_set_check(quantizer_.get(), on));
     return *this;
@@ -720,8 +720,8 @@ public:
     detail::ReportHandle report;
     jq_figures figures{};
     detail::check_call(jq_quantizer_tune(quantizer_.get(), detail::share(module).get(), data.data_.get(), &wanted,
-                                       minutes, state.empty() ? nullptr : state.c_str(), converted.out(), report.out(),
-                                       &figures));
+                                         minutes, state.empty() ? nullptr : state.c_str(), converted.out(),
+                                         report.out(), &figures));
     return {detail::module_of(converted), Report(report), figures};
   }
 
@@ -730,8 +730,8 @@ public:
   // stay in INT8.
   size_t only_faster(const Module &module, const Data &data, size_t samples = 1, bool accelerated = false) {
     size_t left = 0;
-    detail::check_call(jq_quantizer_only_faster(quantizer_.get(), detail::share(module).get(), data.data_.get(), samples,
-                                              accelerated, &left));
+    detail::check_call(jq_quantizer_only_faster(quantizer_.get(), detail::share(module).get(), data.data_.get(),
+                                                samples, accelerated, &left));
     return left;
   }
 

@@ -59,6 +59,10 @@ rustdoc() {
 # The default features come last: target/debug is left with the complete library and program.
 check "rustfmt" cargo fmt --all --check
 check "clang-format" clang_format
+# Needs no network but for advisories, which a run that has one looks at: `cargo deny check`.
+if cargo deny --version >/dev/null 2>&1; then
+    check "cargo deny" cargo deny --log-level error --offline check licenses bans sources
+fi
 check "clippy, no features" without_libtorch cargo clippy --quiet --no-default-features --all-targets -- -D warnings
 check "tests, no features (no libtorch)" without_libtorch cargo_test "without libtorch" --no-default-features
 check "clippy, without tch" cargo clippy --quiet --no-default-features --features cli --all-targets -- -D warnings

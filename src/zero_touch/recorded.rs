@@ -72,7 +72,7 @@ impl Recorded {
     pub fn load(path: &Path) -> Result<Self> {
         let text = crate::file::read_text(path, LONGEST)?;
         let foreign = |why: &str| {
-            let why = crate::archive::shortened(why.trim());
+            let why = crate::error::brief(why.trim());
             Error::file(path, format!("no file of recorded ranges: {why}"))
         };
         if text.trim().is_empty() {
