@@ -29,20 +29,20 @@ kernels() {
         --test 'kernel_*' --test qat_kernel
 }
 
-# A huge allocation fails, as it does without the sanitizer, and libtorch keeps what it has until the end.
+# A huge allocation fails, as it does without the sanitizer; libtorch keeps what it has until the end.
 operators() {
-    export LIBTORCH=${LIBTORCH:-$PWD/.libtorch/torch}
-    RUSTFLAGS="-Zsanitizer=address" CARGO_TARGET_DIR=$folder/sanitize-operators \
-        CXXFLAGS_x86_64_unknown_linux_gnu="-fsanitize=address -fno-omit-frame-pointer" \
-        cargo +nightly build --quiet --manifest-path fuzz/operators/Cargo.toml --target "$target"
-    local log
+    export LIBTORCH=${LIBTORCH:-$PWD/.libtorch/torch} RUSTFLAGS="-Zsanitizer=address" CARGO_TARGET_DIR=$folder/sanitize-operators
+    export CXXFLAGS_x86_64_unknown_linux_gnu="-fsanitize=address -fno-omit-frame-pointer"
+    export ASAN_OPTIONS=${ASAN_OPTIONS:-allocator_may_return_null=1:max_allocation_size_mb=4096:detect_leaks=0}
+    local project=(--manifest-path fuzz/operators/Cargo.toml --target "$target") log
+    cargo +nightly test --quiet "${project[@]}"
     log=$(mktemp)
-    if ! ASAN_OPTIONS=${ASAN_OPTIONS:-allocator_may_return_null=1:max_allocation_size_mb=4096:detect_leaks=0} \
-        "$folder/sanitize-operators/$target/debug/jitquant-fuzz-operators" "${CASES:-6000}" "${SEED:-1}" 2>"$log"; then
+    # Each case is printed before it is tried: the last one is that which ended the process.
+    cargo +nightly run --quiet "${project[@]}" -- "${CASES:-6000}" "${SEED:-1}" 2>"$log" || {
         tail -n 60 "$log" >&2
         rm -f "$log"
         exit 1
-    fi
+    }
     rm -f "$log"
 }
 
