@@ -3,10 +3,10 @@
 
 #![cfg(all(feature = "cli", target_os = "linux"))]
 
-mod programs;
-mod support;
 #[path = "support/desk.rs"]
 mod desk;
+mod programs;
+mod support;
 
 use std::path::Path;
 use std::process::{Command, Output};
@@ -219,7 +219,9 @@ fn other_float_types_are_said_and_converted() {
 #[test]
 fn what_is_left_of_a_model_is_said() {
     let desk = Desk::new(4);
-    let net = model("def forward(self, x: Tensor) -> Tensor:\n    return self.half(self.fc.forward(x))\n\ndef half(self, x: Tensor) -> Tensor:\n    return x * 0.5\n\ndef reset(self) -> int:\n    return 0\n");
+    let net = model(
+        "def forward(self, x: Tensor) -> Tensor:\n    return self.half(self.fc.forward(x))\n\ndef half(self, x: Tensor) -> Tensor:\n    return x * 0.5\n\ndef reset(self) -> int:\n    return 0\n",
+    );
     net.register_attribute("training", &jitquant::ir::Type::parse("bool").unwrap(), &IValue::Bool(true)).unwrap();
     net.save(desk.path("net.pt")).unwrap();
     let quantize = ["quantize", "net.pt", "-o", "out.pt", "--mode", "dynamic"];

@@ -2,9 +2,9 @@
 
 #![cfg(all(feature = "cli", target_os = "linux"))]
 
-mod support;
 #[path = "support/desk.rs"]
 mod desk;
+mod support;
 
 use std::io::Read;
 use std::os::unix::fs::PermissionsExt;
@@ -91,7 +91,9 @@ fn pipes_and_devices_are_not_read_for_ever() {
 fn numbers_out_of_bounds_are_refused() {
     let desk = Desk::new(8);
     let bench = ["bench", "model.pt", "--data", "x.npy"];
-    for (option, value) in [("--threads", "10000"), ("--threads", "1000000"), ("--seconds", "inf"), ("--batch", "9999999999")] {
+    for (option, value) in
+        [("--threads", "10000"), ("--threads", "1000000"), ("--seconds", "inf"), ("--batch", "9999999999")]
+    {
         let (code, said) = ended(&desk, &[&bench[..], &[option, value]].concat());
         assert!(code == Some(2) && said.contains(option), "{option} {value}: {said}");
     }
@@ -121,7 +123,9 @@ fn arguments_that_are_no_text_work() {
 #[test]
 fn a_reader_that_has_enough_and_a_full_disk_are_no_panic() {
     let desk = Desk::new(8);
-    for arguments in [&["inspect", "model.pt"][..], &["inspect", "model.pt", "--json"], &["inspect", "model.pt", "--graph"]] {
+    for arguments in
+        [&["inspect", "model.pt"][..], &["inspect", "model.pt", "--json"], &["inspect", "model.pt", "--graph"]]
+    {
         let mut child = command(&desk, arguments).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
         drop(child.stdout.take());
         let mut said = String::new();
@@ -152,7 +156,11 @@ fn signals_end_it_with_their_codes_and_leave_nothing() {
 fn messages_are_short_and_in_words() {
     let desk = Desk::new(8);
     let long = "x".repeat(100_000);
-    for text in [format!("[modules]\nfc = {{ activation = \"{long}\" }}\n"), format!("[{long}"), "[modules]\nfc = 3\n".to_owned()] {
+    for text in [
+        format!("[modules]\nfc = {{ activation = \"{long}\" }}\n"),
+        format!("[{long}"),
+        "[modules]\nfc = 3\n".to_owned(),
+    ] {
         std::fs::write(desk.path("q.toml"), &text).unwrap();
         let quantize = ["quantize", "model.pt", "-o", "out.pt", "--calibrate", "x.npy", "--config", "q.toml"];
         let (code, said) = ended(&desk, &quantize);

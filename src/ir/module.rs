@@ -12,7 +12,7 @@ use super::graph::{Code, Graph};
 use super::ivalue::{IValue, raw_items};
 use super::node::Schema;
 use super::types::Type;
-use crate::error::{Context, Error, Result};
+use crate::error::{Error, Result};
 
 pub use super::ffi::bridge::{AttributeInfo, ExtraFile, FloatChanges};
 
