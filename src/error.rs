@@ -146,33 +146,37 @@ fn readable(text: &str) -> String {
     }
 }
 
-/// What was raised, and where: the innermost place of the original code, or of the code in the file.
+/// What was raised, and where: the innermost place of the original code, or of the code in the file, and its line.
 #[cfg(feature = "torch")]
 fn without_traceback(traceback: &str) -> String {
     let is_place = |line: &str| line.starts_with("  File \"") && line.contains("\", line ");
-    let mut place = None;
+    let (mut place, mut code, mut before) = (None, None, "");
     let mut raised: Vec<&str> = Vec::new();
     let mut in_traceback = true;
     for line in traceback.lines() {
         if line.starts_with("Traceback of TorchScript") {
-            (in_traceback, place) = (true, None);
+            (in_traceback, place, code) = (true, None, None);
         } else if is_place(line) {
-            place = Some(line.trim());
-            in_traceback = true;
+            (in_traceback, place, code) = (true, Some(line.trim()), None);
+        } else if in_traceback && line.contains("<--- HERE") {
+            code = Some(before.trim());
         } else if in_traceback && line.split_once(": ").is_some_and(|(kind, _)| is_exception(kind)) {
             in_traceback = false;
             raised = vec![line];
         } else if !in_traceback {
             raised.push(line);
         }
+        before = line;
     }
     let message = raised.join("\n");
     let message = message.trim();
     let message = message.strip_prefix("RuntimeError: ").unwrap_or(message);
     let message = if message.is_empty() { traceback.trim() } else { message };
-    match place.and_then(file_and_line) {
-        Some(place) => format!("{message} (at {place})"),
-        None => message.to_owned(),
+    let place = place.and_then(file_and_line);
+    match (place, code.filter(|code| !code.is_empty() && code.len() < 200)) {
+        (Some(place), Some(code)) => format!("{message} (at {place}: `{code}`)"),
+        (Some(place), None) => format!("{message} (at {place})"),
+        (None, _) => message.to_owned(),
     }
 }
 
@@ -211,7 +215,10 @@ Traceback of TorchScript, original code (most recent call last):
     return x.view(7)
            ~~~~~~ <--- HERE
 RuntimeError: shape '[7]' is invalid for input of size 1";
-        assert_eq!(readable(text), "shape '[7]' is invalid for input of size 1 (at inner.py:4, in forward)");
+        assert_eq!(
+            readable(text),
+            "shape '[7]' is invalid for input of size 1 (at inner.py:4, in forward: `return x.view(7)`)"
+        );
     }
 
     #[test]

@@ -88,7 +88,7 @@ const FITTED: [(&str, &str, &str, &str, &str); 8] = [
         "    return z",
         "Tensor",
     ),
-    ("writes", "", "    y = y * 1\n    y[0].mul_(0.5)\n    y.add_(1)", "    return z", "Tensor"),
+    ("writes", "", "    y = y * 1\n    y.add_(1)", "    return z", "Tensor"),
     (
         "a tuple of lists",
         "",

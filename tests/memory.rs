@@ -41,7 +41,7 @@ fn memory_is_flat_over_many_inspections_preparations_and_conversions() {
     let methods = Methods { rounding: Rounding::Nearest, ..Methods::default() };
     let quantizer = Quantizer::static_ptq().methods(methods);
     let times = 20;
-    // One weight in twenty calls is slack of the allocator; a copy a call would be twenty.
+    // A copy a call would be four times this; the allocator keeps some.
     let bound = times as i64 / 4 * WEIGHT;
     let of_inspections = growth(times, || drop(quantizer.verdicts(&model).unwrap()));
     assert!(of_inspections < bound, "inspect: {of_inspections} bytes");
@@ -50,8 +50,6 @@ fn memory_is_flat_over_many_inspections_preparations_and_conversions() {
         prepared.calibrate(std::slice::from_ref(&x)).unwrap();
     });
     assert!(of_preparations < bound, "prepare: {of_preparations} bytes");
-    let mut prepared = quantizer.prepare(&model).unwrap();
-    prepared.calibrate(std::slice::from_ref(&x)).unwrap();
     for form in [ModelForm::Portable, ModelForm::Native] {
         let mut prepared = quantizer.clone().form(form).prepare(&model).unwrap();
         prepared.calibrate(std::slice::from_ref(&x)).unwrap();
