@@ -33,6 +33,8 @@ kernels() {
 operators() {
     export LIBTORCH=${LIBTORCH:-$PWD/.libtorch/torch} RUSTFLAGS="-Zsanitizer=address" CARGO_TARGET_DIR=$folder/sanitize-operators
     export CXXFLAGS_x86_64_unknown_linux_gnu="-fsanitize=address -fno-omit-frame-pointer"
+    # Frames are large with the sanitizer.
+    export RUST_MIN_STACK=${RUST_MIN_STACK:-100000000}
     export ASAN_OPTIONS=${ASAN_OPTIONS:-allocator_may_return_null=1:max_allocation_size_mb=4096:detect_leaks=0}
     local project=(--manifest-path fuzz/operators/Cargo.toml --target "$target") log
     cargo +nightly test --quiet "${project[@]}"

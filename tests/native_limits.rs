@@ -184,7 +184,8 @@ fn bounds_that_are_no_numbers_and_histograms_without_bins_are_named() {
          def table(self, low: float, high: float):\n    \
          return ops.jitquant.activation_table('clamp', [low, high], 0.1, 0, 0.1, 0)\n\
          def observe(self, x, bins: int):\n    \
-         ops.jitquant.observe_histogram(x, torch.zeros([bins]), torch.zeros([1]), torch.ones([1]), 'layer.x')\n    return x\n\
+         counts = torch.zeros([bins])\n    \
+         ops.jitquant.observe_histogram(x, counts, torch.zeros([1]), torch.ones([1]), 'layer.x')\n    return counts\n\
          def range(self, bins: int):\n    \
          return ops.jitquant.histogram_range(torch.zeros([bins]), torch.zeros([1]), torch.ones([1]))\n\
          def qparams(self, low: int, high: int):\n    return ops.jitquant.qparams(torch.zeros([low]), torch.ones([high]), 13, 0)\n",

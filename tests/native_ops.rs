@@ -307,7 +307,7 @@ fn what_does_not_fit_is_refused_in_words() {
     );
     refuses(
         &format!("ops.jitquant.upsample_nearest({b}, [4, 0])"),
-        "an image of sizes [1, 2, 2] cannot become one of [1, 4, 0]; sizes from 1 on are accepted",
+        "an image of sizes [2, 2] cannot become one of [4, 0]; sizes from 1 to 2^31 - 1 are accepted",
     );
     refuses(&format!("ops.jitquant.upsample_bilinear({b}, [4], False)"), "1 spatial dimensions; 2 are accepted");
     refuses("ops.jitquant.upsample_nearest(b, [4, 4])", "an input of sizes [2, 4] for 2 spatial dimensions");
@@ -346,7 +346,9 @@ fn images_are_upsampled_as_by_libtorch() {
                     );
                 }
             }
-            for factors in ["[2.0, 2.0]", "[1.7, 2.3]", "[3.0, 1.1]"] {
+            // Where a dimension keeps its size, libtorch's quantized operators do not do what its float ones do:
+            // tests/native_limits.rs.
+            for factors in ["[2.0, 2.0]", "[1.7, 2.3]", "[3.0, 1.3]"] {
                 same(
                     "nearest, factors",
                     shape,

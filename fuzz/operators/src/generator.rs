@@ -84,6 +84,8 @@ def embedding(self, w, scales, zeros, bits: int):
 struct Fuzzer {
     random: Random,
     maker: Module,
+    /// Scales and zero points of a case: one, or one for each channel.
+    count: i64,
     /// Packed weights that operators gave, by class.
     objects: BTreeMap<String, Vec<IValue>>,
 }
@@ -191,7 +193,7 @@ impl Fuzzer {
         }
         let channels = *shape.get(1).unwrap_or(&1);
         let scalars = |fuzzer: &mut Self, dtype| IValue::from(&fuzzer.tensor(&[1], dtype));
-        Some(match (name, ty.trim_start_matches("Optional[").trim_end_matches(']')) {
+        Some(match (name, ty.strip_prefix("Optional[").and_then(|ty| ty.strip_suffix(']')).unwrap_or(ty)) {
             ("min_val" | "max_val", "Tensor") if op.contains("per_channel") => {
                 IValue::from(&Tensor::from_slice(&vec![0.5f32; shape[0] as usize], &[shape[0]]).unwrap())
             }
@@ -205,9 +207,8 @@ impl Fuzzer {
             ("table", "Tensor") => IValue::from(&self.tensor(&[256], DType::U8)),
             ("indices" | "offsets" | "compressed_indices_mapping", "Tensor") => {
                 let dtype = self.random.pick(&[DType::I32, DType::I64]);
-                IValue::from(
-                    &self.tensor(if name == "indices" && self.random.once_in(2) { &[2, 3] } else { &[3] }, dtype),
-                )
+                let shape: &[i64] = if name == "indices" && self.random.once_in(2) { &[2, 3] } else { &[3] };
+                IValue::from(&self.tensor(shape, dtype))
             }
             ("per_sample_weights", "Tensor") => IValue::from(&self.tensor(&[3], DType::F32)),
             ("scales" | "scale", "Tensor") if op.contains("weight_only") => {
@@ -215,11 +216,11 @@ impl Fuzzer {
             }
             ("offsets", _) => scalars(self, DType::F32),
             ("scales" | "scale", "Tensor") => {
-                let count = if self.random.once_in(2) { 1 } else { shape[0] };
+                let count = self.count;
                 IValue::from(&Tensor::from_slice(&vec![0.1f32; count as usize], &[count]).unwrap())
             }
             ("zero_points" | "zero_point", "Tensor") => {
-                let count = if self.random.once_in(2) { 1 } else { shape[0] };
+                let count = self.count;
                 let dtype = self.random.pick(&[DType::I32, DType::I64, DType::F32]);
                 IValue::from(&self.tensor(&[count], dtype))
             }
@@ -232,7 +233,12 @@ impl Fuzzer {
             ("bias", "Tensor") if op.contains("prepack") => IValue::from(&self.tensor(&[shape[0]], DType::F32)),
             ("weight" | "bias" | "mean" | "var", "Tensor") => IValue::from(&self.tensor(&[channels], DType::F32)),
             (_, "Tensor") => {
-                let x = self.tensor(shape, if takes_floats { DType::F32 } else { DType::U8 });
+                let dtype = match (takes_floats, op) {
+                    (true, _) => DType::F32,
+                    (_, "dequantize_per_channel") => DType::I8,
+                    _ => DType::U8,
+                };
+                let x = self.tensor(shape, dtype);
                 self.laid_out(x)
             }
             ("tensors", _) => {
@@ -246,7 +252,8 @@ impl Fuzzer {
             }
             ("zero_points", "List[int]") => IValue::int_list([3, 4]),
             ("normalized_shape", _) => IValue::int_list(shape[rank.saturating_sub(1)..].iter().copied()),
-            ("padding", _) => IValue::int_list((0..spatial).map(|_| small(self, 0, 2))),
+            ("padding", _) => IValue::int_list((0..spatial).map(|_| i64::from(self.random.once_in(4)))),
+            ("stride" | "dilation", _) => IValue::int_list((0..spatial).map(|_| small(self, 1, 2))),
             ("output_padding", _) => IValue::int_list((0..spatial).map(|_| 0)),
             (_, "List[int]") => IValue::int_list((0..spatial).map(|_| small(self, 1, 3))),
             ("zero_point" | "x_zero_point" | "a_zero_point" | "b_zero_point", "int") => {
@@ -283,9 +290,14 @@ impl Fuzzer {
         } else if let Some(channels) = shape.get_mut(1).filter(|_| operator.name.contains("conv")) {
             *channels = 5;
         }
+        self.count = match self.random.below(3) {
+            0 => 1,
+            1 => shape[0],
+            _ => shape[(shape.len() - 1).min(1)],
+        };
         let mut arguments = Vec::new();
         for (name, ty) in &operator.arguments {
-            let anything = self.random.once_in(8);
+            let anything = self.random.once_in(10);
             arguments.push(if anything { self.arbitrary(ty)? } else { self.usual(&operator.name, name, ty, &shape)? });
         }
         Some(arguments)
@@ -327,7 +339,7 @@ impl Fuzzer {
                 {
                     let w = IValue::from(&self.tensor(&[4, 8], DType::F32));
                     let of = |value: f32| IValue::from(&Tensor::from_slice(&[value; 4], &[4]).unwrap());
-                    self.maker.call("embedding", &[w, of(0.1), of(3.0), IValue::Int(8)])
+                    self.maker.call("embedding", &[w, of(0.1), of(3.0), IValue::Int(self.random.pick(&[4, 8]))])
                 },
             ];
             for object in made.into_iter().flatten() {
@@ -382,7 +394,7 @@ pub fn run(cases: u64, seed: u64, trace: bool) {
     let maker = Module::new("Maker").unwrap();
     maker.define(MAKER).unwrap();
     let random = Random(seed.wrapping_mul(0x9E37_79B9_7F4A_7C15) | 1);
-    let mut fuzzer = Fuzzer { random, maker, objects: BTreeMap::new() };
+    let mut fuzzer = Fuzzer { random, maker, count: 1, objects: BTreeMap::new() };
     fuzzer.stock_objects();
     let operators: Vec<_> =
         Operator::all("jitquant::").unwrap().into_iter().filter(|op| op.name != "jitquant::registered").collect();
