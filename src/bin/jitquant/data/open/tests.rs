@@ -319,7 +319,8 @@ fn image_options_without_images_leave_a_note() {
     let folder = Folder::new();
     let arrays = folder.write("x.npy", &npy_counting(&[2]));
     let images = folder.images("photos", &[0]);
-    let options = DataOptions { mean: vec![0.5], ..Default::default() };
+    let images_options = ImageOptions { mean: vec![0.5], ..Default::default() };
+    let options = DataOptions { images: images_options, ..Default::default() };
     assert!(Dataset::open(&[arrays], &options).unwrap().notes()[0].contains("do not change arrays"));
     assert!(Dataset::open(&[images], &options).unwrap().notes().is_empty());
 }
