@@ -80,6 +80,7 @@ fn with_record(archive: &[u8], changed: &str, content: &[u8]) -> Vec<u8> {
 
 fn records(archive: &[u8]) -> Vec<(String, Vec<u8>)> {
     let mut archive = ZipArchive::new(Cursor::new(archive)).unwrap();
+    let count = archive.len();
     let read = |index| {
         let mut record = archive.by_index(index).unwrap();
         let name = record.name().unwrap().into_owned();
@@ -87,7 +88,7 @@ fn records(archive: &[u8]) -> Vec<(String, Vec<u8>)> {
         record.read_to_end(&mut content).unwrap();
         (name, content)
     };
-    (0..archive.len()).map(read).collect()
+    (0..count).map(read).collect()
 }
 
 /// A model as Python saves it, with lists, a dictionary and a tuple among its attributes.

@@ -9,7 +9,7 @@ use zip::ZipWriter;
 use zip::write::SimpleFileOptions;
 
 use super::super::npy::tests::{npy_bytes, npy_counting};
-use super::super::{Array, ArrayData};
+use super::super::{Array, ArrayData, ImageOptions};
 use super::*;
 
 /// A folder of test data that goes when it is dropped.
