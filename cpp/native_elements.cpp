@@ -346,8 +346,12 @@ using MaybeSizes = at::OptionalIntArrayRef;
 using MaybeFactors = std::optional<c10::ArrayRef<double>>;
 
 // How many spatial dimensions are resized.
-int64_t resized_dimensions(MaybeSizes sizes, MaybeFactors factors) {
-  return static_cast<int64_t>(sizes ? sizes->size() : factors ? factors->size() : 0);
+int64_t resized_dimensions(MaybeSizes sizes, MaybeFactors factors, const char *op) {
+  size_t dimensions = sizes ? sizes->size() : factors ? factors->size() : 0;
+  TORCH_CHECK(dimensions >= 1 && dimensions <= 3 && (!factors || factors->size() == dimensions), op, ": ",
+              sizes ? sizes->size() : 0, " output sizes and ", factors ? factors->size() : 0,
+              " scale factors; one of them or both, for 1 to 3 spatial dimensions, are accepted");
+  return static_cast<int64_t>(dimensions);
 }
 
 // The output of an image that is resized, on any device.
@@ -362,7 +366,7 @@ Tensor resized(const Image &image, MaybeSizes given, MaybeFactors factors) {
 
 Tensor upsample(const Tensor &x, MaybeSizes sizes, MaybeFactors factors, bool bilinear, bool align_corners,
                 const char *op) {
-  Image image(x, resized_dimensions(sizes, factors), op);
+  Image image(x, resized_dimensions(sizes, factors, op), op);
   Tensor output = resized(image, sizes, factors);
   Resizing form{bilinear, align_corners, {}};
   if (factors)
@@ -382,7 +386,7 @@ Tensor upsample_nearest(const Tensor &x, MaybeSizes sizes, MaybeFactors factors)
 }
 
 void check_flat(MaybeSizes sizes, MaybeFactors factors) {
-  int64_t dimensions = resized_dimensions(sizes, factors);
+  int64_t dimensions = resized_dimensions(sizes, factors, kBilinear);
   TORCH_CHECK(dimensions == 2, kBilinear, ": ", dimensions, " spatial dimensions; 2 are accepted");
 }
 
@@ -546,13 +550,13 @@ Tensor adaptive_shape(const Tensor &x, int64_t, c10::IntArrayRef output_size) {
 }
 
 Tensor upsample_nearest_shape(const Tensor &x, MaybeSizes sizes, MaybeFactors factors) {
-  Image image(on_meta(x), resized_dimensions(sizes, factors), kNearest);
+  Image image(on_meta(x), resized_dimensions(sizes, factors, kNearest), kNearest);
   return image.shaped(resized(image, sizes, factors), x);
 }
 
 Tensor upsample_bilinear_shape(const Tensor &x, MaybeSizes sizes, bool, MaybeFactors factors) {
   check_flat(sizes, factors);
-  Image image(on_meta(x), resized_dimensions(sizes, factors), kBilinear);
+  Image image(on_meta(x), resized_dimensions(sizes, factors, kBilinear), kBilinear);
   return image.shaped(resized(image, sizes, factors), x);
 }
 
