@@ -2,6 +2,8 @@
 
 mod support;
 
+use std::sync::{Mutex, PoisonError};
+
 use jitquant::ir::{Module, Tensor};
 use jitquant::{Methods, ModelForm, Quantizer, Rounding};
 
@@ -11,6 +13,9 @@ const INPUTS: i64 = 512;
 const OUTPUTS: i64 = 2048;
 /// Bytes of the model's weight in float.
 const WEIGHT: i64 = INPUTS * OUTPUTS * 4;
+
+/// The tests measure the one process that they all are in: one after the other.
+static TURN: Mutex<()> = Mutex::new(());
 
 /// Bytes of memory that the process has.
 fn resident() -> i64 {
@@ -36,6 +41,7 @@ fn growth(times: usize, mut call: impl FnMut()) -> i64 {
 
 #[test]
 fn memory_is_flat_over_many_inspections_preparations_and_conversions() {
+    let _turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);
     let model = model();
     let x = Tensor::from_slice(&noise(4 * INPUTS as usize, 2), &[4, INPUTS]).unwrap();
     let methods = Methods { rounding: Rounding::Nearest, ..Methods::default() };
@@ -60,6 +66,7 @@ fn memory_is_flat_over_many_inspections_preparations_and_conversions() {
 
 #[test]
 fn an_int8_module_outlives_what_it_was_made_from_and_keeps_none_of_it() {
+    let _turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);
     let x = Tensor::from_slice(&noise(4 * INPUTS as usize, 2), &[4, INPUTS]).unwrap();
     let make = || {
         let model = model();
