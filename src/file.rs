@@ -178,7 +178,7 @@ impl Turn {
     pub fn take(path: &Path) -> Result<Self> {
         let target = std::fs::canonicalize(path);
         let folder = folder_of(target.as_deref().unwrap_or(path));
-        let opened = std::fs::File::open(&folder).map_err(|e| Error::io(&folder, e))?;
+        let opened = std::fs::File::open(&folder).map_err(|e| Error::io(path, e))?;
         if opened.lock().is_ok() {
             return Ok(Self { _locked: opened });
         }

@@ -93,7 +93,7 @@ fn what_does_not_fit_runs_in_float_and_says_so_once() {
     };
     says(&quantize, "runs in float: ");
     says("nonsense", "JITQUANT=nonsense: observe:FILE and quantize:FILE are accepted");
-    says("observe:/nowhere/at/all/calib.jq", "ranges are not recorded: /nowhere/at/all/calib.jq.lock");
+    says("observe:/nowhere/at/all/calib.jq", "ranges are not recorded: /nowhere/at/all/calib.jq: ");
 
     // Recorded for a model with other weights.
     let other = Module::load(digits()).unwrap();
