@@ -188,7 +188,7 @@ impl Fuzzer {
             || op.starts_with("fake")
             || op.contains("weight_only")
             || op == "product";
-        if ty.starts_with("Optional[") && self.random.once_in(2) && op != "linear_weight_only_prepack" {
+        if ty.starts_with("Optional[") && self.random.once_in(2) {
             return Some(IValue::None);
         }
         let channels = *shape.get(1).unwrap_or(&1);
