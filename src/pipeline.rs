@@ -15,9 +15,9 @@ use crate::pass::prepare::{
     unreached_layers,
 };
 use crate::pass::{
-    Coverage, FLOAT_RESULT, Layer, QuantType, WeightOnly, computes_weight, finalize_by, float_depthwise, float_results,
-    for_any_engine, insert_observers_by_scope, insert_quant_dequant_by_conditions, keep_large_numbers, layer_of,
-    layers, tag_layer, to_native, unfit_weight, weight_only,
+    Coverage, Layer, QuantType, WeightOnly, computes_weight, finalize_by, float_results, for_any_engine,
+    insert_observers_by_scope, insert_quant_dequant_by_conditions, keep_large_numbers, layer_of, layers, tag_layer,
+    to_native, unfit_weight, weight_only,
 };
 use crate::qconfig::{MakeObserver, Part, QConfigDict, QConfigSpec, qconfig_for, unknown_path};
 use crate::range_choice;
@@ -696,8 +696,8 @@ impl Prepared {
         } else if replay.rounding != Rounding::Nearest {
             round_weights(&observed, METHOD).context(|| "rounding weights".into())?;
         }
-        let (module, float) = self.int8_and_float(&observed)?;
-        let report = Report { chosen_range, ..self.report(&module, &float)? };
+        let module = self.int8(&observed)?;
+        let report = Report { chosen_range, ..self.report(&module)? };
         if report.quantized_layers == 0 {
             return Err(Error::invalid(format!(
                 "no layer could be quantized: {}",
@@ -763,11 +763,6 @@ impl Prepared {
 
     /// The portable INT8 module of the flat module `observed`, whose ranges and weights are settled; changes it.
     pub(crate) fn int8(&self, observed: &Module) -> Result<Module> {
-        self.int8_and_float(observed).map(|(module, _)| module)
-    }
-
-    /// As [`Prepared::int8`]; and the layers that stay in float for their results' sake.
-    fn int8_and_float(&self, observed: &Module) -> Result<(Module, Vec<Layer>)> {
         if self.quant_type == QuantType::Static {
             leave_unreached(observed, METHOD)?;
         }
@@ -785,10 +780,6 @@ impl Prepared {
             use_full_range(&quantized)?;
         }
         let wants_float = self.quant_type == QuantType::Static && self.methods.float_results;
-        let float = match wants_float && self.form == ModelForm::Portable {
-            true => float_depthwise(&quantized, METHOD).context(|| "giving results in float".into())?,
-            false => Vec::new(),
-        };
         step("fusing and prepacking quantized operators", 2, 3)?;
         let module = finalize_by(&quantized, self.quant_type, &self.preserve, Conditions::Asked)
             .context(|| "fusing and prepacking quantized operators".into())?;
@@ -799,7 +790,7 @@ impl Prepared {
         if wants_float {
             float_results(&module.graph(METHOD)?).context(|| "giving results in float".into())?;
         }
-        Ok((module, float))
+        Ok(module)
     }
 
     /// Has the observers forget what they have seen.
@@ -896,7 +887,7 @@ impl Prepared {
         })
     }
 
-    fn report(&self, converted: &Module, for_results: &[Layer]) -> Result<Report> {
+    fn report(&self, converted: &Module) -> Result<Report> {
         let coverage = Coverage::of(converted, METHOD)?;
         let float_layer = FloatLayer::new;
         let mut float: Vec<FloatLayer> = self
@@ -920,7 +911,6 @@ impl Prepared {
                 Some(count) if *count > 0 => *count -= 1,
                 _ => {
                     let known = unreached.iter().find(|(unreached, _)| unreached == layer).map(|(_, why)| *why);
-                    let known = known.or(for_results.contains(layer).then_some(FLOAT_RESULT));
                     unmeant.push(float_layer(layer, known.unwrap_or(UNFUSED)));
                 }
             }

@@ -4,7 +4,6 @@ mod any_engine;
 mod block_order;
 mod dedup_module_uses;
 mod finalize;
-mod float_depthwise;
 mod float_results;
 mod fold_conv_batch_norm;
 mod fuse_linear;
@@ -28,7 +27,6 @@ pub(crate) use finalize::finalize_by;
 pub use finalize::{
     finalize, fold_constant_prepacks, fold_quantized_prepacking_ops, insert_prepack_unpack, quant_fusion,
 };
-pub(crate) use float_depthwise::{FLOAT_RESULT, float_depthwise};
 pub use float_results::float_results;
 pub use fold_conv_batch_norm::fold_conv_batch_norm;
 pub use fuse_linear::{fuse_linear, swap_functional_linear};

@@ -300,7 +300,7 @@ const fn module(class: &'static str) -> Operator {
     Operator::new(Op::Module(class))
 }
 
-use Condition::{BoundsAroundZero, False, FirstOfReduction, IsList, Never, OneTensor, True, Within};
+use Condition::{False, FirstOfReduction, IsList, Never, NumberBounds, OneTensor, True, Within};
 use FixedQParams as Fixed;
 use Kernel::{Static, StaticAndDynamic, WeightOnly};
 use PassThrough::{Append, Branches, FirstOutput, List, Shape, Tuple, Unpack, Value as InRange};
@@ -422,9 +422,9 @@ pub static OPERATORS: &[Operator] = &[
     node("aten::leaky_relu").passes(InRange).hands_on_if(Within(1, 0.0, 1.0)).runs_quantized(),
     node("aten::leaky_relu_").passes(InRange).hands_on_if(Within(1, 0.0, 1.0)).runs_quantized(),
     function("leaky_relu").passes(InRange),
-    node("aten::clamp").clamp().hands_on_if(BoundsAroundZero).runs_quantized(),
-    node("aten::hardtanh").clamp().hands_on_if(BoundsAroundZero).runs_quantized(),
-    node("aten::hardtanh_").clamp().hands_on_if(BoundsAroundZero).runs_quantized(),
+    node("aten::clamp").clamp().hands_on_if(NumberBounds).runs_quantized(),
+    node("aten::hardtanh").clamp().hands_on_if(NumberBounds).runs_quantized(),
+    node("aten::hardtanh_").clamp().hands_on_if(NumberBounds).runs_quantized(),
     function("hardtanh").passes(InRange),
 
     // Containers and branches.

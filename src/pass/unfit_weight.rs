@@ -47,7 +47,7 @@ fn products(layer: Node<'_>, sizes: &[i64]) -> i64 {
 }
 
 /// A tensor that a graph reads from a constant or from an attribute of `module`.
-pub(super) fn tensor_of(module: &Module, value: Value<'_>) -> Option<Tensor> {
+fn tensor_of(module: &Module, value: Value<'_>) -> Option<Tensor> {
     let content = match value.constant() {
         Some(constant) => Some(constant),
         None => {

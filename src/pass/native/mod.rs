@@ -23,7 +23,6 @@ mod weights;
 use std::collections::BTreeMap;
 
 use self::convert::convert;
-pub(super) use self::tables::ELEMENTWISE;
 use self::weights::{Home, Weights};
 use crate::error::{Context, Result};
 use crate::ir::{GeneralPass, Graph, Module};

@@ -8,7 +8,7 @@ use crate::ir::{IValue, Node, Tensor, Value};
 use crate::kernel::QParams;
 
 /// Operators that compute each element of their result from the elements at the same place.
-pub(in crate::pass) const ELEMENTWISE: &[&str] = &[
+const ELEMENTWISE: &[&str] = &[
     "aten::abs",
     "aten::add",
     "aten::celu",

@@ -35,9 +35,8 @@ pub enum Condition {
     Within(usize, f64, f64),
     /// The argument that the schema calls `dtype` is `None`, or there is none.
     NoDtype,
-    /// Arguments 1 and 2 are constant numbers or `None`, and 0 lies between them. A quantized range holds 0, so that what
-    /// such bounds leave of it lies within it; a lower bound above 0 may lie above all of it.
-    BoundsAroundZero,
+    /// Arguments 1 and 2 are numbers or `None`, not tensors.
+    NumberBounds,
     /// The list that is argument 0 has one tensor, or one again and again.
     OneTensor,
     /// It takes the largest or smallest of one tensor's values, not of two tensors' (argument 1 is a tensor then), and what it
@@ -65,12 +64,7 @@ impl Condition {
             Self::One(index) => matches!(constant(index), Some(IValue::Int(1))),
             Self::Within(index, low, high) => number(index).is_some_and(|number| (low..=high).contains(&number)),
             Self::NoDtype => is_none(node.named_input("dtype")),
-            Self::BoundsAroundZero => {
-                let fits = |index: usize, is_fit: fn(f64) -> bool| {
-                    is_none(node.input(index)) || number(index).is_some_and(is_fit)
-                };
-                fits(1, |low| low <= 0.0) && fits(2, |high| high >= 0.0)
-            }
+            Self::NumberBounds => !(1..=2).any(|index| Self::Tensor(index).holds(node)),
             Self::OneTensor => node.input(0).is_some_and(|list| {
                 let items = list.node().inputs();
                 list.node().kind() == "prim::ListConstruct" && items.iter().all(|item| *item == items[0])
