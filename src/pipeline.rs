@@ -10,14 +10,14 @@ use crate::methods::{Methods, Rounding};
 use crate::observer::{ObserverKind, Refusal, UNSET, collect_refusals};
 use crate::pass::op_table::Conditions;
 use crate::pass::prepare::{
-    LoneLinear, PRODUCT, ROWS, find_lone_linear, keep_biases_in_range, leave_unreached, mark_lone_linear,
-    mark_products, prepare, quantize_lone_linear, quantize_recurrent, restore_products, round_weights, settle_clamps,
-    unreached_layers,
+    LoneLinear, PRODUCT, ROWS, Ranks as Dimensions, find_lone_linear, guard_vectors, keep_biases_in_range,
+    leave_unreached, mark_lone_linear, mark_products, prepare, quantize_lone_linear, quantize_recurrent,
+    restore_products, round_weights, scale_transposed_weights, settle_clamps, square_transposed, unreached_layers,
 };
 use crate::pass::{
-    Coverage, Layer, QuantType, WeightOnly, computes_weight, finalize_by, float_results, for_any_engine,
-    insert_observers_by_scope, insert_quant_dequant_by_conditions, keep_large_numbers, layer_of, layers, tag_layer,
-    to_native, unfit_weight, weight_only,
+    Coverage, Layer, QuantType, WeightOnly, computes_weight, finalize_by, float_results,
+    for_any_engine, insert_observers_by_scope, insert_quant_dequant_by_conditions, keep_large_numbers, layer_of,
+    layers, pack_transposed, tag_layer, to_native, unfit_weight, weight_only, why_unquantized,
 };
 use crate::qconfig::{MakeObserver, Part, QConfigDict, QConfigSpec, qconfig_for, unknown_path};
 use crate::range_choice;
@@ -328,12 +328,12 @@ impl Quantizer {
 
     fn why_never(&self, node: Node<'_>, operator: &str) -> Option<&'static str> {
         match self.weight_only {
-            Some(_) => weight_only::why_never(operator),
+            Some(_) => weight_only::why_never(node, operator),
             None if node.kind() == PRODUCT => None,
             None if operator == "attention" && self.quantizes_attention() => {
                 Some("attention with dropout or with fewer heads of keys than of queries is not written out")
             }
-            None => why_never_quantized(operator, self.quant_type),
+            None => why_unquantized(node, operator, self.quant_type),
         }
     }
 
@@ -379,10 +379,17 @@ impl Quantizer {
             !stay_float.contains(&node.address().addr())
                 && scope.is_some_and(|path| qconfig_for(&qconfigs, &path).is_some())
         };
+        if self.quant_type == QuantType::Dynamic && self.form == ModelForm::Portable {
+            guard_vectors(&graph).context(|| "giving vectors a batch dimension".into())?;
+        }
+        if self.quant_type == QuantType::Static && self.form == ModelForm::Portable {
+            square_transposed(&flat, METHOD).context(|| "giving transposed convolutions equal channels".into())?;
+        }
         let lone_layers = find_lone_linear(&graph, lone, is_quantized);
         let elsewhere = &lone_layers | &stay_float;
         insert_observers_by_scope(&flat, METHOD, &qconfigs, self.quant_type, &elsewhere)?;
         mark_lone_linear(&flat, &graph, lone, &lone_layers)?;
+        scale_transposed_weights(&flat, METHOD, self.form == ModelForm::Native)?;
         drop(graph);
         self.prepared(flat, qconfigs, layers, Some(&float))
     }
@@ -412,6 +419,7 @@ impl Quantizer {
             inputs: Samples::default(),
             batches: 0,
             has_ranges: false,
+            ranks_known: self.quant_type == QuantType::Dynamic || self.weight_only.is_some(),
         })
     }
 
@@ -477,6 +485,8 @@ pub struct Prepared {
     batches: usize,
     /// All ranges were restored, or there are none to find.
     has_ranges: bool,
+    /// Whether layers without a batch dimension were looked for.
+    ranks_known: bool,
 }
 
 impl Prepared {
@@ -508,6 +518,7 @@ impl Prepared {
             inputs: Samples::default(),
             batches: self.batches,
             has_ranges: self.has_ranges,
+            ranks_known: self.ranks_known,
         }
     }
 
@@ -526,8 +537,11 @@ impl Prepared {
     /// them: for a module whose ranges are known ([`crate::control::Ranges`]).
     ///
     /// # Errors
-    /// Where memory is short.
+    /// Where memory is short, or libtorch refuses to change the graph.
     pub fn supply(&mut self, batches: &[Vec<IValue>]) -> Result<()> {
+        if let Some(batch) = batches.first() {
+            self.find_ranks(batch)?;
+        }
         (self.inputs, self.check_samples) = (Samples::default(), CheckSamples::default());
         batches.iter().try_for_each(|batch| self.keep(batch.clone()))
     }
@@ -548,12 +562,26 @@ impl Prepared {
         IValue: From<&'a T>,
     {
         step("running the model", 0, 0)?;
+        if !self.ranks_known {
+            let inputs: Vec<IValue> = inputs.iter().map(IValue::from).collect();
+            self.find_ranks(&inputs).context(|| "looking for layers without a batch dimension".into())?;
+        }
         let (output, refusals) = collect_refusals(|| self.module.call(METHOD, inputs));
         let output = output?;
         self.settle_refusals(&refusals, &output)?;
         self.keep(inputs.iter().map(IValue::from).collect())?;
         self.batches += 1;
         Ok(output)
+    }
+
+    /// Puts batch dimensions where layers have none, as the first batch shows it.
+    fn find_ranks(&mut self, inputs: &[IValue]) -> Result<()> {
+        if !std::mem::replace(&mut self.ranks_known, true)
+            && let Some(ranks) = Dimensions::of_run(&self.module, METHOD, inputs)?
+        {
+            ranks.add_dimensions(&self.module, METHOD)?;
+        }
+        Ok(())
     }
 
     /// Decides on tensors that observers refused. Where the model's results on these inputs are finite, it does not use their
@@ -780,12 +808,13 @@ impl Prepared {
             use_full_range(&quantized)?;
         }
         let wants_float = self.quant_type == QuantType::Static && self.methods.float_results;
+        if self.form == ModelForm::Native {
+            pack_transposed(&quantized, METHOD).context(|| "packing transposed convolutions".into())?;
+        }
         step("fusing and prepacking quantized operators", 2, 3)?;
         let module = finalize_by(&quantized, self.quant_type, &self.preserve, Conditions::Asked)
             .context(|| "fusing and prepacking quantized operators".into())?;
-        if self.quant_type == QuantType::Dynamic {
-            quantize_recurrent(&module, METHOD, qconfig)?;
-        }
+        quantize_recurrent(&module, METHOD, qconfig)?;
         restore_products(&module.graph(METHOD)?)?;
         if wants_float {
             float_results(&module.graph(METHOD)?).context(|| "giving results in float".into())?;
@@ -918,26 +947,6 @@ impl Prepared {
         float.extend(unmeant);
         let quantized_layers = coverage.quantized_layers();
         Ok(Report { quantized_layers, quantized_operators: coverage.quantized, float, chosen_range: None, check: None })
-    }
-}
-
-/// Why an operator is never quantized in that way, where it is not.
-fn why_never_quantized(operator: &str, quant_type: QuantType) -> Option<&'static str> {
-    match (operator, quant_type) {
-        ("matmul" | "attention", QuantType::Static) => {
-            Some("a product of two activations stays in float unless asked for (`attention`, --attention)")
-        }
-        ("matmul" | "attention", QuantType::Dynamic) => {
-            Some("a product of two activations has no dynamic INT8 form in libtorch")
-        }
-        ("embedding" | "embedding_bag", _) => Some("embeddings are quantized by weight-only quantization alone"),
-        ("lstm" | "gru" | "lstm_cell" | "gru_cell" | "rnn_cell", QuantType::Static) => {
-            Some("recurrent layers have dynamic INT8 forms only")
-        }
-        (name, QuantType::Dynamic) if name.contains("conv") => {
-            Some("convolutions have no dynamic INT8 form in libtorch")
-        }
-        _ => None,
     }
 }
 

@@ -1,11 +1,12 @@
 //! What a model computes, layer by layer: for reports on what is quantized and what is not.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::{LazyLock, Mutex, PoisonError};
 
 use super::op_table::Operator;
 use super::prepare::{PRODUCT, path_of_weight};
 use crate::error::Result;
-use crate::ir::{Graph, Module, Node, Value, join_path};
+use crate::ir::{DType, Graph, IValue, Module, Node, Value, join_path};
 
 /// Operators with weights, or with as much arithmetic, that quantization is for, and their names in reports.
 const LAYERS: &[(&str, &str)] = &[
@@ -16,15 +17,24 @@ const LAYERS: &[(&str, &str)] = &[
     ("aten::conv_transpose2d", "conv_transpose2d"),
     ("aten::conv_transpose3d", "conv_transpose3d"),
     ("aten::_convolution", "convolution"),
+    ("aten::_convolution_mode", "convolution"),
     ("aten::convolution", "convolution"),
     ("aten::linear", "linear"),
     ("aten::addmm", "linear"),
+    ("aten::bilinear", "bilinear"),
+    ("aten::einsum", "einsum"),
     ("aten::matmul", "matmul"),
+    ("aten::mm", "matmul"),
     ("aten::bmm", "matmul"),
+    ("aten::baddbmm", "matmul"),
     (PRODUCT, "matmul"),
     ("aten::scaled_dot_product_attention", "attention"),
+    ("aten::_native_multi_head_attention", "attention_layer"),
+    ("aten::_transformer_encoder_layer_fwd", "transformer_layer"),
     ("aten::lstm", "lstm"),
     ("aten::gru", "gru"),
+    ("aten::rnn_tanh", "rnn"),
+    ("aten::rnn_relu", "rnn"),
     ("aten::lstm_cell", "lstm_cell"),
     ("aten::gru_cell", "gru_cell"),
     ("aten::rnn_tanh_cell", "rnn_cell"),
@@ -51,13 +61,58 @@ pub fn layer_operator(node: Node<'_>) -> Option<&'static str> {
         let name = node.input(0)?.function_name()?;
         return LAYERS.iter().map(|(_, operator)| *operator).find(|operator| *operator == name);
     }
-    let operator = LAYERS.iter().find(|(known, _)| *known == kind).map(|(_, operator)| *operator)?;
+    let listed = LAYERS.iter().find(|(known, _)| *known == kind).map(|(_, operator)| *operator);
+    let Some(operator) = listed else { return is_unlisted(node).then(|| name_of(kind)) };
     // matmul is a linear layer where its second operand is a weight, possibly transposed.
     let is_weight = |value: Value<'_>| matches!(value.node().kind(), "prim::GetAttr" | "prim::Constant" | "aten::t");
     if operator == "matmul" && node.input(1).is_some_and(is_weight) {
         return Some("linear");
     }
     Some(operator)
+}
+
+/// What the names of `aten` operators that multiply have in them.
+const PRODUCTS: [&str; 12] =
+    ["mm", "mv", "dot", "conv", "linear", "einsum", "rnn", "lstm", "gru", "attention", "transformer", "matmul"];
+
+/// Whether an operator that this crate does not know is a layer: it takes a matrix, or a tensor of more dimensions, of
+/// constant float numbers, and it multiplies (of other libraries' operators that is taken for granted).
+pub(crate) fn is_unlisted(node: Node<'_>) -> bool {
+    let kind = node.kind();
+    let Some((library, name)) = kind.split_once("::") else { return false };
+    let multiplies = match library {
+        "prim" | "quantized" | "jitquant" | "_quantized" => false,
+        "aten" => PRODUCTS.iter().any(|part| name.contains(part)) && !name.starts_with("quantized_"),
+        _ => true,
+    };
+    let is_known = Operator::of(node).is_some() || LAYERS.iter().any(|(known, _)| *known == kind);
+    let is_matrix = |value: Value<'_>| match value.constant() {
+        Some(IValue::Tensor(tensor)) => {
+            tensor.is_defined()
+                && matches!(tensor.dtype(), Some(DType::F32 | DType::F64 | DType::F16 | DType::BF16))
+                && tensor.shape().iter().filter(|size| **size > 1).count() > 1
+        }
+        _ => false,
+    };
+    multiplies
+        && !is_known
+        && node.inputs().into_iter().any(|input| match input.node().kind() {
+            "prim::ListConstruct" => input.node().inputs().into_iter().any(is_matrix),
+            _ => is_matrix(input),
+        })
+}
+
+/// The name of an operator without its library, kept for good: there are few.
+fn name_of(kind: &str) -> &'static str {
+    static NAMES: LazyLock<Mutex<BTreeSet<&'static str>>> = LazyLock::new(Mutex::default);
+    let name = kind.rsplit("::").next().unwrap_or(kind);
+    let mut names = NAMES.lock().unwrap_or_else(PoisonError::into_inner);
+    if let Some(known) = names.get(name).copied() {
+        return known;
+    }
+    let kept: &'static str = Box::leak(name.to_owned().into_boxed_str());
+    names.insert(kept);
+    kept
 }
 
 /// Where a node came from, in a few characters.
@@ -206,7 +261,8 @@ impl Coverage {
         for node in graph.all_nodes() {
             let kind = node.kind();
             let recurrent = kind.strip_prefix("aten::").filter(|name| name.starts_with("quantized_"));
-            if let Some(name) = kind.strip_prefix("quantized::").or(recurrent) {
+            let packed_early = (kind == "jitquant::conv").then_some("conv");
+            if let Some(name) = kind.strip_prefix("quantized::").or(recurrent).or(packed_early) {
                 if !name.contains("pack") {
                     *self.quantized.entry(name.to_owned()).or_default() += 1;
                 }

@@ -19,6 +19,7 @@ pub mod prepare;
 mod register_prepack_params;
 mod replace_convolution;
 mod unfit_weight;
+mod unquantized;
 pub(crate) mod weight_only;
 
 pub(crate) use any_engine::{for_any_engine, for_fbgemm};
@@ -38,11 +39,12 @@ pub use insert_quant_dequant::{insert_quant_dequant, replicate_dequant, replicat
 pub(crate) use large_numbers::keep_large_numbers;
 pub use layers::{Coverage, Layer, layer_operator, layers, source_of};
 pub(crate) use layers::{computes_weight, layer_of, tag_layer, tag_of};
-pub(crate) use native::rewrite_executed;
+pub(crate) use native::{pack_transposed, rewrite_executed};
 pub use native::{stock_operators, to_native};
 pub use on_device::{finalize_on_device_ptq, insert_observers_for_on_device_ptq, insert_quant_dequant_on_device_ptq};
 pub use register_prepack_params::register_prepack_params;
 pub(crate) use unfit_weight::unfit_weight;
+pub(crate) use unquantized::why_unquantized;
 pub use weight_only::WeightOnly;
 
 /// The snippets of `docs/passes.md`.

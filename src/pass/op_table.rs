@@ -157,6 +157,9 @@ pub struct Operator {
     pub packing: Option<Packing>,
     /// What it becomes in dynamic quantization.
     pub dynamic: Option<DynamicForm>,
+    /// Whether it is observed in prepared models alone ([`crate::Quantizer`]): libtorch's passes do not know it, though there
+    /// is a kernel.
+    pub flat_only: bool,
 }
 
 impl Operator {
@@ -181,6 +184,7 @@ impl Operator {
             runs_as_image: None,
             packing: None,
             dynamic: None,
+            flat_only: false,
         }
     }
 
@@ -282,6 +286,11 @@ impl Operator {
         self
     }
 
+    const fn flat_only(mut self) -> Self {
+        self.flat_only = true;
+        self
+    }
+
     const fn tensor_info(mut self) -> Self {
         self.is_tensor_info = true;
         self
@@ -315,6 +324,7 @@ pub static OPERATORS: &[Operator] = &[
     node("aten::conv3d").kernel(Static).weight(1).bias(2).packed(forms::CONV3D_PACKING).becomes(forms::CONV3D),
     node("aten::conv_transpose1d").kernel(Static).weight(1).bias(2).packed(forms::CONV_TRANSPOSE1D_PACKING).becomes(forms::CONV_TRANSPOSE1D),
     node("aten::conv_transpose2d").kernel(Static).weight(1).bias(2).packed(forms::CONV_TRANSPOSE2D_PACKING).becomes(forms::CONV_TRANSPOSE2D),
+    node("aten::conv_transpose3d").kernel(Static).weight(1).bias(2).packed(forms::CONV_TRANSPOSE3D_PACKING).becomes(forms::CONV_TRANSPOSE3D).flat_only(),
     node("aten::linear").kernel(StaticAndDynamic).weight(1).bias(2).before_relu(None)
         .packed(forms::LINEAR_PACKING).becomes(forms::LINEAR).dynamic(forms::LINEAR_DYNAMIC),
     function("linear").kernel(StaticAndDynamic).weight(1).bias(2),

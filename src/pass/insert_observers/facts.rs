@@ -2,7 +2,7 @@
 
 use std::collections::HashSet;
 
-use crate::ir::{Block, Graph, Module, Node, Type, Value};
+use crate::ir::{Block, Graph, Module, Node, Type, Use, Value};
 use crate::pass::QuantType;
 use crate::pass::op_table::{Conditions, Kernel, Operator, PassThrough, Propagation, ReluFusion};
 use crate::qconfig::QConfig;
@@ -17,6 +17,8 @@ pub(super) struct Wanted {
     pub stay_float: HashSet<usize>,
     /// Whether the table's conditions are asked.
     pub conditions: Conditions,
+    /// Whether rows hold that are for flat graphs alone ([`Operator::flat_only`]).
+    pub flat: bool,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -26,6 +28,18 @@ enum Role {
 }
 
 impl Wanted {
+    fn row(&self, node: Node<'_>) -> Option<&'static Operator> {
+        Operator::of(node).filter(|row| self.flat || !row.flat_only)
+    }
+
+    fn row_of_use(&self, place: Use<'_>) -> Option<(&'static Operator, usize)> {
+        Operator::of_use(place).filter(|(row, _)| self.flat || !row.flat_only)
+    }
+
+    fn has_quantized_result(&self, node: Node<'_>) -> bool {
+        self.row(node).is_some_and(is_quantized_row)
+    }
+
     /// The observer that watches `value`, `qconfig` being the configuration of a node; `None` where it stays
     /// unobserved. What computes a value decides before what takes it.
     pub fn observer<'q>(
@@ -39,12 +53,12 @@ impl Wanted {
             Some(if is_weight { &qconfig.weight } else { &qconfig.activation })
         };
         if self.quant_type == QuantType::Static
-            && has_quantized_result(value.node())
+            && self.has_quantized_result(value.node())
             && let Some(observer) = observer(value.node())
         {
             return Some(observer);
         }
-        let places = value.uses().into_iter().filter_map(|place| Some((place.user, Operator::of_use(place)?)));
+        let places = value.uses().into_iter().filter_map(|place| Some((place.user, self.row_of_use(place)?)));
         let mut asking = places.filter(|(_, (row, argument))| row.observes(*argument, self.quant_type));
         let found = asking.find_map(|(user, _)| observer(user))?;
         (is_weight || self.quant_type == QuantType::Static || !is_half(found)).then_some(found)
@@ -66,7 +80,7 @@ impl Wanted {
     /// What may be quantized of what takes `value`, and the argument that it is.
     fn uses(&self, value: Value<'_>) -> impl Iterator<Item = (&'static Operator, usize)> {
         let uses = value.uses().into_iter().filter(|place| !self.stay_float.contains(&place.user.address().addr()));
-        uses.filter_map(Operator::of_use)
+        uses.filter_map(|place| self.row_of_use(place))
     }
 
     fn has_quantized_use(&self, value: Value<'_>) -> bool {
@@ -95,7 +109,7 @@ impl Wanted {
 /// their configuration.
 pub(crate) fn observed_in_graph(graph: &Graph) -> Vec<Value<'_>> {
     let conditions = Conditions::Ignored;
-    let wanted = Wanted { quant_type: QuantType::Static, stay_float: HashSet::new(), conditions };
+    let wanted = Wanted { quant_type: QuantType::Static, stay_float: HashSet::new(), conditions, flat: false };
     let nodes = graph.all_nodes();
     let after_relu: HashSet<_> = nodes.iter().filter_map(|node| Some(observed_after_relu(*node)?.0)).collect();
     let mut counts_as_observed = HashSet::new();
@@ -106,7 +120,7 @@ pub(crate) fn observed_in_graph(graph: &Graph) -> Vec<Value<'_>> {
             counts_as_observed.insert(value);
         }
         let is_quantized = wanted.has_quantized_use(value)
-            || (has_quantized_result(value.node())
+            || (wanted.has_quantized_result(value.node())
                 && wanted.applies(value.node(), |input| counts_as_observed.contains(&input)));
         let is_left_out = wanted.role(value).is_none() || after_relu.contains(&value);
         if is_quantized && !is_left_out && counts_as_observed.insert(value) {
@@ -116,9 +130,8 @@ pub(crate) fn observed_in_graph(graph: &Graph) -> Vec<Value<'_>> {
     observed
 }
 
-fn has_quantized_result(node: Node<'_>) -> bool {
-    Operator::of(node)
-        .is_some_and(|row| matches!(row.kernel, Kernel::Static | Kernel::StaticAndDynamic) || row.propagation.is_some())
+fn is_quantized_row(row: &Operator) -> bool {
+    matches!(row.kernel, Kernel::Static | Kernel::StaticAndDynamic) || row.propagation.is_some()
 }
 
 fn is_half(observer: &Module) -> bool {
@@ -176,7 +189,7 @@ pub(super) fn observed_after_clamp<'g>(clamp: Node<'g>) -> Option<(Value<'g>, Va
     let fits = row.is_clamp
         && clamp.inputs()[1..].iter().all(|bound| bound.is_constant())
         && row.hands_on(clamp.output(0)?, Conditions::Asked)
-        && has_quantized_result(input.node())
+        && Operator::of(input.node()).is_some_and(is_quantized_row)
         && input.uses().len() == 1
         && input.node().owning_block() == clamp.owning_block();
     fits.then_some((input, clamp.output(0)?))

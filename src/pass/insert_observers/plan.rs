@@ -82,7 +82,12 @@ pub(super) fn plan<'g>(
     let mut planner = Planner {
         graphs,
         qconfigs,
-        wanted: Wanted { quant_type, stay_float, conditions: qconfigs.conditions() },
+        wanted: Wanted {
+            quant_type,
+            stay_float,
+            conditions: qconfigs.conditions(),
+            flat: matches!(qconfigs, Configuration::ByScope(..)),
+        },
         observers: HashMap::new(),
         across_calls: HashMap::new(),
         observed_later: HashMap::new(),

@@ -17,12 +17,14 @@ mod fuse;
 mod operators;
 mod simplify;
 mod tables;
+mod transposed;
 mod weight_only;
 mod weights;
 
 use std::collections::BTreeMap;
 
 use self::convert::convert;
+pub(crate) use self::transposed::pack_transposed;
 use self::weights::{Home, Weights};
 use crate::error::{Context, Result};
 use crate::ir::{GeneralPass, Graph, Module};

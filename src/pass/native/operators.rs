@@ -20,6 +20,8 @@ pub(super) enum Rule {
     Dequantize,
     /// `aten::int_repr`, `q_scale`, `q_zero_point`: parts of the native form.
     Part(fn(Bytes<'_>) -> Value<'_>),
+    /// `aten::_make_per_tensor_quantized_tensor`: of bytes.
+    Made,
     /// A convolution or a linear layer.
     Layer { kind: &'static str, from_packed: &'static str, relu: bool, flat: bool },
     /// A layer that quantizes its f32 input itself: a native one, its bound 0 with relu.
@@ -149,6 +151,7 @@ static RULES: &[(&str, Rule)] = &[
     ("aten::int_repr", Rule::Part(|x| x.bytes)),
     ("aten::q_scale", Rule::Part(|x| x.scale)),
     ("aten::q_zero_point", Rule::Part(|x| x.zero_point)),
+    ("aten::_make_per_tensor_quantized_tensor", Rule::Made),
 
     ("quantized::conv1d", conv1d(false)),
     ("quantized::conv1d_relu", conv1d(true)),
@@ -299,6 +302,10 @@ impl Rule {
         let known = converter.known(first);
         match self {
             Self::Quantize => quantize(node),
+            Self::Made => match inputs[..] {
+                [bytes, scale, zero_point] => Ok(Outcome::Bytes(Bytes { bytes, scale, zero_point })),
+                _ => Ok(Outcome::Kept),
+            },
             Self::Layer { kind, from_packed, relu, flat } => {
                 let [x, packed, scale, zero_point] = inputs[..] else { return Ok(Outcome::Kept) };
                 let Some(x) = converter.bytes(x)? else { return Ok(Outcome::Kept) };

@@ -122,6 +122,7 @@ pub(super) const CONV2D: &[Form] = &[Form::new("quantized::conv2d", WEIGHTED).re
 pub(super) const CONV3D: &[Form] = &[Form::new("quantized::conv3d", WEIGHTED).relu("quantized::conv3d_relu")];
 pub(super) const CONV_TRANSPOSE1D: &[Form] = &[Form::new("quantized::conv_transpose1d", WEIGHTED)];
 pub(super) const CONV_TRANSPOSE2D: &[Form] = &[Form::new("quantized::conv_transpose2d", WEIGHTED)];
+pub(super) const CONV_TRANSPOSE3D: &[Form] = &[Form::new("quantized::conv_transpose3d", WEIGHTED)];
 pub(super) const LINEAR: &[Form] = &[Form::new("quantized::linear", WEIGHTED).relu("quantized::linear_relu")];
 
 pub(super) const CONV1D_PACKING: Packing =
@@ -134,6 +135,8 @@ pub(super) const CONV_TRANSPOSE1D_PACKING: Packing =
     Packing::transposed("quantized::conv_transpose1d_prepack", "quantized::conv_transpose1d_unpack");
 pub(super) const CONV_TRANSPOSE2D_PACKING: Packing =
     Packing::transposed("quantized::conv_transpose2d_prepack", "quantized::conv_transpose2d_unpack");
+pub(super) const CONV_TRANSPOSE3D_PACKING: Packing =
+    Packing::transposed("quantized::conv_transpose3d_prepack", "quantized::conv_transpose3d_unpack");
 pub(super) const LINEAR_PACKING: Packing = Packing {
     half: Some(("quantized::linear_prepack_fp16", "quantized::linear_unpack_fp16")),
     ..Packing::new("quantized::linear_prepack", "quantized::linear_unpack", &[2])

@@ -61,6 +61,11 @@ const ELEMENTWISE: [&str; 13] = [
     "aten::batch_norm",
 ];
 
+/// Whether `node` works on each element, whatever the dimensions.
+pub(super) fn is_elementwise(node: Node<'_>) -> bool {
+    ELEMENTWISE.contains(&node.kind()) && node.kind() != "aten::batch_norm"
+}
+
 /// Whether `node` gives a tensor with as many dimensions as its first input has.
 pub(super) fn keeps_rank(node: Node<'_>) -> bool {
     let kind = node.kind();

@@ -1,18 +1,22 @@
 //! One spelling for what is the same, so that the table of operators and the other passes know it.
 
 use super::axis::keeps_rank;
+use super::einsum::linear_of_einsum;
+use super::padding_mode::number_paddings;
 use crate::error::Result;
-use crate::ir::{GeneralPass, Graph, IValue, Node, Tensor, Value};
+use crate::ir::{GeneralPass, Graph, IValue, Node, Tensor, Type, Value};
 use crate::pass::fuse_linear::fuse_linear;
 use crate::pass::op_table::Condition;
 use crate::pass::replace_convolution::replace_convolution;
 
 /// Brings a flat graph ([`super::flatten`]) into the spelling that quantization knows:
 /// - operators that write in place give a new tensor where nobody else sees the old one;
-/// - products with a weight are `aten::linear`, convolutions name their number of dimensions;
+/// - products with a weight are `aten::linear`, `einsum` included, convolutions name their number of dimensions
+///   and have paddings in numbers;
 /// - `relu6`, and clamps from 0 on, are `aten::hardtanh` and `aten::relu`;
 /// - `pad` with a constant by constant sizes is `constant_pad_nd`;
 /// - `stack` is `cat` of tensors with one dimension more; an instance norm with stored statistics is a batch norm;
+/// - a bias that is computed is added behind its layer;
 /// - a question for the rank of a layer's result goes to its input, so that checks do not stand between two layers.
 ///
 /// # Errors
@@ -21,7 +25,9 @@ pub fn canonicalize(graph: &mut Graph) -> Result<()> {
     graph.run(GeneralPass::RemoveTensorMutation)?;
     graph.run(GeneralPass::RemoveListMutation)?;
     replace_convolution(graph)?;
+    number_paddings(graph)?;
     fuse_linear(graph)?;
+    linear_of_einsum(graph)?;
     for node in graph.all_nodes() {
         match node.kind() {
             "aten::matmul" | "aten::mm" | "aten::addmm" => linear_of_constant(node)?,
@@ -30,6 +36,10 @@ pub fn canonicalize(graph: &mut Graph) -> Result<()> {
             "aten::pad" => name_padding(node)?,
             "aten::stack" => stack_as_cat(node)?,
             "aten::instance_norm" => name_statistics(node)?,
+            "aten::linear" => set_bias_aside(node, 0)?,
+            "aten::conv1d" | "aten::conv_transpose1d" => set_bias_aside(node, 1)?,
+            "aten::conv2d" | "aten::conv_transpose2d" => set_bias_aside(node, 2)?,
+            "aten::conv3d" | "aten::conv_transpose3d" => set_bias_aside(node, 3)?,
             _ => {}
         }
     }
@@ -44,6 +54,32 @@ fn replace<'g>(old: Node<'g>, kind: &str, inputs: &[Value<'g>]) -> Result<()> {
     new.outputs()[0].set_type(&old.outputs()[0].type_of())?;
     old.outputs()[0].replace_all_uses_with(new.outputs()[0])?;
     old.destroy()
+}
+
+/// A bias that is computed when the model runs cannot be packed: it is added to the result, which has `spatial` dimensions
+/// behind the channels.
+fn set_bias_aside(node: Node<'_>, spatial: usize) -> Result<()> {
+    let [_, _, bias, ..] = node.inputs()[..] else { return Ok(()) };
+    if bias.is_constant() || bias.node().kind() == "prim::GetAttr" || bias.type_of().kind() != "TensorType" {
+        return Ok(());
+    }
+    let none = node.insert_constant(IValue::None)?;
+    none.set_type(&Type::parse("Optional[Tensor]")?)?;
+    node.replace_input(2, none)?;
+    let at = node.next();
+    let mut added = bias;
+    if spatial > 0 {
+        let sizes = std::iter::once(-1).chain(std::iter::repeat_n(1, spatial));
+        added = at.insert_operator("aten::reshape", &[bias, at.insert_constant(IValue::int_list(sizes))?])?;
+        added.node().copy_metadata(node)?;
+    }
+    let result = node.outputs()[0];
+    let one = at.insert_constant(IValue::Int(1))?;
+    let sum = at.graph().create("aten::add", &[result, added, one], 1)?.insert_before(at)?;
+    sum.copy_metadata(node)?;
+    sum.outputs()[0].set_type(&result.type_of())?;
+    result.replace_all_uses_with(sum.outputs()[0])?;
+    sum.replace_input(0, result)
 }
 
 fn number(value: Option<Value<'_>>) -> Option<f64> {

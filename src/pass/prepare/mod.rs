@@ -2,6 +2,7 @@
 //! not depend on how the model was written.
 //!
 //! 1. [`flatten`]: one flat graph, each node with the path of its module.
+//!    What PyTorch's modules hide behind conditions and fast paths is written out (`write_layers_out`).
 //! 2. [`canonicalize`]: one spelling for what is the same.
 //! 3. [`fold_batch_norm`]: batch norms become part of the layers before them.
 //! 4. [`fold_padding`]: zeros around an image become padding of the convolution after it.
@@ -14,22 +15,31 @@
 
 mod attention;
 mod axis;
+mod batch_dimension;
 mod bias_range;
 mod canonical;
 mod choices;
 mod clamps;
+mod conditions;
+mod einsum;
+mod fast_paths;
 mod flatten;
 mod fold_batch_norm;
 mod fold_padding;
+mod known_sizes;
 mod lone_linear;
+mod nested;
+mod padding_mode;
 mod quantize_lone_linear;
 mod recurrent;
 mod round_weights;
+mod transposed;
 mod unreached;
 mod weight_grid;
 mod weights;
 
 pub(crate) use attention::{PRODUCT, mark_products, restore_products};
+pub(crate) use batch_dimension::{Ranks, guard_vectors};
 pub(crate) use bias_range::keep_biases_in_range;
 pub use canonical::canonicalize;
 pub use clamps::settle_clamps;
@@ -39,16 +49,22 @@ pub use fold_padding::fold_padding;
 pub(crate) use lone_linear::{LoneLinear, ROWS, find_lone_linear, mark_lone_linear};
 pub(crate) use quantize_lone_linear::quantize_lone_linear;
 pub use recurrent::quantize_recurrent;
+pub(crate) use recurrent::{has_constant_weights, projects};
 pub use round_weights::round_weights;
 pub(crate) use round_weights::{observed_weight, rounded as rounded_by_sums};
+pub(crate) use transposed::{is_transposed, scale_transposed_weights, square_transposed};
 pub(crate) use unreached::{leave_unreached, unreached_layers};
 pub(crate) use weight_grid::{Channel, WeightGrid};
 pub(crate) use weights::path_of_weight;
 pub use weights::weights_as_attributes;
 
+use self::conditions::{decide_conditions, unwritten_attributes};
+use self::fast_paths::{take_plain_paths, write_out};
+use self::known_sizes::know_feature_sizes;
+use self::nested::stay_padded;
 use super::Layer;
 use crate::error::{Context, Result};
-use crate::ir::Module;
+use crate::ir::{GeneralPass, Module};
 
 /// Takes a float module in evaluation mode through all steps; and the batch norms that stay, with the reasons.
 ///
@@ -57,9 +73,28 @@ use crate::ir::Module;
 pub fn prepare(module: &Module, method: &str, preserve: &[String]) -> Result<(Module, Vec<(Layer, String)>)> {
     module.graph(method)?;
     let flat = flatten(module, preserve)?;
+    write_layers_out(&flat, method).context(|| "writing layers out".into())?;
     canonicalize(&mut flat.graph(method)?).context(|| "simplifying the graph".into())?;
     let kept = fold_batch_norm(&flat.graph(method)?).context(|| "folding batch norms".into())?;
     fold_padding(&flat.graph(method)?).context(|| "folding paddings".into())?;
     weights_as_attributes(&flat, method)?;
     Ok((flat, kept))
+}
+
+/// Brings out the layers of a flat module: conditions that the graph decides are decided, fast paths are written out, and
+/// pieces of constants are constants.
+fn write_layers_out(flat: &Module, method: &str) -> Result<()> {
+    let mut graph = flat.graph(method)?;
+    take_plain_paths(&mut graph)?;
+    stay_padded(&graph)?;
+    decide_conditions(&mut graph)?;
+    graph.run(GeneralPass::RemoveTensorMutation)?;
+    unwritten_attributes(flat, method)?;
+    write_out(&mut graph)?;
+    // What is known of one size may tell another.
+    while know_feature_sizes(&graph)? > 0 {
+        graph.run(GeneralPass::ConstantPropagation)?;
+        graph.run(GeneralPass::DeadCodeElimination)?;
+    }
+    Ok(())
 }

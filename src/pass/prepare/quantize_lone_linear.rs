@@ -111,7 +111,13 @@ impl LinearWeights {
         let tensor = |value: Value<'_>| match (value.constant(), value.attribute_path()) {
             (Some(IValue::None), _) => Ok(None),
             (Some(IValue::Tensor(tensor)), _) => Ok(Some(tensor)),
-            (_, Some(path)) => Tensor::try_from(module.attribute(&path.join("."))?).map(Some),
+            // The flat module's own attributes have dots in their names.
+            (_, Some(path)) => match (module.attribute(&path.join(".")), path.split_last()) {
+                (Err(_), Some((name, owner))) => {
+                    Tensor::try_from(module.submodule(&owner.join("."))?.attribute(name)?).map(Some)
+                }
+                (own, _) => Tensor::try_from(own?).map(Some),
+            },
             _ => Err(Error::invalid("its weight or bias is computed when the model runs")),
         };
         let weight = tensor(layer.inputs()[1])?.ok_or_else(|| Error::invalid("it has no weight"))?;

@@ -62,9 +62,9 @@ pub fn quantize_recurrent<'q>(
 
 // Numbers of `c10/core/QScheme.h`.
 const PER_TENSOR_AFFINE: i64 = 0;
-const PER_CHANNEL_AFFINE: i64 = 1;
+pub(super) const PER_CHANNEL_AFFINE: i64 = 1;
 const PER_TENSOR_SYMMETRIC: i64 = 2;
-const PER_CHANNEL_SYMMETRIC: i64 = 3;
+pub(super) const PER_CHANNEL_SYMMETRIC: i64 = 3;
 
 struct Packer<'m> {
     module: &'m Module,
@@ -221,6 +221,9 @@ def cells(self, w_ih: Tensor, w_hh: Tensor, b_ih: Tensor, b_hh: Tensor):
             let found = schema.arguments.iter().position(|argument| argument.name == name);
             found.ok_or_else(|| Error::invalid(format!("the operator has no argument '{name}'")))
         };
+        if projects(node) {
+            return Ok(());
+        }
         let mut inputs = node.inputs();
         let (params, has_biases) = (position("params")?, position("has_biases")?);
         let Some(weights) = elements(inputs[params]) else { return Ok(()) };
@@ -248,6 +251,24 @@ def cells(self, w_ih: Tensor, w_hh: Tensor, b_ih: Tensor, b_hh: Tensor):
         }
         list(node, &kept, &self.code.graph("cells")?.outputs()[0].type_of())
     }
+}
+
+/// Whether a recurrent layer projects what it hands on (`proj_size`): the weight of its states has fewer columns than rows by
+/// another factor than its gates.
+pub(crate) fn projects(layer: Node<'_>) -> bool {
+    let weights = layer.named_input("params").and_then(elements);
+    let state = weights.as_ref().and_then(|weights| weights.get(1)?.as_ref()?.as_tensor());
+    let Some(sizes) = state.map(Tensor::shape) else { return false };
+    layer.kind() == "aten::lstm" && sizes.len() == 2 && sizes[0] != 4 * sizes[1]
+}
+
+/// Whether all weights of a recurrent layer or cell are constants.
+pub(crate) fn has_constant_weights(layer: Node<'_>) -> bool {
+    let weights = match layer.named_input("params") {
+        Some(list) => elements(list),
+        None => Some(constants(layer)),
+    };
+    weights.is_some_and(|weights| weights.iter().all(Option::is_some))
 }
 
 /// Where the weights of a cell begin among its inputs.

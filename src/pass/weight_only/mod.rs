@@ -77,13 +77,17 @@ pub(crate) struct Outcome {
 }
 
 /// Why a layer has no weight-only form, where it has none.
-pub(crate) fn why_never(operator: &str) -> Option<&'static str> {
+pub(crate) fn why_never(layer: Node<'_>, operator: &str) -> Option<&'static str> {
     match operator {
+        "linear" if weight_of(layer).is_none() => {
+            Some("a product with a constant that is no matrix on the right is no linear layer")
+        }
         "matmul" | "attention" => Some("it multiplies two activations and has no weight"),
         "lstm" | "gru" | "lstm_cell" | "gru_cell" | "rnn_cell" => {
             Some("recurrent layers have no weight-only form; dynamic quantization takes them")
         }
         "embedding_bag" => Some("embedding bags have no weight-only form"),
+        _ if weight_of(layer).is_none() => Some("this operator has no weight-only form"),
         _ => None,
     }
 }
