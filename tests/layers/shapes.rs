@@ -1,8 +1,8 @@
 //! Layers without a batch dimension, paddings in words, transposed convolutions.
 
+use jitquant::Quantizer;
 use jitquant::ir::Module;
 use jitquant::pass::WeightOnly;
-use jitquant::{ModelForm, Quantizer};
 
 use crate::support::tensor;
 use crate::{file, float, quantized, ways};
@@ -86,22 +86,6 @@ fn transposed_convolutions_alone() {
                 );
             }
         }
-    }
-}
-
-#[test]
-fn the_native_form_has_a_scale_for_each_channel_of_a_transposed_convolution() {
-    for (groups, scales) in [(1, 6), (2, 1)] {
-        let mut prepared = Quantizer::static_ptq().form(ModelForm::Native).prepare(&transposed(2, groups)).unwrap();
-        prepared.calibrate(&[tensor(&[8, 4, 5, 5], 7)]).unwrap();
-        let native = prepared.convert().unwrap().module;
-        let graph = native.graph("forward").unwrap();
-        let node = graph.nodes().find(|node| node.kind().starts_with("jitquant::conv")).unwrap();
-        let weight = node.inputs()[1];
-        let content = native.attribute(&weight.attribute_path().unwrap().join(".")).unwrap();
-        let unpack = graph.create("jitquant::conv_unpack", &[weight], 10).unwrap().insert_before(node).unwrap();
-        let parts = unpack.run(&[content]).unwrap();
-        assert_eq!(parts[1].tensors()[0].shape(), [scales], "{groups} groups");
     }
 }
 
