@@ -15,9 +15,9 @@ use crate::pass::prepare::{
     restore_products, round_weights, scale_transposed_weights, settle_clamps, square_transposed, unreached_layers,
 };
 use crate::pass::{
-    Coverage, Layer, QuantType, WeightOnly, computes_weight, finalize_by, float_results,
-    for_any_engine, insert_observers_by_scope, insert_quant_dequant_by_conditions, keep_large_numbers, layer_of,
-    layers, pack_transposed, tag_layer, to_native, unfit_weight, weight_only, why_unquantized,
+    Coverage, Layer, QuantType, WeightOnly, computes_weight, finalize_by, float_results, for_any_engine,
+    insert_observers_by_scope, insert_quant_dequant_by_conditions, keep_large_numbers, layer_of, layers,
+    pack_transposed, tag_layer, to_native, unfit_weight, weight_only, why_unquantized,
 };
 use crate::qconfig::{MakeObserver, Part, QConfigDict, QConfigSpec, qconfig_for, unknown_path};
 use crate::range_choice;
