@@ -36,12 +36,25 @@ std::vector<Value *> values(rust::Slice<const ValueRef> inputs) {
   return out;
 }
 
+// The names of the alias sets that a schema gives an argument or a result: those of a list's elements included.
+static void alias_sets(const c10::AliasInfo &info, std::string &out) {
+  for (const c10::Symbol &set : info.beforeSets())
+    out += (out.empty() ? "" : "|") + std::string(set.toUnqualString());
+  for (const c10::AliasInfo &contained : info.containedTypes())
+    alias_sets(contained, out);
+}
+
 Schema describe(const c10::FunctionSchema &schema) {
   auto list = [](const std::vector<c10::Argument> &arguments) {
     rust::Vec<Argument> out;
-    for (const c10::Argument &argument : arguments)
+    for (const c10::Argument &argument : arguments) {
+      std::string sets;
+      if (argument.alias_info() != nullptr)
+        alias_sets(*argument.alias_info(), sets);
+      bool is_write = argument.alias_info() != nullptr && argument.alias_info()->isWrite();
       out.push_back(Argument{argument.name(), argument.type()->annotation_str(), argument.default_value().has_value(),
-                             argument.kwarg_only()});
+                             argument.kwarg_only(), sets, is_write});
+    }
     return out;
   };
   return Schema{schema.name(), schema.overload_name(), list(schema.arguments()), list(schema.returns())};

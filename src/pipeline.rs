@@ -1,11 +1,12 @@
 //! From a float module to an INT8 one: prepare, calibrate, convert.
 
+use std::borrow::Cow;
 use std::collections::{BTreeMap, HashSet};
 
 use crate::check::{self, Check, CheckSamples, Misfit, Reference};
 use crate::control::{Patient, Ranges};
 use crate::error::{Context, Error, Result};
-use crate::ir::{DType, GeneralPass, IValue, Module, Node, Tensor};
+use crate::ir::{DType, GeneralPass, IValue, Module, Node, Tensor, join_path};
 use crate::methods::{Methods, Rounding};
 use crate::observer::{ObserverKind, Refusal, UNSET, collect_refusals};
 use crate::pass::op_table::Conditions;
@@ -266,7 +267,7 @@ impl Quantizer {
         Ok(flat.layers.into_iter().map(|planned| (planned.layer, planned.reason)).collect())
     }
 
-    /// The module as one flat graph, and the batch norms that stay in it, with why.
+    /// The module as one flat graph, and what stays in it as it is (batch norms, writes in place), with why.
     pub(crate) fn flatten(&self, module: &Module) -> Result<(Module, Vec<(Layer, String)>)> {
         let flat = prepare(module, METHOD, &self.preserve)?;
         if self.quantizes_attention() {
@@ -292,7 +293,7 @@ impl Quantizer {
             copy.train(false)?;
         }
         step("preparing the graph", 2, 4)?;
-        let (flat, batch_norms) = flatten(&copy)?;
+        let (flat, kept) = flatten(&copy)?;
         let graph = flat.graph(METHOD)?;
         let mut planned = Vec::new();
         for node in graph.all_nodes() {
@@ -317,8 +318,7 @@ impl Quantizer {
             return Err(Error::invalid(format!("layer {number} to skip: there are {} layers", planned.len())));
         }
         drop(graph);
-        let kept = batch_norms.into_iter().map(|(layer, why)| (layer, format!("not folded: {why}")));
-        planned.extend(kept.map(|(layer, why)| PlannedLayer { layer, reason: Some(why) }));
+        planned.extend(kept.into_iter().map(|(layer, why)| PlannedLayer { layer, reason: Some(why) }));
         Ok(Flat { module: flat, qconfigs, layers: planned, float: copy })
     }
 
@@ -404,6 +404,7 @@ impl Quantizer {
         // Its state as it is now: calibration and the application may change the caller's.
         let float = float.filter(|_| self.check.is_some()).map(Module::clone_with_own_state).transpose()?;
         Ok(Prepared {
+            state: state_of(&module)?,
             module,
             quantizer: self.clone(),
             float,
@@ -480,6 +481,8 @@ pub struct Prepared {
     reduce_range: bool,
     qconfigs: QConfigDict,
     layers: Vec<PlannedLayer>,
+    /// What the model may change when it runs (buffers and attributes, by path), as the float model has it.
+    state: Vec<(String, IValue)>,
     /// The calibration batches, where they are run again.
     inputs: Samples,
     batches: usize,
@@ -515,6 +518,7 @@ impl Prepared {
             reduce_range: self.reduce_range,
             qconfigs: self.qconfigs.clone(),
             layers: self.layers.clone(),
+            state: self.state.clone(),
             inputs: Samples::default(),
             batches: self.batches,
             has_ranges: self.has_ranges,
@@ -562,14 +566,15 @@ impl Prepared {
         IValue: From<&'a T>,
     {
         step("running the model", 0, 0)?;
+        let inputs: Vec<IValue> = inputs.iter().map(IValue::from).collect();
         if !self.ranks_known {
-            let inputs: Vec<IValue> = inputs.iter().map(IValue::from).collect();
             self.find_ranks(&inputs).context(|| "looking for layers without a batch dimension".into())?;
         }
-        let (output, refusals) = collect_refusals(|| self.module.call(METHOD, inputs));
+        // The model may write into what it is given; the caller's tensors, and those kept, are the samples as they came.
+        let (output, refusals) = collect_refusals(|| self.module.call_on_copies(METHOD, &inputs));
         let output = output?;
         self.settle_refusals(&refusals, &output)?;
-        self.keep(inputs.iter().map(IValue::from).collect())?;
+        self.keep(inputs)?;
         self.batches += 1;
         Ok(output)
     }
@@ -699,13 +704,14 @@ impl Prepared {
         }
         step("rounding weights", 0, 3)?;
         let observed = replay::trial_copy(&self.module, METHOD)?;
+        self.restore_state(&observed)?;
         if self.quant_type == QuantType::Static {
             keep_biases_in_range(&observed, METHOD).context(|| "looking at biases".into())?;
         }
         if self.methods.equalize && !self.inputs.is_empty() && self.equalize(&observed)? {
             forget_observations(&observed)?;
             for batch in self.inputs.batches() {
-                observed.call::<IValue>(METHOD, batch)?;
+                observed.call_on_copies(METHOD, batch)?;
             }
         }
         let chosen_range = self.choose_range(&observed)?;
@@ -720,10 +726,11 @@ impl Prepared {
         // Before clamps go: the float run needs them.
         let fits = replay.bias_correction || replay.rounding == Rounding::Learned;
         if fits && !self.inputs.is_empty() {
-            replay::replay(&observed, METHOD, self.inputs.batches(), replay).context(|| "fitting layers".into())?;
+            replay::replay(&observed, METHOD, &self.batches_to_run()?, replay).context(|| "fitting layers".into())?;
         } else if replay.rounding != Rounding::Nearest {
             round_weights(&observed, METHOD).context(|| "rounding weights".into())?;
         }
+        self.restore_state(&observed)?;
         let module = self.int8(&observed)?;
         let report = Report { chosen_range, ..self.report(&module)? };
         if report.quantized_layers == 0 {
@@ -820,6 +827,29 @@ impl Prepared {
             float_results(&module.graph(METHOD)?).context(|| "giving results in float".into())?;
         }
         Ok(module)
+    }
+
+    /// The kept batches, for a run that does not copy them: copies where the model writes in place.
+    fn batches_to_run(&self) -> Result<Cow<'_, [Vec<IValue>]>> {
+        let batches = self.inputs.batches();
+        let graph = self.module.graph(METHOD)?;
+        match graph.all_nodes().iter().any(|node| node.kind().starts_with("aten::") && node.kind().ends_with('_')) {
+            false => Ok(Cow::Borrowed(batches)),
+            true => batches.iter().map(|batch| batch.iter().map(IValue::deep_clone).collect()).collect::<Result<_>>(),
+        }
+    }
+
+    /// Gives `observed`, a copy of the module that has run on data, the float model's state again.
+    fn restore_state(&self, observed: &Module) -> Result<()> {
+        for (path, value) in &self.state {
+            let (owner, name) = path.rsplit_once('.').unwrap_or(("", path));
+            // A flat module's own attributes have dots in their names.
+            match observed.has_attribute(path) {
+                true => observed.set_attribute(path, &value.deep_clone()?)?,
+                false => observed.submodule(owner)?.set_attribute(name, &value.deep_clone()?)?,
+            }
+        }
+        Ok(())
     }
 
     /// Has the observers forget what they have seen.
@@ -1009,6 +1039,29 @@ fn lone_linear(quant_type: QuantType, methods: &Methods, reduce_range: bool) -> 
         // A smoothed layer has a float result.
         smooth: methods.smooth > 0.0 && (quant_type == QuantType::Dynamic || methods.float_results),
     }
+}
+
+/// Buffers and attributes of an observed flat module that its code may change, by path. Weights, which are parameters,
+/// are not among them, unless the code writes into them.
+fn state_of(module: &Module) -> Result<Vec<(String, IValue)>> {
+    let graph = module.graph(METHOD)?;
+    let mut written = HashSet::new();
+    for node in graph.all_nodes().into_iter().filter(|node| node.kind().ends_with('_')) {
+        written.extend(node.input(0).and_then(|target| target.attribute_path()).map(|path| path.join(".")));
+    }
+    let mut state = Vec::new();
+    for (path, part) in module.modules() {
+        if path.split('.').any(|name| name.starts_with("_observer_")) {
+            continue;
+        }
+        for attribute in part.attributes().into_iter().filter(|attribute| !attribute.is_module) {
+            let place = join_path(&path, &attribute.name);
+            if !attribute.is_parameter || written.contains(&place) {
+                state.push((place, part.attribute(&attribute.name)?.deep_clone()?));
+            }
+        }
+    }
+    Ok(state)
 }
 
 fn is_observer(path: &str) -> bool {

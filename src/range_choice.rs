@@ -66,7 +66,7 @@ pub(crate) fn choose(
         for batch in &chosen {
             step("choosing ranges", done, total)?;
             done += 1;
-            let values = module.call::<IValue>(METHOD, batch)?;
+            let values = module.call_on_copies(METHOD, batch)?;
             let parts = values.tensors().iter().map(|tensor| tensor.to_f32_vec()).collect::<Result<Vec<_>>>()?;
             all.push(parts.concat());
         }

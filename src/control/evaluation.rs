@@ -109,7 +109,7 @@ impl<'d> Evaluation<'d> {
             done(first, total);
             let samples = samples_of(inputs);
             let output =
-                float.call::<IValue>(METHOD, inputs).context(|| "the float model on evaluation data".into())?;
+                float.call_on_copies(METHOD, inputs).context(|| "the float model on evaluation data".into())?;
             let labels = data.labels.as_ref().map(|labels| labels.get(first..first + samples));
             let labels = match labels {
                 Some(None) => return Err(Error::invalid("there are fewer labels than evaluation samples")),
@@ -156,7 +156,7 @@ impl<'d> Evaluation<'d> {
                 break;
             }
             clock.check()?;
-            let output = module.call::<IValue>(METHOD, batch.inputs)?;
+            let output = module.call_on_copies(METHOD, batch.inputs)?;
             let outputs = Outputs::of(&output, batch.samples)?;
             let reference = &batch.reference;
             if outputs.values.len() != reference.values.len() {

@@ -67,7 +67,9 @@ const LEAST_ROUNDS: usize = 7;
 /// The median time of one run of each module on `inputs`, in turns. The executor optimizes a model in its first runs: they are
 /// not counted.
 pub(super) fn medians(modules: &[&Module], inputs: &[IValue], at_least: Duration) -> Result<Vec<f64>> {
-    let run = |index: usize| modules[index].call::<IValue>(METHOD, inputs).map(drop);
+    // The models may write into what they are given.
+    let inputs = inputs.iter().map(IValue::deep_clone).collect::<Result<Vec<_>>>()?;
+    let run = |index: usize| modules[index].call::<IValue>(METHOD, &inputs).map(drop);
     let times = in_turns(modules.len(), 3, LEAST_ROUNDS, at_least, run)?;
     Ok(times.iter().map(|times| quantile(times, 0.5)).collect())
 }

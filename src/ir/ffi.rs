@@ -29,6 +29,11 @@ pub(crate) mod bridge {
         type_name: String,
         has_default: bool,
         kwarg_only: bool,
+        /// The alias sets of the schema's annotation (`a` of `Tensor(a!)` and `Tensor(a)[]`, `*` for any), divided by
+        /// `|`; empty where what it is shares memory with nothing.
+        alias: String,
+        /// Whether the operator writes into it (`Tensor(a!)`).
+        is_write: bool,
     }
 
     /// A function's or an operator's schema.

@@ -497,6 +497,15 @@ impl Module {
         IValue::from_raw(ffi::module_run(self.raw(), method, raw_items(&inputs)?, false)?)
     }
 
+    /// Runs a method on copies of `inputs`: a model may write into what it is given, and these are needed again.
+    ///
+    /// # Errors
+    /// As [`Module::call`].
+    pub fn call_on_copies(&self, method: &str, inputs: &[IValue]) -> Result<IValue> {
+        let copies = inputs.iter().map(IValue::deep_clone).collect::<Result<Vec<_>>>()?;
+        self.call(method, &copies)
+    }
+
     /// Runs a method and records gradients.
     ///
     /// # Errors

@@ -177,6 +177,11 @@ pub(crate) fn layer_of(node: Node<'_>, path: &str) -> Option<Layer> {
     Some(Layer { operator: layer_operator(node)?, path: place_of(node, path), source: source_of(node) })
 }
 
+/// A place in a flat graph that a report names, though it is no layer: what is done there, and where.
+pub(crate) fn place(node: Node<'_>, operator: &'static str) -> Layer {
+    Layer { operator, path: place_of(node, ""), source: source_of(node) }
+}
+
 /// Whether a layer's weight is computed when the model runs: it would be packed at every run.
 pub(crate) fn computes_weight(layer: Node<'_>) -> bool {
     let index = Operator::of(layer).and_then(|row| row.weight);

@@ -15,7 +15,7 @@ use crate::observer::{ObserverConfig, ObserverKind};
 use crate::pass::Layer;
 use crate::pass::op_table::Operator;
 use crate::pass::prepare::{
-    canonicalize, flatten, fold_batch_norm, fold_padding, observed_weight, weights_as_attributes,
+    canonicalize, flatten, fold_batch_norm, fold_padding, functionalize, observed_weight, weights_as_attributes,
 };
 use crate::pipeline::METHOD;
 use crate::qconfig::{QConfigSpec, Role};
@@ -371,6 +371,7 @@ fn flatten_for_training(
     preserve: &[String],
 ) -> Result<(Module, Vec<(Layer, String)>, Vec<BatchNorm>)> {
     let flat = flatten(module, preserve)?;
+    let written = functionalize(&mut flat.graph(METHOD)?).context(|| "following writes in place".into())?;
     canonicalize(&mut flat.graph(METHOD)?).context(|| "simplifying the graph".into())?;
     let graph = flat.graph(METHOD)?;
     let found = candidates(&graph);
@@ -379,7 +380,8 @@ fn flatten_for_training(
     weights_as_attributes(&flat, METHOD)?;
     let folded = found.into_iter().filter_map(|candidate| candidate.folded()).collect();
     drop(graph);
-    Ok((flat, kept, folded))
+    let kept = kept.into_iter().map(|(layer, why)| (layer, format!("not folded: {why}")));
+    Ok((flat, kept.chain(written).collect(), folded))
 }
 
 fn restore_batch_norms(flat: &Module, batch_norms: &[BatchNorm]) -> Result<()> {

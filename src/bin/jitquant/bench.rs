@@ -140,7 +140,7 @@ pub fn run(arguments: &Arguments) -> Result<()> {
     while start.elapsed() < limit || times[0].len() < 5 {
         for (Contestant { model, .. }, times) in contestants.iter().zip(&mut times) {
             let begin = Instant::now();
-            feed.run(model, &inputs)?;
+            model.forward(&inputs)?;
             times.push(begin.elapsed().as_secs_f64());
         }
         bar.set_position((start.elapsed().as_millis() as u64).min(limit.as_millis() as u64));

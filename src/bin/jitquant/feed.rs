@@ -70,7 +70,7 @@ impl Feed {
 
     /// Runs `model` on a batch; a refusal says what it was given.
     pub fn run(&self, model: &Module, inputs: &[IValue]) -> Result<IValue> {
-        model.call(METHOD, inputs).with_context(|| self.refusal(0, inputs))
+        model.call_on_copies(METHOD, inputs).with_context(|| self.refusal(0, inputs))
     }
 
     /// What to say where a model refuses the batch that begins with sample `first`.

@@ -328,7 +328,10 @@ impl<'g> Planner<'g, '_> {
             }
             let outcome = self.walk(block, &visit.context.inside(Place::Inner), observed)?;
             for (value, observer) in block.outputs().into_iter().zip(outcome.results) {
-                if let Some(observer) = observer {
+                // In a flat graph a sum of float values stays in float in a branch, too.
+                let is_float = matches!(self.qconfigs, Configuration::ByScope(..))
+                    && !self.wanted.follows_inputs(value.node(), |input| self.is_observed(input, observed));
+                if let Some(observer) = observer.filter(|_| !is_float) {
                     self.observe_with(value, observer, visit, observed);
                 }
             }

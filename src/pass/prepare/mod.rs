@@ -3,10 +3,11 @@
 //!
 //! 1. [`flatten`]: one flat graph, each node with the path of its module.
 //!    What PyTorch's modules hide behind conditions and fast paths is written out (`write_layers_out`).
-//! 2. [`canonicalize`]: one spelling for what is the same.
-//! 3. [`fold_batch_norm`]: batch norms become part of the layers before them.
-//! 4. [`fold_padding`]: zeros around an image become padding of the convolution after it.
-//! 5. [`weights_as_attributes`]: weights are attributes again, named by where they were.
+//! 2. [`functionalize`]: writes in place, changed lists and dictionaries become operators that give new values.
+//! 3. [`canonicalize`]: one spelling for what is the same.
+//! 4. [`fold_batch_norm`]: batch norms become part of the layers before them.
+//! 5. [`fold_padding`]: zeros around an image become padding of the convolution after it.
+//! 6. [`weights_as_attributes`]: weights are attributes again, named by where they were.
 //!
 //! [`quantize_recurrent`] packs recurrent layers, which libtorch's fusion does not know, when the rest is converted.
 //! Products of two activations are marked between the two, where they are to be quantized (`mark_products`).
@@ -26,6 +27,7 @@ mod fast_paths;
 mod flatten;
 mod fold_batch_norm;
 mod fold_padding;
+mod functionalize;
 mod known_sizes;
 mod lone_linear;
 mod nested;
@@ -46,6 +48,7 @@ pub use clamps::settle_clamps;
 pub use flatten::flatten;
 pub use fold_batch_norm::fold_batch_norm;
 pub use fold_padding::fold_padding;
+pub use functionalize::functionalize;
 pub(crate) use lone_linear::{LoneLinear, ROWS, find_lone_linear, mark_lone_linear};
 pub(crate) use quantize_lone_linear::quantize_lone_linear;
 pub use recurrent::quantize_recurrent;
@@ -66,7 +69,8 @@ use super::Layer;
 use crate::error::{Context, Result};
 use crate::ir::{GeneralPass, Module};
 
-/// Takes a float module in evaluation mode through all steps; and the batch norms that stay, with the reasons.
+/// Takes a float module in evaluation mode through all steps; and what stays as it is, with the reasons: batch norms, writes
+/// in place, lists.
 ///
 /// # Errors
 /// Where there is no such method, or libtorch cannot freeze the module.
@@ -74,11 +78,13 @@ pub fn prepare(module: &Module, method: &str, preserve: &[String]) -> Result<(Mo
     module.graph(method)?;
     let flat = flatten(module, preserve)?;
     write_layers_out(&flat, method).context(|| "writing layers out".into())?;
+    let written = functionalize(&mut flat.graph(method)?).context(|| "following writes in place".into())?;
     canonicalize(&mut flat.graph(method)?).context(|| "simplifying the graph".into())?;
     let kept = fold_batch_norm(&flat.graph(method)?).context(|| "folding batch norms".into())?;
     fold_padding(&flat.graph(method)?).context(|| "folding paddings".into())?;
     weights_as_attributes(&flat, method)?;
-    Ok((flat, kept))
+    let kept = kept.into_iter().map(|(layer, why)| (layer, format!("not folded: {why}")));
+    Ok((flat, kept.chain(written).collect()))
 }
 
 /// Brings out the layers of a flat module: conditions that the graph decides are decided, fast paths are written out, and
