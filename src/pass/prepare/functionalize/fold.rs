@@ -4,9 +4,9 @@ use super::state::Known;
 use super::walk::{Step, Walker};
 use crate::ir::{IValue, Node, Type, Value};
 
-/// Whether a value of this type is a number, a truth value or a text.
+/// Whether a value of this type is a number or a truth value.
 fn is_scalar(ty: &Type) -> bool {
-    matches!(ty.kind().as_str(), "IntType" | "FloatType" | "BoolType" | "StringType" | "NumberType")
+    matches!(ty.kind().as_str(), "IntType" | "FloatType" | "BoolType" | "NumberType")
 }
 
 impl<'g> Walker<'g, '_> {

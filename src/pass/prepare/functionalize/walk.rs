@@ -59,8 +59,10 @@ pub(super) fn is_tensor(ty: &Type) -> bool {
 
 /// Whether a value of this type holds tensors that can be reached through it.
 pub(super) fn holds_tensors(ty: &Type) -> bool {
-    let kind = ty.kind();
-    matches!(kind.as_str(), "ClassType" | "InterfaceType" | "AnyType") && !ty.is_module()
+    if ty.is_module() {
+        return false;
+    }
+    matches!(ty.kind().as_str(), "ClassType" | "InterfaceType" | "AnyType")
         || ty.contained().iter().any(|part| part.is_tensor() || holds_tensors(part))
 }
 
