@@ -39,9 +39,6 @@ pub fn write_bytes(part: &Path, path: &Path, content: &[u8]) -> Result<()> {
 pub fn check_writable(path: &Path) -> Result<()> {
     let target = std::fs::canonicalize(path);
     let target = target.as_deref().unwrap_or(path);
-    if path.file_name().is_none() {
-        return Err(Error::file(path, "is not the name of a file to write"));
-    }
     match std::fs::symlink_metadata(target) {
         Ok(existing) if existing.is_dir() => return Err(Error::file(path, "is a folder, not a file to write")),
         // Renaming onto a device or a pipe would take it away.
@@ -50,6 +47,9 @@ pub fn check_writable(path: &Path) -> Result<()> {
         Ok(_) => {}
         Err(e) if e.kind() == std::io::ErrorKind::NotFound => {}
         Err(e) => return Err(Error::io(path, e)),
+    }
+    if path.file_name().is_none() {
+        return Err(Error::file(path, "is not the name of a file to write"));
     }
     let folder = folder_of(target);
     if !folder.is_dir() {

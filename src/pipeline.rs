@@ -328,7 +328,8 @@ impl Quantizer {
 
     fn why_never(&self, node: Node<'_>, operator: &str) -> Option<&'static str> {
         match self.weight_only {
-            Some(_) => weight_only::why_never(node, operator),
+            Some(_) => weight_only::why_never(node, operator)
+                .or_else(|| computes_weight(node).then_some("its weight is computed when the model runs")),
             None if node.kind() == PRODUCT => None,
             None if operator == "attention" && self.quantizes_attention() => {
                 Some("attention with dropout or with fewer heads of keys than of queries is not written out")

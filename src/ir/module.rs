@@ -117,8 +117,11 @@ impl Module {
     /// Where the file is no such archive.
     pub fn extra_files(path: impl AsRef<Path>) -> Result<Vec<ExtraFile>> {
         let path = path.as_ref();
-        let text = path.to_str().ok_or_else(|| Error::file(path, "the path is not UTF-8"))?;
-        ffi::module_extra_files(text).map_err(|e| Error::file(path, first_line(e.what())))
+        let file = std::fs::File::open(path).map_err(|e| Error::io(path, e))?;
+        // libtorch opens files by names that are text.
+        let descriptor = || format!("/proc/self/fd/{}", std::os::fd::AsRawFd::as_raw_fd(&file));
+        let text = path.to_str().map_or_else(descriptor, str::to_owned);
+        ffi::module_extra_files(&text).map_err(|e| Error::file(path, first_line(e.what())))
     }
 
     /// Saves it: written beside `path` first and then renamed, so that a failed save leaves the old file as it was.
