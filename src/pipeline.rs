@@ -647,7 +647,7 @@ impl Prepared {
         }
         let reference = match batches {
             [] => None,
-            batches => Some(Reference::of(&float.clone_with_own_state()?, batches, least_db)?),
+            batches => Some(Reference::of(float, batches, least_db)?),
         };
         let outcome = match (misfit, &reference, &made) {
             (None, Some(reference), Ok(converted)) => reference.compare(&converted.module)?,

@@ -82,7 +82,9 @@ fn tokens(seed: u64) -> Tensor {
 fn linear_layers_between_float_operators_keep_a_float_result() {
     let model = transformer_block();
     let quantizer = Quantizer::static_ptq().engine(StockEngine::Fbgemm);
-    let int8 = quantized(&model, quantizer, &[tokens(10), tokens(11)]);
+    // Ranges of channels are taken from 1024 rows on.
+    let rows: Vec<_> = (10..26).map(tokens).collect();
+    let int8 = quantized(&model, quantizer, &rows);
     assert_eq!(int8.report.quantized_layers, 2);
     let fused = "quantized::linear_with_input_q_dq_qweight_dq_output_fp32";
     assert_eq!((count(&int8.module, fused), count(&int8.module, "quantized::linear_dynamic")), (1, 1));
@@ -91,7 +93,7 @@ fn linear_layers_between_float_operators_keep_a_float_result() {
     }
     // Not every engine of libtorch has that operator.
     let methods = Methods { float_results: false, ..Methods::default() };
-    let everywhere = quantized(&model, Quantizer::static_ptq().methods(methods), &[tokens(10), tokens(11)]);
+    let everywhere = quantized(&model, Quantizer::static_ptq().methods(methods), &rows);
     let counted = [fused, "quantized::linear_dynamic"].map(|kind| count(&everywhere.module, kind));
     assert_eq!((everywhere.report.quantized_layers, counted), (2, [0, 2]));
     // It is libtorch's operators alone, and survives being saved.

@@ -45,5 +45,5 @@ fn the_c_example_says_what_is_wrong() {
         std::process::Command::new(&app).args([&samples, &samples, &folder.path().join("out.pt")]).output().unwrap();
     let said = String::from_utf8_lossy(&output.stderr);
     assert_eq!(output.status.code(), Some(1), "{said}");
-    assert!(said.contains("loading: ") && said.contains("sixteen.npy: not a TorchScript file"), "{said}");
+    assert!(said.contains("loading: ") && said.contains("sixteen.npy: a NumPy array, not a model"), "{said}");
 }

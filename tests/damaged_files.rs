@@ -161,8 +161,8 @@ fn random_damage_ends_at_the_check_sums() {
         }
     }
     let read = read_in_child(folder.path());
-    // Dates, and the like, may be anything.
-    assert!(read < count() as usize / 4, "{read}");
+    // Dates and the padding between records may be anything: of both models' files a quarter at most.
+    assert!(read < 2 * count() as usize / 4, "{read}");
 }
 
 #[test]

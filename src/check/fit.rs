@@ -50,6 +50,11 @@ pub(crate) struct Fit {
 }
 
 impl Fit {
+    /// Of outputs that cannot be compared, with why.
+    pub fn incomparable(why: &str) -> Self {
+        Self { incomparable: vec![why.to_owned()], ..Self::default() }
+    }
+
     /// Takes in what both models returned for `samples` samples. `sizes_vary` says that the model's operators choose sizes by
     /// values (non-maximum suppression and its kind): outputs of other lengths are then noted, not refused.
     ///

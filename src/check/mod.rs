@@ -21,6 +21,9 @@ const BYTES: usize = 64 << 20;
 /// The least SQNR of an output, in dB, where nobody says another.
 pub(crate) const LEAST_DB: f64 = 10.0;
 
+/// Two runs of one model come at least this near each other, in dB, where nothing in it is random.
+const SAME_DB: f64 = 60.0;
+
 /// What the check at the end of a conversion found.
 #[derive(Clone, Debug, Default, PartialEq, serde::Serialize)]
 #[non_exhaustive]
@@ -79,6 +82,7 @@ fn copies(batch: &[IValue]) -> Result<Vec<IValue>> {
 
 /// The float model's outputs on the samples of the check.
 pub(crate) struct Reference<'b> {
+    float: &'b Module,
     batches: &'b [Vec<IValue>],
     outputs: Vec<IValue>,
     sizes_vary: bool,
@@ -86,17 +90,18 @@ pub(crate) struct Reference<'b> {
 }
 
 impl<'b> Reference<'b> {
-    /// Runs `float`, whose state is its own.
+    /// Runs a copy of `float`.
     ///
     /// # Errors
     /// Where it fails.
-    pub fn of(float: &Module, batches: &'b [Vec<IValue>], least_db: f64) -> Result<Self> {
+    pub fn of(float: &'b Module, batches: &'b [Vec<IValue>], least_db: f64) -> Result<Self> {
         let mut outputs = Vec::new();
+        let copy = float.clone_with_own_state()?;
         for (done, batch) in batches.iter().enumerate() {
             step("checking the INT8 model", done, 2 * batches.len())?;
-            outputs.push(float.call::<IValue>(METHOD, &copies(batch)?).context(|| "running the float model".into())?);
+            outputs.push(copy.call::<IValue>(METHOD, &copies(batch)?).context(|| "running the float model".into())?);
         }
-        Ok(Self { batches, outputs, sizes_vary: sizes_vary(float)?, least_db })
+        Ok(Self { float, batches, outputs, sizes_vary: sizes_vary(float)?, least_db })
     }
 
     /// What both models run on.
@@ -124,7 +129,22 @@ impl<'b> Reference<'b> {
                 return Ok(Err(misfit));
             }
         }
-        Ok(fit.verdict(self.least_db).map(|()| (fit, fresh)))
+        match fit.verdict(self.least_db) {
+            Err(_) if self.is_random()? => Ok(Ok((
+                Fit::incomparable("the float model gives other outputs each time (dropout, random numbers)"),
+                fresh,
+            ))),
+            verdict => Ok(verdict.map(|()| (fit, fresh))),
+        }
+    }
+
+    /// Whether two copies of the float model give different outputs for the same batch.
+    fn is_random(&self) -> Result<bool> {
+        let (Some(batch), Some(output)) = (self.batches.first(), self.outputs.first()) else { return Ok(false) };
+        let again = self.float.clone_with_own_state()?.call::<IValue>(METHOD, &copies(batch)?)?;
+        let mut fit = Fit::default();
+        let same = fit.add(output, &again, samples_in(batch).max(1), self.sizes_vary)?;
+        Ok(same.and_then(|()| fit.verdict(SAME_DB)).is_err())
     }
 }
 

@@ -169,5 +169,5 @@ proptest! {
 }
 
 fn cases() -> u32 {
-    std::env::var("JITQUANT_GENERATED").ok().and_then(|text| text.parse().ok()).unwrap_or(300)
+    std::env::var("JITQUANT_GENERATED").ok().and_then(|text| text.parse().ok()).unwrap_or(100)
 }

@@ -88,8 +88,8 @@ pub fn check(model: &Module, forms: &[ModelForm]) -> Result<(), String> {
         return Err(format!("the functional form gives {got:?}, not {wanted:?}\n{graph}"));
     }
     for form in forms {
-        let quantizer =
-            Quantizer::static_ptq().form(*form).methods(Methods { rounding: Rounding::Nearest, ..Methods::default() });
+        let methods = Methods { rounding: Rounding::Nearest, ..Methods::default() };
+        let quantizer = Quantizer::static_ptq().form(*form).methods(methods).check(false);
         let mut prepared = quantizer.prepare(model).map_err(|error| format!("prepare: {error}"))?;
         // All that runs later has run: a branch that no sample reached has no ranges.
         for seed in 0..3 {
@@ -101,7 +101,8 @@ pub fn check(model: &Module, forms: &[ModelForm]) -> Result<(), String> {
         let int8 = prepared.convert().map_err(|error| format!("convert: {error}"))?;
         assert!(int8.report.quantized_layers > 0, "the layer is quantized: {:?}", int8.report);
         let got = runs(&int8.module).map_err(|error| format!("INT8 ({form:?}): {error}"))?;
-        let far = |a: &f32, b: &f32| (a - b).abs() > 1e-3;
+        // Values are whole numbers, and a range has steps of 0.13: a lost write is one off or more.
+        let far = |a: &f32, b: &f32| (a - b).abs() > 0.5;
         let flat = |all: &[Vec<Vec<f32>>]| all.iter().flatten().flatten().copied().collect::<Vec<_>>();
         let (got, wanted) = (flat(&got), flat(&wanted));
         if got.len() != wanted.len() || std::iter::zip(&got, &wanted).any(|(a, b)| far(a, b)) {

@@ -542,7 +542,11 @@ fn check_rows(check: Option<&Check>, is_known: bool) -> Vec<(&'static str, Strin
     if let Some(sqnr) = check.sqnr_db {
         rows.push(("SQNR of the outputs", format!("{sqnr:.1} dB on {} samples", check.samples)));
     } else {
-        rows.push(("check", format!("runs on {} samples; no output is a floating-point tensor", check.samples)));
+        let words = match check.samples {
+            0 => "it runs; its outputs were not compared".to_owned(),
+            samples => format!("it runs on {samples} samples; no output is a floating-point tensor"),
+        };
+        rows.push(("check", words));
     }
     if let Some(agreement) = check.agreement {
         rows.push(("top-1 agreement", output::percent(agreement)));
