@@ -114,8 +114,8 @@ fn results_beyond_the_range_of_the_input_have_their_own() {
         let module = between_convolutions(middle, channels);
         let data: Vec<_> = (0..4).map(|seed| images(9, seed)).collect();
         let (db, report) = quantized(&module, &data, &images(9, 50));
-        // A mean of nine values has a third of their spread, and the same steps.
-        let least = if middle.contains("dtype") { 20.0 } else { 26.0 };
+        // A mean, or the largest, of nine values has a part of their spread, and the same steps.
+        let least = if middle.contains("dtype") || middle.contains("i.to(6)") { 20.0 } else { 26.0 };
         assert!(db > least, "{middle}: {db:.1} dB");
         assert!(report.float.is_empty(), "{middle}: {:?}", report.float);
     }

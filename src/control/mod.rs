@@ -154,7 +154,8 @@ impl Budget {
     /// So many minutes, and no file. At most a year: infinity is one, and what is no number none.
     pub fn minutes(minutes: f64) -> Self {
         const YEAR: f64 = 365.0 * 24.0 * 60.0;
-        Self { time: Duration::from_secs_f64(minutes.max(0.0).min(YEAR) * 60.0), state: None, ranges: None }
+        let minutes = if minutes.is_nan() { 0.0 } else { minutes.clamp(0.0, YEAR) };
+        Self { time: Duration::from_secs_f64(minutes * 60.0), state: None, ranges: None }
     }
 }
 

@@ -370,7 +370,8 @@ fn flatten_for_training(
     module: &Module,
     preserve: &[String],
 ) -> Result<(Module, Vec<(Layer, String)>, Vec<BatchNorm>)> {
-    let flat = flatten(module, preserve)?;
+    // Training changes its parameters, which must not be the caller's.
+    let flat = flatten(module, preserve)?.copy_instance()?;
     let written = functionalize(&mut flat.graph(METHOD)?).context(|| "following writes in place".into())?;
     canonicalize(&mut flat.graph(METHOD)?).context(|| "simplifying the graph".into())?;
     let graph = flat.graph(METHOD)?;
