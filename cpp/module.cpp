@@ -160,8 +160,8 @@ void module_copy_constant(const Module &source, rust::Str name, const Module &ta
   target.type()->addConstant(text(name), source.type()->getConstant(text(name)));
 }
 
-// What stands for a function in a call stack. Nodes that were inlined know theirs by address, which libtorch reads where
-// an exception passes, and a function goes with its compilation unit, or where freezing removes it.
+// What stands for a function in a call stack. Nodes that were inlined know theirs by address, which libtorch reads
+// where an exception passes, and a function goes with its compilation unit, or where freezing removes it.
 static jit::Function *lasting_function(const std::string &name) {
   static std::mutex mutex;
   static auto *functions = new std::unordered_map<std::string, std::unique_ptr<jit::GraphFunction>>;

@@ -25,8 +25,8 @@ inline void check_memory(const at::Tensor &x, size_t size) {
                     "; a dense one on the CPU is accepted");
   TORCH_CHECK_VALUE(x.element_size() == static_cast<int64_t>(size), "a tensor of ", x.scalar_type(),
                     " where elements of ", size, " bytes are accepted");
-  TORCH_CHECK_VALUE(x.numel() == 0 || x.is_non_overlapping_and_dense(), "a tensor of sizes ", x.sizes(), " and strides ", x.strides(),
-                    " where one without gaps is accepted");
+  TORCH_CHECK_VALUE(x.numel() == 0 || x.is_non_overlapping_and_dense(), "a tensor of sizes ", x.sizes(),
+                    " and strides ", x.strides(), " where one without gaps is accepted");
 }
 
 inline void check_data(const void *data, const at::Tensor &x) {

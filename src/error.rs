@@ -79,6 +79,7 @@ impl Error {
 
 /// A message that holds text of a file or of a command line, which may be of any length: its first lines, and of each line
 /// what fits into two.
+#[cfg(feature = "torch")]
 pub fn brief(text: &str) -> String {
     const LINES: usize = 40;
     const COLUMNS: usize = 400;

@@ -1,6 +1,8 @@
 //! Ranges are earned: what is quantized with a range has seen it, and an operator hands its input's range on only where its
 //! arguments allow it. Each model is compared with itself in float.
 
+#![cfg(feature = "torch")]
+
 mod support;
 
 use jitquant::control::Ranges;

@@ -1,6 +1,8 @@
 //! Static quantization with default options of models that no operator-by-operator run goes through: what the interpreter alone can
 //! run, arguments that are not given, branches, state.
 
+#![cfg(feature = "torch")]
+
 mod support;
 
 use jitquant::ir::{IValue, Module, Tensor};

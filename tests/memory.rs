@@ -1,5 +1,7 @@
 //! What is made of a module goes when it is dropped: memory is flat over many inspections, preparations and conversions.
 
+#![cfg(feature = "torch")]
+
 mod support;
 
 use jitquant::ir::{Module, Tensor};
