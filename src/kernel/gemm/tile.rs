@@ -179,7 +179,7 @@ unsafe fn accumulate<V: Vector, const ROWS: usize, const STRIPS: usize>(
             // Every third row has a pointer, the two after it are one and two steps away: few enough registers.
             let mut pointers = [rows.input; 4];
             for (i, pointer) in pointers.iter_mut().enumerate() {
-                *pointer = rows.input.wrapping_add(segment + 3 * i * step);
+                *pointer = rows.input.wrapping_add(segment.wrapping_add((3 * i).wrapping_mul(step)));
             }
             for _ in 0..whole {
                 let mut w = [v.weights(weights); STRIPS];
