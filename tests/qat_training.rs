@@ -198,7 +198,7 @@ fn a_trained_model_converts_to_what_it_was_trained_as() {
                 let _ = tch::Tensor::from(&parameter).g_add_scalar_(0.03);
             });
         }
-        let (first, last) = train(&qat, 240, &float);
+        let (first, last) = train(&qat, 120, &float);
         assert!(last < 0.7 * first, "{first} to {last}");
         qat.observe(false).unwrap();
         qat.module().train(false).unwrap();
