@@ -277,7 +277,9 @@ mod tests {
     #[test]
     fn what_cannot_be_written_is_said() {
         let folder = tempfile::tempdir().unwrap();
-        for (path, why) in [("none/a", "no folder"), ("", "is a folder"), ("..", "not the name")] {
+        for (path, why) in
+            [("none/a", "no folder"), ("", "is a folder"), ("..", "is a folder"), ("none/..", "not the name")]
+        {
             let refusal = write(&folder.path().join(path), "").unwrap_err().to_string();
             assert!(refusal.contains(why), "{refusal}");
         }

@@ -339,6 +339,8 @@ fn ranges_from_a_file_make_the_same_models_without_data() {
         Quantizer::static_ptq().qconfig(observed_by("histogram")).skip("conv2"),
         Quantizer::static_ptq().qconfig(observed_by("squared-error")).skip_layer(0, "").skip_layer(3, ""),
         Quantizer::static_ptq().qconfig(observed_by("entropy")),
+        // A histogram has the smallest and the largest value.
+        Quantizer::static_ptq().qconfig(observed_by("min-max")),
     ] {
         // Without data weights are rounded by sums.
         let methods = Methods { rounding: Rounding::Sums, ..Methods::default() };
@@ -351,7 +353,7 @@ fn ranges_from_a_file_make_the_same_models_without_data() {
         assert_eq!(restored, run(&calibrated(&quantizer).convert().unwrap().module), "{quantizer:?}");
     }
     // Other observers keep something else.
-    let mut prepared = Quantizer::static_ptq().qconfig(observed_by("min-max")).prepare(&loaded).unwrap();
+    let mut prepared = Quantizer::static_ptq().qconfig(observed_by("moving-average-min-max")).prepare(&loaded).unwrap();
     let missing = ranges.restore(&mut prepared).unwrap();
     assert!(missing.iter().any(|tensor| tensor.contains("argument 'x")), "{missing:?}");
     assert_eq!(Ranges::load(&path, &with_outliers()).unwrap(), None, "another model");
@@ -481,13 +483,14 @@ mod command_line {
             assert_eq!(output.status.code(), Some(1));
             String::from_utf8(output.stderr).unwrap()
         };
-        let said = failure(&[&["--observer", "min-max"], &ranges[..]].concat());
+        let said = failure(&[&["--observer", "moving-average-min-max"], &ranges[..]].concat());
         assert!(said.contains("not in the file") && said.contains("--calibrate"), "{said}");
         let said = failure(&["--rounding", "learned", "--ranges", "r.jq"]);
         assert!(said.contains("--calibrate"), "{said}");
         let (_, said) = desk.json(&["--ranges", "r.jq"]);
         assert!(said.contains("rounded by sums"), "{said}");
-        let (_, said) = desk.json(&[&["--calibrate", "x.npy", "--observer", "min-max"], &ranges[..]].concat());
+        let (_, said) =
+            desk.json(&[&["--calibrate", "x.npy", "--observer", "moving-average-min-max"], &ranges[..]].concat());
         assert!(said.contains("calibrating again"), "{said}");
         let (_, said) = desk.json(&[&["--calibrate", "more.npy"], &ranges[..]].concat());
         assert!(said.contains("other data") && said.contains("x.npy"), "{said}");

@@ -371,7 +371,7 @@ fn flatten_for_training(
     preserve: &[String],
 ) -> Result<(Module, Vec<(Layer, String)>, Vec<BatchNorm>)> {
     // Training changes its parameters, which must not be the caller's.
-    let flat = flatten(module, preserve)?.copy_instance()?;
+    let flat = flatten(&module.deep_clone()?, preserve)?;
     let written = functionalize(&mut flat.graph(METHOD)?).context(|| "following writes in place".into())?;
     canonicalize(&mut flat.graph(METHOD)?).context(|| "simplifying the graph".into())?;
     let graph = flat.graph(METHOD)?;
