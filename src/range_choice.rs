@@ -5,10 +5,11 @@
 //! torchvision's residual networks that costs 4 to 9 dB. In other networks one value in a million takes the steps of all
 //! others. The outputs tell which.
 
+use crate::control::ranges::watched_in;
 use crate::error::Result;
-use crate::ir::{IValue, Module};
+use crate::ir::{IValue, Module, Tensor};
 use crate::measure::Comparison;
-use crate::observer::ObserverKind;
+use crate::observer::{Histogram, ObserverKind};
 use crate::pipeline::METHOD;
 use crate::replay::{samples_in, trial_copy};
 use crate::watch::step;
@@ -24,8 +25,11 @@ const SAMPLES: usize = 64;
 
 /// The observers of a module that leave the choice.
 fn undecided(module: &Module) -> Vec<Module> {
-    let is_auto = |observer: &Module| matches!(observer.attribute("search"), Ok(IValue::Str(name)) if name == ObserverKind::Auto.name());
-    module.modules().into_iter().map(|(_, observer)| observer).filter(is_auto).collect()
+    module.modules().into_iter().map(|(_, observer)| observer).filter(is_undecided).collect()
+}
+
+fn is_undecided(observer: &Module) -> bool {
+    matches!(observer.attribute("search"), Ok(IValue::Str(name)) if name == ObserverKind::Auto.name())
 }
 
 /// Whether an observer of the module leaves the choice.
@@ -33,12 +37,32 @@ pub(crate) fn is_open(module: &Module) -> bool {
     !undecided(module).is_empty()
 }
 
-/// Has the observers that leave the choice take this range.
+/// Has the observers that leave the choice take this range. Where few values of the model's input were seen, it takes all of
+/// them and some room ([`Histogram::range_with_room`]): what a narrower range gains on so few is chance.
 ///
 /// # Errors
 /// Where libtorch refuses.
 pub(crate) fn decide(module: &Module, choice: ObserverKind) -> Result<()> {
-    undecided(module).into_iter().try_for_each(|observer| observer.set_attribute("search", &choice.name().into()))
+    let search = |observer: &Module, name: &str| observer.set_attribute("search", &name.into());
+    let inputs = undecided_inputs(module)?;
+    for observer in undecided(module) {
+        search(&observer, choice.name())?;
+    }
+    for observer in inputs {
+        let counts = observer.attribute("histogram")?.as_tensor().map(Tensor::to_f32_vec).transpose()?;
+        let seen: f64 = counts.iter().flatten().map(|count| f64::from(*count)).sum();
+        if seen < Histogram::ENOUGH {
+            search(&observer, Histogram::WITH_ROOM)?;
+        }
+    }
+    Ok(())
+}
+
+/// Those of [`undecided`] that see what the model is given.
+fn undecided_inputs(module: &Module) -> Result<Vec<Module>> {
+    let graph = module.graph(METHOD)?;
+    let all = watched_in(module, &graph).into_iter().filter(|watched| watched.key.starts_with("input:"));
+    Ok(all.map(|watched| watched.observer).filter(is_undecided).collect())
 }
 
 /// What loses least at the outputs on `batches` of the calibrated module `observed`: `float` makes the same in float, `int8`

@@ -188,3 +188,22 @@ fn a_full_disk_leaves_the_old_file() {
     assert!(limit(100_000).status.success());
     assert_ne!(std::fs::read(desk.path("kept.pt")).unwrap(), old);
 }
+
+#[test]
+fn a_model_that_joins_samples_is_calibrated_with_single_ones_and_compared_as_a_whole() {
+    let desk = Desk::new();
+    let model = jitquant::ir::Module::new("Joined").unwrap();
+    model.register_submodule("fc", &support::linear(16, 3, 1)).unwrap();
+    model.define("def forward(self, x: Tensor) -> Tensor:\n    return self.fc.forward(torch.mean(x, [0]))\n").unwrap();
+    model.save(desk.path("model.pt")).unwrap();
+    let rows = |count: i64, seed: u64| Tensor::from_slice(&noise(count as usize * 16, seed), &[count, 16]).unwrap();
+    write_npy(&desk.path("x.npy"), &rows(64, 1));
+    write_npy(&desk.path("other.npy"), &rows(5, 2));
+    let quantized = desk.run(&["quantize", "model.pt", "-o", "out.pt", "--calibrate", "x.npy"]);
+    let said = String::from_utf8(quantized.stderr).unwrap();
+    assert!(quantized.status.success() && said.contains("joins the samples"), "{said}");
+    // Means of 32 samples are far smaller than those of five.
+    let report = desk.json(&["compare", "model.pt", "out.pt", "--data", "other.npy", "--json"]);
+    let sqnr = report["sqnr_db"].as_f64().expect("outputs of three values for five samples are compared, too");
+    assert!(sqnr > 28.0, "{sqnr}");
+}

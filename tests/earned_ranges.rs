@@ -386,3 +386,26 @@ fn recorded_ranges_serve_what_can_use_them() {
     assert_eq!(ranges.restore(&mut other).unwrap(), Vec::<String>::new());
     assert_eq!(other.convert().unwrap().report.quantized_layers, 1);
 }
+
+/// What an input was quantized with, and the largest magnitude that calibration saw.
+fn range_of_input(samples: i64) -> (f64, f64) {
+    let module = model(
+        &[("w", &[4, 8], 0.5)],
+        "def forward(self, x: Tensor) -> Tensor:\n    return torch.linear(torch.relu(torch.linear(x, self.w)), self.w.t())\n",
+    );
+    let batch = tensor(&[samples, 8], 5);
+    let seen = batch.to_f32_vec().unwrap().into_iter().fold(0.0f32, |most, value| most.max(value.abs()));
+    let (converted, _) = int8(&static_ptq(), &module, &[vec![batch.into()]]);
+    let graph = converted.graph("forward").unwrap();
+    let quantize = graph.all_nodes().into_iter().find(|node| node.kind() == "aten::quantize_per_tensor").unwrap();
+    let number = |index: usize| quantize.input(index).unwrap().constant().unwrap().as_number().unwrap();
+    (number(1) * number(2).max(255.0 - number(2)), f64::from(seen))
+}
+
+#[test]
+fn few_values_of_an_input_leave_room_for_others() {
+    let (range, seen) = range_of_input(64);
+    assert!((1.15..1.25).contains(&(range / seen)), "{range} of {seen}");
+    let (range, seen) = range_of_input(4096);
+    assert!(range < 1.02 * seen, "{range} of {seen}");
+}

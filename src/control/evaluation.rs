@@ -11,8 +11,10 @@ use crate::pipeline::METHOD;
 /// A model's outputs for a batch as plain numbers.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Outputs {
-    /// All floating-point outputs, one after the other for each sample.
+    /// All floating-point outputs, one after the other for each of the `rows`.
     pub values: Vec<f32>,
+    /// As many as there are samples; 1 where an output does not divide into samples, so that they are compared as a whole.
+    pub rows: usize,
     /// The first output, where it has one row of scores for each sample.
     pub scores: Option<Vec<f32>>,
 }
@@ -29,20 +31,16 @@ impl Outputs {
         };
         let is_scores = first.shape().len() == 2 && first.shape()[0] == samples as i64 && first.shape()[1] > 1;
         let scores = if is_scores { Some(first.to_f32_vec()?) } else { None };
-        let mut parts = Vec::new();
-        for tensor in tensors {
-            let values = tensor.to_f32_vec()?;
-            // What does not divide into samples is compared as a whole.
-            let width = if values.len().is_multiple_of(samples) { values.len() / samples } else { 0 };
-            parts.push((values, width));
-        }
+        let parts = tensors.into_iter().map(Tensor::to_f32_vec).collect::<Result<Vec<_>>>()?;
+        let rows = if parts.iter().all(|part| part.len().is_multiple_of(samples)) { samples } else { 1 };
         let mut values = Vec::new();
-        for sample in 0..samples {
-            for (part, width) in &parts {
-                values.extend_from_slice(&part[sample * width..(sample + 1) * width]);
+        for row in 0..rows {
+            for part in &parts {
+                let width = part.len() / rows;
+                values.extend_from_slice(&part[row * width..(row + 1) * width]);
             }
         }
-        Ok(Self { values, scores })
+        Ok(Self { values, rows, scores })
     }
 }
 
@@ -163,7 +161,7 @@ impl<'d> Evaluation<'d> {
                 let (one, other) = (reference.values.len(), outputs.values.len());
                 return Err(Error::invalid(format!("{one} values in float, {other} in INT8: the models differ")));
             }
-            comparison.add(&reference.values, &outputs.values, batch.samples);
+            comparison.add(&reference.values, &outputs.values, reference.rows);
             if let (Some(float), Some(int8)) = (&reference.scores, &outputs.scores) {
                 comparison.add_classes(float, int8, batch.samples);
                 if let Some(labels) = batch.labels {
@@ -224,5 +222,8 @@ mod tests {
         assert_eq!(outputs.values, [1.0, 2.0, 5.0, 3.0, 4.0, 6.0]);
         assert_eq!(outputs.scores.unwrap(), [1.0, 2.0, 3.0, 4.0]);
         assert!(Outputs::of(&IValue::Int(1), 2).is_err());
+        // Three values of two samples: one output as a whole.
+        let joined = Outputs::of(&tensor(&[1.0, 2.0, 3.0], &[3]), 2).unwrap();
+        assert_eq!((joined.values.as_slice(), joined.rows), (&[1.0, 2.0, 3.0][..], 1));
     }
 }

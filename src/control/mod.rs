@@ -27,7 +27,7 @@ mod evaluation;
 mod latency;
 mod outcome;
 mod profile;
-mod ranges;
+pub(crate) mod ranges;
 mod repair;
 mod search;
 mod shares;

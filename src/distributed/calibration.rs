@@ -72,19 +72,20 @@ impl<'a> Calibration<'a> {
         self.group.is_none_or(|group| number % group.world() == group.rank())
     }
 
-    /// Runs the model on batch `number`, where this process [wants](Self::wants) it. Numbers rise from call to call.
+    /// Runs the model on batch `number`, where this process [wants](Self::wants) it, and gives what the model returned, if
+    /// it ran here. Numbers rise from call to call.
     ///
     /// # Errors
     /// Those of [`Prepared::calibrate`].
-    pub fn run<'t, T>(&mut self, number: usize, inputs: &'t [T]) -> Result<()>
+    pub fn run<'t, T>(&mut self, number: usize, inputs: &'t [T]) -> Result<Option<IValue>>
     where
         IValue: From<&'t T>,
     {
         if !self.is_mine(number) {
             self.prepared.keep(inputs.iter().map(IValue::from).collect())?;
-            return Ok(());
+            return Ok(None);
         }
-        self.prepared.calibrate(inputs)?;
+        let output = self.prepared.calibrate(inputs)?;
         if self.group.is_some() {
             let mut states = Vec::new();
             for observer in self.averaging() {
@@ -93,7 +94,7 @@ impl<'a> Calibration<'a> {
             }
             self.batches.push((number as u64, states));
         }
-        Ok(())
+        Ok(Some(output))
     }
 
     fn averaging(&self) -> impl Iterator<Item = &Observer> {

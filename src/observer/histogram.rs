@@ -32,6 +32,11 @@ pub struct Histogram<'a> {
 }
 
 impl<'a> Histogram<'a> {
+    /// The name of the search that is [`Histogram::range_with_room`].
+    pub(crate) const WITH_ROOM: &'static str = "with-room";
+    /// So many values show a tensor's range.
+    pub(crate) const ENOUGH: f64 = 16_384.0;
+
     /// The number of bins of torch.ao's observer.
     pub const BINS: usize = 2048;
     /// The most bins that a histogram can have: up to here f32 can number them.
@@ -96,6 +101,18 @@ impl<'a> Histogram<'a> {
     /// rounding of the sum, the range may be another one than torch.ao's.
     pub fn best_range(&self) -> Option<(f32, f32)> {
         (!self.is_unset()).then(|| least_error_range(self.counts, *self.min, *self.max))
+    }
+
+    /// All that was seen, with up to 20 % more at each end where fewer than 16,384 values were seen: the largest of 16,384
+    /// normal values is about that much larger than the largest of 512. An end at 0 stays there, as after a relu. `None`
+    /// where nothing was observed.
+    pub fn range_with_room(&self) -> Option<(f32, f32)> {
+        const FEW: f64 = 512.0;
+        const ROOM: f64 = 0.2;
+        let seen: f64 = self.counts.iter().map(|count| f64::from(*count)).sum();
+        let missing = (Self::ENOUGH / seen.max(FEW)).ln() / (Self::ENOUGH / FEW).ln();
+        let factor = (1.0 + ROOM * missing.max(0.0)) as f32;
+        (seen > 0.0).then(|| (*self.min * factor, *self.max * factor))
     }
 
     /// The range that holds `percentile` percent of the values, as many left out at each end; `None` where nothing was

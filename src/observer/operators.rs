@@ -214,6 +214,7 @@ fn best_range(counts: &mut [f32], min: &mut f32, max: &mut f32, search: &str, pe
             "histogram" => histogram.best_range(),
             // All of it.
             "min-max" | "auto" => None,
+            Histogram::WITH_ROOM => histogram.range_with_room(),
             "percentile" => histogram.percentile_range(percentile),
             "squared-error" => histogram.squared_error_range(),
             "entropy" => histogram.entropy_range(),

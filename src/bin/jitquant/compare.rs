@@ -138,7 +138,7 @@ pub fn measure(arguments: &Arguments) -> Result<Report> {
             lengths.0,
             lengths.1
         );
-        comparison.add(&reference.values, &other.values, samples);
+        comparison.add(&reference.values, &other.values, reference.rows);
         if let (Some(reference), Some(other)) = (&reference.scores, &other.scores) {
             comparison.add_classes(reference, other, samples);
             if let Some(labels) = &feed.labels {

@@ -123,7 +123,8 @@ pub struct Arguments {
     /// Keep this method or attribute beside `forward`; may be given several times.
     #[arg(long, value_name = "NAME")]
     preserve: Vec<String>,
-    /// Samples that are run at once in calibration.
+    /// Samples that are run at once in calibration. A model that joins them (whose outputs have no dimension of samples) is
+    /// calibrated with some single ones, too.
     #[arg(long, default_value = "32", value_name = "N", value_parser = bounds::batch)]
     batch_size: NonZeroUsize,
     /// Use at most so many samples for calibration.
