@@ -38,7 +38,7 @@ const STATEMENTS: &[&str] = &[
     "A.zero_()",
     "A.neg_()",
     "torch.relu_(A)",
-    "A[:, 1:3] = B[:, 0:2]",
+    "A[:, 1:3] = B[:, 0:2].clone()",
     "A[1] = B[2].clone()",
     "A[2, 1:3] += 1.0",
     "A[::2] = B[1::2] + 0.0",
@@ -159,11 +159,15 @@ proptest! {
     #![proptest_config(ProptestConfig { cases: cases(), max_shrink_iters: 200, failure_persistence: None, ..ProptestConfig::default() })]
 
     #[test]
-    #[ignore = "finds layers of branches whose ranges differ; run with --ignored"]
     fn random_models_are_quantized_as_they_are(steps in proptest::collection::vec(any::<Step>(), 1..9), native in 0..4) {
         let code = forward(&steps);
+        let model = model(&code);
+        if runs(&model.deep_clone().unwrap()).is_err() {
+            // `self.n.add_(self.n.t())`: libtorch refuses to write where it reads.
+            return Ok(());
+        }
         let form = if native == 0 { ModelForm::Native } else { ModelForm::Portable };
-        if let Err(why) = check(&model(&code), &[form]) {
+        if let Err(why) = check(&model, &[form]) {
             return Err(TestCaseError::fail(format!("{code}\n{why}")));
         }
     }

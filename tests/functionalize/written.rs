@@ -86,3 +86,106 @@ same! {
     a_list_of_a_branch_s_length: "l = [v]\nif bool(x.sum() > 0.0):\n    l.append(y)\nreturn self.layer(l[-1])";
     an_item_of_a_growing_list: "l = [v]\nfor i in range(x.size(0)):\n    l.append(v + 1.0)\nv.add_(1.0)\nl[1].mul_(2.0)\nreturn self.layer(l[0]) + l[1] + v";
 }
+
+#[test]
+fn what_a_branch_gives_is_what_its_names_see() {
+    assert_same(
+        "def forward(self, x: Tensor, y: Tensor):
+    v0 = self.layer(x)
+    v1 = y
+    v2 = x + y
+    v3 = torch.zeros([4, 4])
+    v4 = self.n
+    l = [v0, v2]
+    d = {'a': v1, 'b': v2}
+    for i in range(x.size(0) - 2):
+        v0.add_(v0)
+        v2 = v1 + v1
+    if bool(v2.sum() > 3.0):
+        m = [[v2] * 2]
+        m[0][1].add_(1.0)
+        v1 = m[0][0]
+    else:
+        l.append(v0)
+    v1.add_(v4)
+    return [v0, v1, v2, v3, v4, l[0], l[-1], d['a'], self.n * 1.0, self.h * 1.0]
+",
+    );
+}
+#[test]
+fn what_a_round_hands_on_is_written_by_the_next() {
+    assert_same(
+        "def forward(self, x: Tensor, y: Tensor):
+    v0 = self.layer(x)
+    v3 = torch.zeros([4, 4])
+    for i in range(x.size(0) - 2):
+        v0[:, 1:3] = y[:, 0:2].clone()
+        v0 = v3[:, :]
+    return [v0, v3]
+",
+    );
+}
+
+#[test]
+fn two_results_of_a_loop_are_one_tensor() {
+    assert_same(
+        "def forward(self, x: Tensor, y: Tensor):
+    v0 = self.layer(x)
+    l = [v0, x]
+    if bool(y.sum() > 3.0):
+        l.append(y)
+    v0.add_(v0)
+    v1, v3 = x, y
+    for i in range(x.size(0) - 2):
+        v1 = self.layer(v0)
+        v3 = v1
+    if bool(v1.sum() > 3.0):
+        v1.add_(v0)
+    return [v0, v1, v3, l[0]]
+",
+    );
+}
+
+#[test]
+fn a_loop_hands_on_an_item_of_a_list() {
+    assert_same(
+        "def forward(self, x: Tensor, y: Tensor):
+    v0 = self.layer(x)
+    v2 = x + y
+    l = [v0, v2]
+    for i in range(x.size(0) - 2):
+        v2 = l[-1]
+        l[-1] = y + 1.0
+    if bool(v2.sum() > 3.0):
+        v2.add_(self.n)
+    return [v0, v2, l[0], l[-1]]
+",
+    );
+}
+#[test]
+fn a_list_holds_what_is_written_later() {
+    assert_same(
+        "def forward(self, x: Tensor, y: Tensor):
+    v0 = self.layer(x)
+    v4 = self.n
+    v2 = x + y
+    l = [v0, v2]
+    l.insert(0, y)
+    v0.add_(v4)
+    v0 = torch.clamp(torch.stack(l, 0).sum(0), -60.0, 60.0)
+    return [v0, v2, l[0], l[-1]]
+",
+    );
+}
+#[test]
+fn a_buffer_is_written_by_the_next_round() {
+    assert_same(
+        "def forward(self, x: Tensor, y: Tensor):
+    v0 = self.layer(x)
+    for i in range(x.size(0) - 2):
+        v0.add_(v0)
+        v0 = self.n
+    return [v0,  self.n * 1.0]
+",
+    );
+}

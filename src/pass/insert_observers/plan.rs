@@ -209,7 +209,17 @@ impl<'g> Planner<'g, '_> {
         self.observers
             .get(&value)
             .cloned()
-            .or_else(|| self.across_calls.get(&value)?.iter().find_map(|inner| self.observer(*inner)))
+            .or_else(|| self.across_calls.get(&value)?.iter().find_map(|inner| self.observer_inside(*inner)))
+    }
+
+    /// What a branch or a callee asks for. In a flat graph a sum or product does not ask for itself: where its operands are in
+    /// INT8 it is observed where it stands, else it is float (the update of a buffer).
+    fn observer_inside(&self, inner: Value<'g>) -> Option<Module> {
+        let is_flat = matches!(self.qconfigs, Configuration::ByScope(..));
+        if is_flat && Operator::of(inner.node()).is_some_and(|row| row.propagation.is_some()) {
+            return None;
+        }
+        self.observer(inner)
     }
 
     fn is_observed(&self, value: Value<'g>, observed: &Observed<'g>) -> bool {

@@ -47,6 +47,9 @@ mod ffi {
         /// libtorch's `FoldConvBatchNorm`.
         fn fold_conv_batch_norm(module: &[u8]) -> Result<Vec<u8>>;
 
+        /// Whether models that run on this thread are optimized first, which libtorch does by default.
+        fn optimize_on_this_thread(on: bool);
+
         /// libtorch's `DedupModuleUses`.
         fn dedup_module_uses(module: &[u8]) -> Result<Vec<u8>>;
 
@@ -131,6 +134,20 @@ pub fn insert_quant_dequant(module: &[u8], method: &str, dynamic: bool) -> Resul
 pub fn fold_conv_batch_norm(module: &[u8]) -> Result<Vec<u8>, cxx::Exception> {
     let _turn = turn();
     ffi::fold_conv_batch_norm(module)
+}
+
+/// Runs models as they are written: libtorch does not optimize them on this thread meanwhile.
+pub fn unoptimized<T>(run: impl FnOnce() -> T) -> T {
+    /// It optimizes again, even where `run` panics.
+    struct End;
+    impl Drop for End {
+        fn drop(&mut self) {
+            ffi::optimize_on_this_thread(true);
+        }
+    }
+    let _end = End;
+    ffi::optimize_on_this_thread(false);
+    run()
 }
 
 /// libtorch's `DedupModuleUses`.

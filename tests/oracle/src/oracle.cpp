@@ -78,6 +78,8 @@ rust::Vec<uint8_t> fold_conv_batch_norm(rust::Slice<const uint8_t> bytes) {
   return save(jit::FoldConvBatchNorm(load(bytes)));
 }
 
+void optimize_on_this_thread(bool on) { jit::setGraphExecutorOptimize(on); }
+
 rust::Vec<uint8_t> dedup_module_uses(rust::Slice<const uint8_t> bytes) {
   jit::Module module = load(bytes);
   jit::DedupModuleUses(module);

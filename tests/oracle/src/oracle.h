@@ -25,6 +25,7 @@ Prepacked register_prepack_params(rust::Slice<const uint8_t> module, rust::Str m
                                   rust::Slice<const rust::String> kinds, rust::Str prefix);
 rust::Vec<uint8_t> insert_quant_dequant(rust::Slice<const uint8_t> module, rust::Str method, bool dynamic);
 rust::Vec<uint8_t> fold_conv_batch_norm(rust::Slice<const uint8_t> module);
+void optimize_on_this_thread(bool on);
 rust::Vec<uint8_t> dedup_module_uses(rust::Slice<const uint8_t> module);
 rust::Vec<uint8_t> insert_observers_on_device(rust::Slice<const uint8_t> module, rust::Str method,
                                               rust::Slice<const QConfigEntry> qconfigs, bool dynamic);

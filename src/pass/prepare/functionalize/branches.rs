@@ -18,7 +18,7 @@ struct End<'g> {
 }
 
 /// Whether `value` is computed in one of the blocks of `node`.
-fn is_inside(value: Value<'_>, node: Node<'_>) -> bool {
+pub fn is_inside(value: Value<'_>, node: Node<'_>) -> bool {
     let mut block = value.node().owning_block();
     while let Some(owner) = block.and_then(Block::owner) {
         if owner == node {
@@ -228,7 +228,7 @@ impl<'g> Walker<'g, '_> {
         }
         let has_tensor = live.iter().any(|known| matches!(known, Known::Tensor(_)));
         if has_tensor && live.iter().all(|known| matches!(known, Known::Tensor(_) | Known::Plain(_))) {
-            return self.merge_tensors(new, ends, &each, ty, site);
+            return self.merge_tensors(new, before, ends, &each, ty, site);
         }
         match first {
             Known::Tuple(_, items)
@@ -366,6 +366,7 @@ impl<'g> Walker<'g, '_> {
     fn merge_tensors(
         &mut self,
         new: Node<'g>,
+        before: &State<'g>,
         ends: &mut [End<'g>],
         each: &[Option<Known<'g>>],
         ty: &Type,
@@ -377,13 +378,18 @@ impl<'g> Walker<'g, '_> {
                 is_real |= matches!(end.state.objects.get(object), Some(Object::Real { .. }));
             }
         }
+        let why = || format!("it may be what a branch gives, which is written in place ({})", source(new));
         let (mut values, mut sources) = (Vec::new(), Vec::new());
         for (place, known) in each.iter().enumerate() {
             let Some(known) = known else {
                 values.push(None);
                 continue;
             };
+            let results = ends[place].results.clone();
             let (value, source) = self.in_end(ends, place, |walker, at| {
+                if is_real {
+                    walker.keep_seen_written(known, &results, before, why)?;
+                }
                 let source = walker.storage_of(known);
                 let value = walker.value(known, at, true)?;
                 let copies = is_real && !walker.is_real(known) && value.type_of().is_tensor();

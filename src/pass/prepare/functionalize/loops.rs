@@ -48,6 +48,10 @@ fn is_count(value: Value<'_>, body: Block<'_>) -> bool {
     is_arithmetic && node.inputs().into_iter().all(|input| is_count(input, body))
 }
 
+fn why_handed(node: Node<'_>) -> String {
+    format!("it is handed from round to round of a loop ({})", source(node))
+}
+
 impl<'g> Walker<'g, '_> {
     /// Walks through a `prim::Loop`.
     pub fn rounds(&mut self, node: Node<'g>) -> Step<()> {
@@ -177,6 +181,9 @@ impl<'g> Walker<'g, '_> {
             let noted =
                 [(site, PARAMETER + index), (site, index)].iter().any(|site| self.knowledge.real.contains_key(site));
             let real = is_tensor(&ty) && (noted || self.is_real(&known));
+            if real {
+                self.keep_seen_written(&known, &[], &self.state.clone(), || why_handed(node))?;
+            }
             let mut value = self.value(&known, node, true)?;
             if real && !self.is_real(&known) && value.type_of().is_tensor() {
                 value = copy_of(node, node, value)?;
@@ -221,6 +228,7 @@ impl<'g> Walker<'g, '_> {
         let goes_on = self.known_of(results[0])?;
         let goes_on = self.value(&goes_on, end, false)?;
         block.register_output(goes_on)?;
+        let handed = results[1..].iter().map(|result| self.known_of(*result)).collect::<Step<Vec<_>>>()?;
         let mut last = Vec::new();
         for (index, slot) in slots.iter().enumerate() {
             let known = match slot {
@@ -238,12 +246,14 @@ impl<'g> Walker<'g, '_> {
                     }
                 }
             };
+            if is_real[index] {
+                self.keep_seen_written(&known, &handed, &before, || why_handed(node))?;
+            }
             let mut value = self.value(&known, end, true)?;
             match (is_real[index], self.is_real(&known)) {
                 (true, false) if value.type_of().is_tensor() => value = copy_of(end, end, value)?,
                 (false, true) => {
-                    let why = format!("it is handed from round to round of a loop ({})", source(node));
-                    self.knowledge.real.insert((site, PARAMETER + index), why);
+                    self.knowledge.real.insert((site, PARAMETER + index), why_handed(node));
                     return Err(Stop::Again);
                 }
                 _ => {}

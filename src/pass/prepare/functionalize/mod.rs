@@ -23,6 +23,7 @@ mod containers;
 mod dicts;
 mod fold;
 mod loops;
+mod rounds;
 mod state;
 mod views;
 mod walk;
@@ -30,6 +31,7 @@ mod writes;
 
 use std::collections::HashMap;
 
+pub(super) use self::rounds::{show_next_rounds, writes};
 use self::state::Knowledge;
 use self::walk::{Stop, Walker};
 use crate::error::{Error, Result};
@@ -62,6 +64,7 @@ pub fn functionalize(graph: &mut Graph) -> Result<Vec<(Layer, String)>> {
         match Walker::new(&attempt, &mut knowledge).run() {
             Ok(()) => {
                 let mut attempt = attempt;
+                show_next_rounds(&attempt)?;
                 attempt.run(GeneralPass::DeadCodeElimination)?;
                 let kept = kept(graph, &knowledge);
                 refill(graph, &attempt)?;

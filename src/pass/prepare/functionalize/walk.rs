@@ -256,6 +256,26 @@ impl<'g, 'k> Walker<'g, 'k> {
         self.again(found_out, why)
     }
 
+    /// Has what is `known`, one of the `results` of a block, stay written in place where it has another name outside: it was
+    /// there `before`, shares memory with what was, or is two of the results. A copy would not be written with the others.
+    pub fn keep_seen_written(
+        &mut self,
+        known: &Known<'g>,
+        results: &[Known<'g>],
+        before: &State<'g>,
+        why: impl Fn() -> String,
+    ) -> Step<()> {
+        let Some(storage) = self.storage_of(known) else { return Ok(()) };
+        let mut linked = self.state.linked(storage);
+        linked.push(storage);
+        let is_same = |result: &&Known<'g>| self.storage_of(result).is_some_and(|storage| linked.contains(&storage));
+        let is_seen = linked.iter().any(|thing| *thing == HEAP || before.storages.contains_key(thing));
+        match is_seen || results.iter().filter(is_same).count() > 1 {
+            true => self.keep_written(storage, &why()),
+            false => Ok(()),
+        }
+    }
+
     pub fn again<T>(&self, found_out: bool, why: &str) -> Step<T> {
         match found_out {
             true => Err(Stop::Again),
