@@ -338,6 +338,11 @@ rust::Vec<AttributeInfo> module_attributes(const Module &module) {
   return attributes;
 }
 
+std::unique_ptr<Module> module_in_slot(const Module &module, size_t slot) {
+  const auto &slots = module._ivalue()->slots();
+  return slot < slots.size() && slots[slot].isModule() ? own(slots[slot].toModule()) : nullptr;
+}
+
 rust::Vec<rust::String> module_constants(const Module &module) {
   rust::Vec<rust::String> names;
   auto cls = module.type();

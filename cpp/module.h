@@ -43,6 +43,7 @@ void module_return_none(const Module &module, rust::Str method);
 void module_remove_method(const Module &module, rust::Str method);
 void module_create_method(const Module &module, rust::Str name, const Graph &graph);
 rust::Vec<AttributeInfo> module_attributes(const Module &module);
+std::unique_ptr<Module> module_in_slot(const Module &module, size_t slot);
 rust::Vec<rust::String> module_constants(const Module &module);
 bool module_has_attribute(const Module &module, rust::Str name);
 std::unique_ptr<IValue> module_attribute(const Module &module, rust::Str name);

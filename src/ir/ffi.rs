@@ -279,6 +279,8 @@ pub(crate) mod bridge {
         fn module_return_none(module: &Module, method: &str) -> Result<()>;
         fn module_remove_method(module: &Module, method: &str) -> Result<()>;
         fn module_create_method(module: &Module, name: &str, graph: &Graph) -> Result<()>;
+        /// The submodule in an attribute, by the attribute's place among [`module_attributes`]; null of another value.
+        fn module_in_slot(module: &Module, slot: usize) -> UniquePtr<Module>;
         fn module_attributes(module: &Module) -> Vec<AttributeInfo>;
         fn module_constants(module: &Module) -> Vec<String>;
         fn module_has_attribute(module: &Module, name: &str) -> bool;

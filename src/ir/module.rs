@@ -403,11 +403,12 @@ impl Module {
 
     /// Its direct submodules and their names.
     pub fn children(&self) -> Vec<(String, Module)> {
-        let modules = self.attributes().into_iter().filter(|attribute| attribute.is_module);
+        // By place: a flat module has thousands of attributes, and libtorch looks for a name among all of them.
+        let modules = self.attributes().into_iter().enumerate().filter(|(_, attribute)| attribute.is_module);
         modules
-            .filter_map(|attribute| match self.attribute(&attribute.name) {
-                Ok(IValue::Module(module)) => Some((attribute.name, module)),
-                _ => None,
+            .filter_map(|(slot, attribute)| {
+                let module = ffi::module_in_slot(self.raw(), slot);
+                (!module.is_null()).then(|| (attribute.name, Self::from_raw(module)))
             })
             .collect()
     }
