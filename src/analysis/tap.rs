@@ -7,6 +7,8 @@ use crate::ir::{IValue, Module, Tensor, Type};
 #[derive(Debug)]
 pub(super) struct Tapped {
     module: Module,
+    /// The method that runs as the model does.
+    method: String,
     /// The method that returns what is tapped.
     tap: String,
 }
@@ -15,7 +17,7 @@ impl Tapped {
     /// [`add_tap`] to `module`.
     pub fn new(module: Module, method: &str, tap: &str, values: &[String]) -> Result<Self> {
         add_tap(&module, method, tap, values)?;
-        Ok(Self { module, tap: tap.to_owned() })
+        Ok(Self { module, method: method.to_owned(), tap: tap.to_owned() })
     }
 
     /// The module.
@@ -28,7 +30,12 @@ impl Tapped {
     where
         IValue: From<&'a T>,
     {
-        match self.module.call(&self.tap, inputs)? {
+        let mut inputs: Vec<IValue> = inputs.iter().map(IValue::from).collect();
+        // A method that is made of a graph has no default values.
+        for argument in inputs.len() + 1..self.module.schema(&self.method)?.arguments.len() {
+            inputs.push(self.module.argument_default(&self.method, argument)?);
+        }
+        match self.module.call::<IValue>(&self.tap, &inputs)? {
             IValue::Tuple(items) => items.into_iter().map(Tensor::try_from).collect(),
             other => Err(Error::invalid(format!("the tapped method returns {}", other.kind()))),
         }

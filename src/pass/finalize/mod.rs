@@ -6,6 +6,7 @@
 //! 3. freezing (libtorch's): attributes become constants.
 //! 4. `fold_prepack`: weights are packed now, and kept as attributes.
 
+mod float_readers;
 pub(super) mod fold_prepack;
 mod fusion;
 mod one_dimension;
@@ -15,6 +16,7 @@ pub use fold_prepack::{fold_constant_prepacks, fold_quantized_prepacking_ops};
 pub use fusion::quant_fusion;
 pub use prepack::insert_prepack_unpack;
 
+use self::float_readers::read_in_float;
 use self::fusion::quant_fusion_by;
 use self::prepack::{insert_prepack_unpack_by, restore_weights};
 use super::QuantType;
@@ -66,6 +68,7 @@ pub(crate) fn finalize_by(
     quant_fusion_by(&graph, quant_type, conditions)?;
     if conditions == Conditions::Asked {
         restore_weights(&graph)?;
+        read_in_float(&graph)?;
     }
     drop(graph);
     let frozen = copy.fold_attributes(preserved).context(|| "freezing the quantized module".into())?;

@@ -161,15 +161,58 @@ pub(in crate::pass) fn passes_from<'g>(output: Value<'g>, conditions: Conditions
         PassThrough::FirstOutput => Vec::new(),
         PassThrough::Unpack if is_tensor(&output) => first(),
         PassThrough::Unpack => Vec::new(),
+        PassThrough::List if conditions == Conditions::Asked && !is_only_read(output) => Vec::new(),
         PassThrough::List if output.type_of().contained().iter().all(Type::is_tensor) => node.inputs(),
         PassThrough::List => Vec::new(),
         PassThrough::Tuple => node.inputs().into_iter().filter(is_tensor).collect(),
+        // In a flat graph lists that grow where it can be told are written out; what is left is not.
+        PassThrough::Append if conditions == Conditions::Asked => Vec::new(),
         PassThrough::Append => node.inputs(),
         PassThrough::Branches if node.outputs().len() == 1 => {
             node.blocks().into_iter().filter(|block| !always_raises(*block)).flat_map(Block::outputs).collect()
         }
         PassThrough::Branches => Vec::new(),
     }
+}
+
+/// Whether a list holds from its making to its last reader what it was made of: nobody changes it, or hands it on to code that
+/// might.
+fn is_only_read(list: Value<'_>) -> bool {
+    list.uses().into_iter().all(|place| {
+        let schema = place.user.schema();
+        let argument = schema.as_ref().and_then(|schema| schema.arguments.get(place.offset));
+        place.user.kind() == "prim::ListUnpack"
+            || argument.is_some_and(|argument| !argument.is_write && argument.alias.is_empty())
+    })
+}
+
+/// Whether a value may be missing when the model runs: what an early return leaves out.
+pub(super) fn may_be_missing<'g>(value: Value<'g>) -> bool {
+    fn search<'g>(value: Value<'g>, seen: &mut HashSet<Value<'g>>) -> bool {
+        if !seen.insert(value) {
+            return false;
+        }
+        let (node, offset) = (value.node(), value.offset());
+        let sources: Vec<_> = match node.kind() {
+            "prim::Uninitialized" => return true,
+            "prim::If" => node.blocks().into_iter().filter_map(|block| block.outputs().get(offset).copied()).collect(),
+            "prim::Loop" => loop_sources(node, offset),
+            _ => match node.owning_block().and_then(Block::owner) {
+                Some(owner) if value.is_block_input() && owner.kind() == "prim::Loop" && offset > 0 => {
+                    loop_sources(owner, offset - 1)
+                }
+                _ => Vec::new(),
+            },
+        };
+        sources.into_iter().any(|source| search(source, seen))
+    }
+    search(value, &mut HashSet::new())
+}
+
+/// What number `index` of the values that a loop carries begins with, and what a round hands on.
+fn loop_sources(node: Node<'_>, index: usize) -> Vec<Value<'_>> {
+    let handed = node.blocks().into_iter().filter_map(|body| body.outputs().get(index + 1).copied());
+    node.input(index + 2).into_iter().chain(handed).collect()
 }
 
 /// Whether running `block` always ends in an exception, so that its results do not matter.

@@ -8,7 +8,8 @@ use std::collections::{HashMap, HashSet};
 
 use super::calls::{CalledGraphs, Callee, callee};
 use super::facts::{
-    Wanted, always_raises, observed_after_clamp, observed_after_fused_relu, observed_after_relu, passes_from,
+    Wanted, always_raises, may_be_missing, observed_after_clamp, observed_after_fused_relu, observed_after_relu,
+    passes_from,
 };
 use crate::error::Result;
 use crate::ir::{Block, Graph, Module, Node, Value};
@@ -372,6 +373,10 @@ impl<'g> Planner<'g, '_> {
         observed: &mut Observed<'g>,
     ) {
         if visit.left_to_caller.contains(&value) || observed.contains(&value) {
+            return;
+        }
+        let is_flat = matches!(self.qconfigs, Configuration::ByScope(..));
+        if is_flat && (!value.type_of().is_tensor() || may_be_missing(value)) {
             return;
         }
         let value = self.observed_later.get(&value).copied().unwrap_or(value);
