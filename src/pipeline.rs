@@ -9,6 +9,7 @@ use crate::error::{Context, Error, Result};
 use crate::ir::{DType, GeneralPass, IValue, Module, Node, Tensor, join_path};
 use crate::methods::{Methods, Rounding};
 use crate::observer::{ObserverKind, Refusal, UNSET, collect_refusals};
+use crate::pass::changed_attributes::changed_attributes;
 use crate::pass::op_table::Conditions;
 use crate::pass::prepare::{
     LoneLinear, PRODUCT, ROWS, Ranks as Dimensions, find_lone_linear, guard_vectors, keep_biases_in_range,
@@ -888,7 +889,8 @@ impl Prepared {
         };
         let outcome = weight_only::quantize_weights(&small, METHOD, form, wanted)?;
         small.graph(METHOD)?.run(GeneralPass::ClearProfiling)?;
-        let module = small.freeze(&self.preserve, false).context(|| "freezing the quantized module".into())?;
+        let preserved = [&self.preserve[..], &changed_attributes(&small)?].concat();
+        let module = small.freeze(&preserved, false).context(|| "freezing the quantized module".into())?;
         let planned = self.layers.iter().filter_map(|planned| Some((planned.layer.clone(), planned.reason.clone()?)));
         let float = planned.chain(outcome.float).map(|(layer, reason)| FloatLayer::new(&layer, &reason)).collect();
         let quantized_layers = outcome.kept.values().sum();

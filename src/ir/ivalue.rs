@@ -160,12 +160,15 @@ impl IValue {
         }
     }
 
-    /// The same with tensors of its own, through tuples, lists and dictionaries: a model that writes into its arguments
+    /// The same with tensors of its own, through tuples, lists, dictionaries and objects of script classes: a model that writes into its arguments
     /// leaves the original alone.
     ///
     /// # Errors
     /// Where memory is short.
     pub fn deep_clone(&self) -> Result<Self> {
+        if let Self::Other(object) = self {
+            return Ok(Self::Other(OtherValue(ffi::ivalue_deepcopy(&object.0)?)));
+        }
         self.map_tensors(&|tensor| {
             Ok(Self::Tensor(if tensor.is_defined() { tensor.deep_clone()? } else { tensor.clone() }))
         })

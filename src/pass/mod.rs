@@ -2,6 +2,7 @@
 
 mod any_engine;
 mod block_order;
+pub(crate) mod changed_attributes;
 mod dedup_module_uses;
 mod finalize;
 mod float_results;

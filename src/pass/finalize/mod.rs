@@ -20,6 +20,7 @@ use self::float_readers::read_in_float;
 use self::fusion::quant_fusion_by;
 use self::prepack::{insert_prepack_unpack_by, restore_weights};
 use super::QuantType;
+use super::changed_attributes::changed_attributes;
 use super::op_table::Conditions;
 use crate::error::{Context, Result};
 use crate::ir::{GeneralPass, Module};
@@ -71,7 +72,11 @@ pub(crate) fn finalize_by(
         read_in_float(&graph)?;
     }
     drop(graph);
-    let frozen = copy.fold_attributes(preserved).context(|| "freezing the quantized module".into())?;
+    let preserved = match conditions {
+        Conditions::Ignored => preserved.to_vec(),
+        Conditions::Asked => [preserved, &changed_attributes(&copy)?].concat(),
+    };
+    let frozen = copy.fold_attributes(&preserved).context(|| "freezing the quantized module".into())?;
     fold_quantized_prepacking_ops(&frozen)?;
     Ok(frozen)
 }

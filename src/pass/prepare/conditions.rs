@@ -4,6 +4,7 @@
 use super::nested::makes_nested;
 use crate::error::Result;
 use crate::ir::{GeneralPass, Graph, IValue, Module, Node, Value};
+use crate::pass::changed_attributes::changed_attributes;
 
 /// How often one decision makes room for the next at most.
 const ROUNDS: usize = 8;
@@ -75,12 +76,13 @@ pub(super) fn unwritten_attributes(module: &Module, method: &str) -> Result<usiz
     if module.method_names().len() > 1 || nodes.iter().any(|node| writes(*node)) {
         return Ok(0);
     }
+    let changed = changed_attributes(module)?;
     let mut made = 0;
     for node in nodes.into_iter().filter(|node| node.kind() == "prim::GetAttr") {
         let Some(output) = node.output(0).filter(|output| output.type_of().is_tensor() && output.is_used()) else {
             continue;
         };
-        let Some(path) = output.attribute_path() else { continue };
+        let Some(path) = output.attribute_path().filter(|path| !changed.contains(&path.join("."))) else { continue };
         let Some((name, owner)) = path.split_last() else { continue };
         let Ok(IValue::Tensor(tensor)) = module.submodule(&owner.join(".")).and_then(|owner| owner.attribute(name))
         else {

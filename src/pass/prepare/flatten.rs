@@ -3,9 +3,10 @@
 use std::collections::HashSet;
 
 use super::choices::lower_choices;
-use super::functionalize::{show_next_rounds, writes};
+use super::functionalize::show_next_rounds;
 use crate::error::{Context, Result};
 use crate::ir::{GeneralPass, Graph, Module};
+use crate::pass::changed_attributes::changed_attributes;
 
 /// A module that computes what `module` computes, its methods inlined and its weights constants.
 ///
@@ -33,18 +34,14 @@ pub fn flatten(module: &Module, preserve: &[String]) -> Result<Module> {
     }
     // With a class of its own for each place, a method's graph belongs to one path.
     let places = model.clone_by(true, str::to_owned)?;
-    let mut preserve = preserve.to_vec();
     for (path, part) in places.modules() {
         for method in part.method_names() {
             let graph = part.graph(&method)?;
             name_classes(&part, &graph)?;
-            preserve.extend(written_next_round(&graph).into_iter().map(|name| match path.is_empty() {
-                true => name,
-                false => format!("{path}.{name}"),
-            }));
             graph.all_nodes().into_iter().try_for_each(|node| node.set_scope(&path))?;
         }
     }
+    let preserve = [preserve, &changed_attributes(&places)?].concat();
     let frozen = places.freeze(&preserve, false).context(|| "freezing the module".into())?;
     // What is left of its attributes changes when it runs, and must not change in `module`.
     frozen.copy_instance()
@@ -56,16 +53,6 @@ fn inline_functions(graph: &Graph) -> Result<()> {
         call.inline_call()?;
     }
     Ok(())
-}
-
-/// Attributes that a round of a loop hands to the next one, where the loop writes in place: libtorch takes them for
-/// constants.
-fn written_next_round(graph: &Graph) -> Vec<String> {
-    let loops = graph.all_nodes().into_iter().filter(|node| node.kind() == "prim::Loop");
-    let bodies = loops.map(|node| node.blocks()[0]).filter(|body| body.all_nodes().into_iter().any(writes));
-    let handed = bodies.flat_map(|body| body.outputs()).map(|value| value.node());
-    let attributes = handed.filter(|node| node.kind() == "prim::GetAttr" && node.outputs()[0].type_of().is_tensor());
-    attributes.filter_map(|node| node.name_attribute()).collect()
 }
 
 /// Gives each value that is a submodule the class that the submodule has, where only an interface is declared.

@@ -31,8 +31,10 @@ mod writes;
 
 use std::collections::HashMap;
 
-pub(super) use self::rounds::{show_next_rounds, writes};
+pub(super) use self::rounds::show_next_rounds;
+pub(crate) use self::rounds::writes;
 use self::state::Knowledge;
+pub(crate) use self::views::{Sharing, sharing};
 use self::walk::{Stop, Walker};
 use crate::error::{Error, Result};
 use crate::ir::{GeneralPass, Graph, Node};

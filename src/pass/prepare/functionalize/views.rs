@@ -14,7 +14,7 @@ pub(super) struct View<'g> {
 
 /// How a node's result shares memory with its first input.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(super) enum Sharing {
+pub enum Sharing {
     /// It is a view, always.
     View,
     /// It is a list of views.
@@ -65,7 +65,7 @@ pub(super) fn is_cast(kind: &str) -> bool {
 }
 
 /// How the result of `node`, which writes nothing, shares memory with its first input.
-pub(super) fn sharing(node: Node<'_>) -> Sharing {
+pub fn sharing(node: Node<'_>) -> Sharing {
     if is_cast(node.kind()) {
         return Sharing::View;
     }
