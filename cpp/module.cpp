@@ -526,6 +526,10 @@ std::unique_ptr<Tensor> tensor_to_f32(const Tensor &tensor) {
 bool tensor_is_quantized(const Tensor &tensor) { return tensor.is_quantized(); }
 bool tensor_is_cpu(const Tensor &tensor) { return tensor.is_cpu(); }
 bool tensor_equal(const Tensor &tensor, const Tensor &other) { return tensor.equal(other); }
+size_t tensor_storage(const Tensor &tensor) {
+  bool has_one = tensor.defined() && tensor.has_storage() && tensor.numel() > 0;
+  return has_one ? reinterpret_cast<size_t>(tensor.storage().unsafeGetStorageImpl()) : 0;
+}
 std::unique_ptr<Tensor> tensor_copy(const Tensor &tensor) { return own(tensor.detach().clone()); }
 
 rust::String torch_version() { return TORCH_VERSION; }

@@ -107,6 +107,7 @@ std::unique_ptr<Tensor> tensor_to_f32(const Tensor &tensor);
 bool tensor_is_quantized(const Tensor &tensor);
 bool tensor_is_cpu(const Tensor &tensor);
 bool tensor_equal(const Tensor &tensor, const Tensor &other);
+size_t tensor_storage(const Tensor &tensor);
 std::unique_ptr<Tensor> tensor_copy(const Tensor &tensor);
 
 rust::String torch_version();

@@ -9,7 +9,7 @@ use crate::error::{Context, Error, Result};
 use crate::ir::{DType, GeneralPass, IValue, Module, Node, Tensor, join_path};
 use crate::methods::{Methods, Rounding};
 use crate::observer::{ObserverKind, Refusal, UNSET, collect_refusals};
-use crate::pass::changed_attributes::changed_attributes;
+use crate::pass::changed_attributes::{changed_attributes, shared_and_written};
 use crate::pass::op_table::Conditions;
 use crate::pass::prepare::{
     LoneLinear, PRODUCT, ROWS, Ranks as Dimensions, find_lone_linear, guard_vectors, keep_biases_in_range,
@@ -1130,6 +1130,12 @@ fn not_float32(what: &str, dtype: &str) -> String {
 
 /// Refuses what cannot be quantized at all, in words.
 fn refuse_unfit(module: &Module) -> Result<()> {
+    if let Some((written, other)) = shared_and_written(module)? {
+        return Err(Error::invalid(format!(
+            "the code changes '{written}', which is the same memory as '{other}': the quantized model would hold two copies, \
+             and a change of one would not be seen in the other. Give the model one of them, or a copy (clone())"
+        )));
+    }
     if !module.has_method(METHOD) {
         let methods = module.method_names().join(", ");
         return Err(Error::invalid(format!("the model has no method '{METHOD}'; it has {methods}")));

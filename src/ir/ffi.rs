@@ -360,6 +360,8 @@ pub(crate) mod bridge {
         fn tensor_is_quantized(tensor: &Tensor) -> bool;
         fn tensor_is_cpu(tensor: &Tensor) -> bool;
         fn tensor_equal(tensor: &Tensor, other: &Tensor) -> Result<bool>;
+        /// The address of its storage; 0 where it has none.
+        fn tensor_storage(tensor: &Tensor) -> usize;
         fn tensor_copy(tensor: &Tensor) -> Result<UniquePtr<Tensor>>;
 
         // Observers

@@ -222,6 +222,11 @@ impl Tensor {
         Ok(ffi::tensor_equal(&self.0, &other.0)?)
     }
 
+    /// Tells its memory from that of others while it lives: views have that of their base. `None` without memory.
+    pub(crate) fn storage(&self) -> Option<usize> {
+        Some(ffi::tensor_storage(&self.0)).filter(|address| *address != 0)
+    }
+
     /// A tensor with data of its own.
     ///
     /// # Errors

@@ -1,12 +1,11 @@
 //! Attributes that libtorch's freezing takes for constants, though the code changes them.
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 
 use super::op_table::Condition;
 use super::prepare::{Sharing, sharing, writes};
 use crate::error::Result;
-use crate::ir::join_path;
-use crate::ir::{Block, Graph, Module, Value};
+use crate::ir::{Block, Graph, IValue, Module, Value, join_path};
 
 /// The attributes of `module` and what is below it that freezing has to be told to leave alone, by path.
 ///
@@ -24,6 +23,64 @@ pub(crate) fn changed_attributes(module: &Module) -> Result<Vec<String>> {
     all.sort();
     all.dedup();
     Ok(all)
+}
+
+/// What `module` writes into by one name and reads by another: two attributes that share memory, or two places of a module.
+/// Each gets memory of its own in a flat copy, so that the writes would be lost.
+///
+/// # Errors
+/// Where a method has no graph.
+pub(crate) fn shared_and_written(module: &Module) -> Result<Option<(String, String)>> {
+    let mut places: HashMap<usize, Vec<String>> = HashMap::new();
+    let mut written = Vec::new();
+    for (path, part) in module.modules() {
+        for attribute in part.attributes().into_iter().filter(|attribute| attribute.type_name == "Tensor") {
+            if let IValue::Tensor(tensor) = part.attribute(&attribute.name)?
+                && let Some(storage) = tensor.storage()
+            {
+                places.entry(storage).or_default().push(join_path(&path, &attribute.name));
+            }
+        }
+        for method in part.method_names() {
+            let names = written_tensors(&part.graph(&method)?);
+            written.extend(names.into_iter().map(|name| join_path(&path, &name)));
+        }
+    }
+    let shared = |name: &String| {
+        let all = places.values().find(|all| all.contains(name))?;
+        Some((name.clone(), all.iter().find(|other| *other != name)?.clone()))
+    };
+    Ok(written.iter().find_map(shared))
+}
+
+/// The tensors among a module's own attributes that a method of it writes into or binds anew.
+fn written_tensors(graph: &Graph) -> Vec<String> {
+    let mut names = Vec::new();
+    for node in graph.all_nodes() {
+        if node.kind() == "prim::SetAttr" {
+            let owner = node.inputs()[0].attribute_path().map(|path| path.join("."));
+            names.extend(owner.zip(node.name_attribute()).map(|(owner, name)| join_path(&owner, &name)));
+            continue;
+        }
+        let schema = node.schema();
+        for (index, mut value) in node.inputs().into_iter().enumerate() {
+            let argument = schema.as_ref().and_then(|schema| schema.arguments.get(index));
+            if !argument.is_some_and(|argument| argument.is_write) {
+                continue;
+            }
+            while sharing(value.node()) != Sharing::None
+                && let Some(base) = value.node().input(0)
+            {
+                value = base;
+            }
+            if value.node().kind() == "prim::GetAttr" && value.type_of().is_tensor() {
+                let path = value.attribute_path().map(|path| path.join("."));
+                // Batch norms count their batches, in training alone.
+                names.extend(path.filter(|path| !path.ends_with("num_batches_tracked")));
+            }
+        }
+    }
+    names
 }
 
 /// Attributes that a round of a loop hands to the next one, where the loop writes in place: libtorch takes them for
