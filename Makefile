@@ -40,8 +40,9 @@ bench: setup ## Measures jitquant's kernels against libtorch's engines (bench.js
 conformity: ## Runs PyTorch's own test suites on jitquant's passes (PYTORCH_SOURCE: a checkout; downloads torch; not part of the tests).
 	@scripts/conformity/run.sh "$(PYTORCH_SOURCE)"
 
-generated: setup ## Compares our passes with libtorch's on 10,000 generated models (half an hour; `make test` has 300).
+generated: setup ## Checks our passes, and INT8 models with writes in place, on 10,000 generated models each (an hour; `make test` has 300).
 	@scripts/generated.sh
+	@scripts/generated.sh 10000 "" functionalize
 
 sanitize: setup ## Runs the kernel tests under thread and address sanitizers, and all operators on odd arguments (needs a nightly Rust; long).
 	@scripts/sanitize.sh

@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
-# generated.sh [COUNT [JOBS]]   compares our passes with libtorch's on COUNT generated models (10,000), in JOBS processes at a time
-#                               (as many as there are cores).
+# generated.sh [COUNT [JOBS [TEST]]]   checks COUNT generated models (10,000), in JOBS processes at a time (as many as there are
+#                                      cores). TEST is insert_observers (the default), which compares our passes with libtorch's,
+#                                      or functionalize: INT8 models that write in place, change lists and keep state.
 #
 # Each process draws 100 models of its own, checks them all the way from observers to the INT8 model, and ends: libtorch keeps
 # every type it has ever compiled, so that one process with all the models would become slower and larger. The exit status is 0
@@ -10,14 +11,15 @@ set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 count=${1:-10000}
 jobs=${2:-$(nproc)}
+test=${3:-insert_observers}
 each=100
 logs=$(mktemp -d)
 trap 'rm -rf "$logs"' EXIT
 
 program=${JITQUANT_GENERATED_PROGRAM:-}
 if [ -z "$program" ]; then
-    program=$(cargo test --no-run --test insert_observers --message-format=json | sed -nE \
-        's/.*"name":"insert_observers".*"executable":"([^"]+)".*/\1/p')
+    program=$(cargo test --no-run --test "$test" --message-format=json | sed -nE \
+        's/.*"name":"'"$test"'".*"executable":"([^"]+)".*/\1/p')
 fi
 export logs program each
 export OMP_NUM_THREADS=1

@@ -889,7 +889,7 @@ impl Prepared {
         };
         let outcome = weight_only::quantize_weights(&small, METHOD, form, wanted)?;
         small.graph(METHOD)?.run(GeneralPass::ClearProfiling)?;
-        let preserved = [&self.preserve[..], &changed_attributes(&small)?].concat();
+        let preserved = [&self.preserve[..], &changed_attributes(&small, true)?].concat();
         let module = small.freeze(&preserved, false).context(|| "freezing the quantized module".into())?;
         let planned = self.layers.iter().filter_map(|planned| Some((planned.layer.clone(), planned.reason.clone()?)));
         let float = planned.chain(outcome.float).map(|(layer, reason)| FloatLayer::new(&layer, &reason)).collect();

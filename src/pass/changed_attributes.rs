@@ -5,18 +5,19 @@ use std::collections::{HashMap, HashSet};
 use super::op_table::Condition;
 use super::prepare::{Sharing, sharing, writes};
 use crate::error::Result;
-use crate::ir::{Block, Graph, IValue, Module, Value, join_path};
+use crate::ir::{Block, Graph, IValue, Module, Node, Value, join_path};
 
-/// The attributes of `module` and what is below it that freezing has to be told to leave alone, by path.
+/// The attributes of `module` and what is below it that freezing has to be told to leave alone, by path; the statistics of
+/// norms where these may train ([`may_train`]).
 ///
 /// # Errors
 /// Where a method has no graph.
-pub(crate) fn changed_attributes(module: &Module) -> Result<Vec<String>> {
+pub(crate) fn changed_attributes(module: &Module, norms_may_train: bool) -> Result<Vec<String>> {
     let mut all = Vec::new();
     for (path, part) in module.modules() {
         for method in part.method_names() {
             let graph = part.graph(&method)?;
-            let changed = written_next_round(&graph).into_iter().chain(changed_inside(&graph));
+            let changed = written_next_round(&graph).into_iter().chain(changed_inside(&graph, norms_may_train));
             all.extend(changed.map(|name| join_path(&path, &name)));
         }
     }
@@ -95,12 +96,12 @@ fn written_next_round(graph: &Graph) -> Vec<String> {
 
 /// Attributes whose contents the code changes: what lies in lists, tuples and dictionaries, objects of script classes, and the
 /// statistics of norms that may train. libtorch takes these for constants.
-fn changed_inside(graph: &Graph) -> Vec<String> {
+fn changed_inside(graph: &Graph, norms_may_train: bool) -> Vec<String> {
     let mut names = Vec::new();
     for node in graph.all_nodes() {
         let inputs = node.inputs();
         let changed: Vec<Value<'_>> = match node.kind() {
-            "aten::batch_norm" | "aten::instance_norm" if !Condition::False(5).holds(node) => inputs[3..5].to_vec(),
+            _ if norms_may_train && trains(node) => inputs[3..5].to_vec(),
             "prim::CallMethod" => inputs.first().copied().into_iter().filter(|object| is_object(*object)).collect(),
             "prim::SetAttr" => inputs.first().copied().into_iter().filter(|object| is_object(*object)).collect(),
             _ => {
@@ -121,6 +122,23 @@ fn changed_inside(graph: &Graph) -> Vec<String> {
         }
     }
     names
+}
+
+/// Whether a norm with statistics of a frozen module is not known to use them as they are.
+pub(crate) fn may_train(frozen: &Module) -> Result<bool> {
+    let mut found = false;
+    for (_, part) in frozen.modules() {
+        for method in part.method_names() {
+            found |= part.graph(&method)?.all_nodes().into_iter().any(trains);
+        }
+    }
+    Ok(found)
+}
+
+fn trains(node: Node<'_>) -> bool {
+    matches!(node.kind(), "aten::batch_norm" | "aten::instance_norm")
+        && !Condition::False(5).holds(node)
+        && node.input(3).is_some_and(|mean| !matches!(mean.constant(), Some(IValue::None)))
 }
 
 fn is_object(value: Value<'_>) -> bool {

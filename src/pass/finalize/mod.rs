@@ -74,7 +74,7 @@ pub(crate) fn finalize_by(
     drop(graph);
     let preserved = match conditions {
         Conditions::Ignored => preserved.to_vec(),
-        Conditions::Asked => [preserved, &changed_attributes(&copy)?].concat(),
+        Conditions::Asked => [preserved, &changed_attributes(&copy, true)?].concat(),
     };
     let frozen = copy.fold_attributes(&preserved).context(|| "freezing the quantized module".into())?;
     fold_quantized_prepacking_ops(&frozen)?;

@@ -76,7 +76,7 @@ pub(super) fn unwritten_attributes(module: &Module, method: &str) -> Result<usiz
     if module.method_names().len() > 1 || nodes.iter().any(|node| writes(*node)) {
         return Ok(0);
     }
-    let changed = changed_attributes(module)?;
+    let changed = changed_attributes(module, true)?;
     let mut made = 0;
     for node in nodes.into_iter().filter(|node| node.kind() == "prim::GetAttr") {
         let Some(output) = node.output(0).filter(|output| output.type_of().is_tensor() && output.is_used()) else {

@@ -6,7 +6,7 @@ use super::choices::lower_choices;
 use super::functionalize::show_next_rounds;
 use crate::error::{Context, Result};
 use crate::ir::{GeneralPass, Graph, Module};
-use crate::pass::changed_attributes::changed_attributes;
+use crate::pass::changed_attributes::{changed_attributes, may_train};
 
 /// A module that computes what `module` computes, its methods inlined and its weights constants.
 ///
@@ -41,8 +41,15 @@ pub fn flatten(module: &Module, preserve: &[String]) -> Result<Module> {
             graph.all_nodes().into_iter().try_for_each(|node| node.set_scope(&path))?;
         }
     }
-    let preserve = [preserve, &changed_attributes(&places)?].concat();
-    let frozen = places.freeze(&preserve, false).context(|| "freezing the module".into())?;
+    let freeze = |norms_may_train: bool| {
+        let preserved = [preserve, &changed_attributes(&places, norms_may_train)?].concat();
+        places.freeze(&preserved, false).context(|| "freezing the module".into())
+    };
+    // Whether norms train is seldom known before.
+    let mut frozen = freeze(false)?;
+    if may_train(&frozen)? {
+        frozen = freeze(true)?;
+    }
     // What is left of its attributes changes when it runs, and must not change in `module`.
     frozen.copy_instance()
 }
