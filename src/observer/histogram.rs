@@ -112,7 +112,7 @@ impl<'a> Histogram<'a> {
         let seen: f64 = self.counts.iter().map(|count| f64::from(*count)).sum();
         let missing = (Self::ENOUGH / seen.max(FEW)).ln() / (Self::ENOUGH / FEW).ln();
         let factor = (1.0 + ROOM * missing.max(0.0)) as f32;
-        (seen > 0.0).then(|| (*self.min * factor, *self.max * factor))
+        (seen > 0.0).then_some((*self.min * factor, *self.max * factor))
     }
 
     /// The range that holds `percentile` percent of the values, as many left out at each end; `None` where nothing was
