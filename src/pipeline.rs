@@ -802,8 +802,8 @@ impl Prepared {
     pub(crate) fn int8(&self, observed: &Module) -> Result<Module> {
         if self.quant_type == QuantType::Static {
             leave_unreached(observed, METHOD)?;
+            settle_clamps(observed, METHOD).context(|| "removing clamps".into())?;
         }
-        settle_clamps(observed, METHOD).context(|| "removing clamps".into())?;
         let qconfig = |node: Node<'_>| qconfig_for(&self.qconfigs, &node.scope().ok()?);
         let lone = lone_linear(self.quant_type, &self.methods, self.reduce_range);
         quantize_lone_linear(observed, METHOD, lone, self.methods.smooth, qconfig)?;

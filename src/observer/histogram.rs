@@ -33,6 +33,7 @@ pub struct Histogram<'a> {
 
 impl<'a> Histogram<'a> {
     /// The name of the search that is [`Histogram::range_with_room`].
+    #[cfg(feature = "torch")]
     pub(crate) const WITH_ROOM: &'static str = "with-room";
     /// So many values show a tensor's range.
     pub(crate) const ENOUGH: f64 = 16_384.0;

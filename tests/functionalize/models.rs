@@ -78,8 +78,8 @@ pub fn runs(module: &Module) -> Result<Vec<Vec<Vec<f32>>>, String> {
 /// The first output that differs: of which run, and by what.
 fn difference(got: &[Vec<Vec<f32>>], wanted: &[Vec<Vec<f32>>]) -> String {
     for (run, (got, wanted)) in std::iter::zip(got, wanted).enumerate() {
-        for (index, (got, wanted)) in std::iter::zip(got, wanted).enumerate().filter(|(_, (a, b))| a != b) {
-            return format!("run {run}, output {index}: {got:?}, not {wanted:?}");
+        if let Some(index) = std::iter::zip(got, wanted).position(|(got, wanted)| got != wanted) {
+            return format!("run {run}, output {index}: {:?}, not {:?}", got[index], wanted[index]);
         }
     }
     "another number of outputs".to_owned()

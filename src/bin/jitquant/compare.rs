@@ -108,7 +108,7 @@ pub fn measure(arguments: &Arguments) -> Result<Report> {
     let mut comparison = Comparison::default();
     let mut times: Pair<Vec<f64>> = Pair { float: Vec::new(), int8: Vec::new() };
     let mut correct: Pair<usize> = Pair { float: 0, int8: 0 };
-    let mut done = 0;
+    let (mut done, mut compared) = (0, 0);
     let bar = output::progress(feed.len(), "comparing");
     for batch in feed.batches(arguments.batch_size) {
         let (samples, inputs) = batch?;
@@ -138,6 +138,7 @@ pub fn measure(arguments: &Arguments) -> Result<Report> {
             lengths.0,
             lengths.1
         );
+        compared += reference.values.len();
         comparison.add(&reference.values, &other.values, reference.rows);
         if let (Some(reference), Some(other)) = (&reference.scores, &other.scores) {
             comparison.add_classes(reference, other, samples);
@@ -154,6 +155,7 @@ pub fn measure(arguments: &Arguments) -> Result<Report> {
         bar.inc(samples as u64);
     }
     bar.finish_and_clear();
+    ensure!(compared > 0, "on these samples both models return tensors without a number: there is nothing to compare");
     let accuracy = (feed.labels.is_some() && comparison.top1_agreement().is_some())
         .then(|| Pair { float: correct.float as f64 / done as f64, int8: correct.int8 as f64 / done as f64 });
     let size = |path: &PathBuf| std::fs::metadata(path).map(|m| m.len()).with_context(|| path.display().to_string());

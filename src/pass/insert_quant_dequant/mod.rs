@@ -14,7 +14,7 @@ pub(super) mod replace;
 mod replicate;
 pub(super) mod weights;
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 
 use self::observed::{ObservedCode, observed_code};
 pub use self::replicate::{replicate_dequant, replicate_quant};
@@ -102,12 +102,15 @@ fn quantize_observed(module: &Module, method: &str, quant_type: QuantType) -> Re
 /// Takes the calls of observers out of the code, and the observers away from the modules.
 fn remove_observers(module: &Module, observed: &[ObservedCode]) -> Result<()> {
     let mut removed = HashSet::new();
+    let mut instances: HashMap<usize, Vec<Module>> = HashMap::new();
     for code in observed {
         for observer in code.observers()? {
             observer.remove_call()?;
             let (name, owner) = observer.owner()?;
-            if removed.insert((owner.type_of().id(), name.clone())) {
-                Module::remove_attribute_of_class(&observed::instances(module, &owner), &name)?;
+            let class = owner.type_of().id();
+            if removed.insert((class, name.clone())) {
+                let all = instances.entry(class).or_insert_with(|| observed::instances(module, &owner));
+                Module::remove_attribute_of_class(all, &name)?;
             }
         }
     }
