@@ -189,3 +189,17 @@ fn a_buffer_is_written_by_the_next_round() {
 ",
     );
 }
+
+#[test]
+fn an_argument_is_written_in_the_first_round() {
+    assert_same(
+        "def forward(self, x: Tensor, y: Tensor):
+    v0 = self.layer(x)
+    v1 = y
+    for i in range(x.size(0) - 2):
+        v1.add_(v0)
+        v1 = self.layer(v0)
+    return [v0, v1]
+",
+    );
+}

@@ -646,6 +646,8 @@ impl<'g, 'k> Walker<'g, 'k> {
         for argument in self.graph.inputs() {
             let Some(known) = self.known.get(&argument) else { continue };
             let Some(storage) = self.storage_of(known) else { continue };
+            // Written by another name, which may have been this one in a branch or a round: the caller is to see it.
+            self.refuse_stale(storage)?;
             let (_, now) = self.current(storage)?;
             if now == argument {
                 continue;
