@@ -160,8 +160,8 @@ impl IValue {
         }
     }
 
-    /// The same with tensors of its own, through tuples, lists, dictionaries and objects of script classes: a model that writes into its arguments
-    /// leaves the original alone.
+    /// The same with tensors of its own, through tuples, lists, dictionaries and objects of script classes: a model that writes
+    /// into its arguments leaves the original alone.
     ///
     /// # Errors
     /// Where memory is short.

@@ -1,5 +1,6 @@
 //! Values: what nodes compute and use.
 
+use super::block::Block;
 use super::ffi::bridge as ffi;
 use super::graph::Graph;
 use super::ivalue::IValue;
@@ -146,6 +147,26 @@ impl<'g> Value<'g> {
     /// Whether it is an argument of the graph or of a block.
     pub fn is_block_input(self) -> bool {
         self.node().kind() == "prim::Param"
+    }
+
+    /// The values that control flow makes it of: a branch's result of each block; for what a loop carries, what it begins with
+    /// and what a round hands on. Empty for other values.
+    pub(crate) fn joined(self) -> Vec<Value<'g>> {
+        let (node, offset) = (self.node(), self.offset());
+        // A loop's inputs begin with two of its own, and its body's results and arguments with one.
+        let carried = |owner: Node<'g>, index: usize| {
+            let handed = owner.blocks().into_iter().filter_map(|body| body.outputs().get(index + 1).copied());
+            owner.input(index + 2).into_iter().chain(handed).collect()
+        };
+        match node.kind() {
+            "prim::If" => node.blocks().into_iter().filter_map(|block| block.outputs().get(offset).copied()).collect(),
+            "prim::Loop" => carried(node, offset),
+            "prim::Param" if offset > 0 => match node.owning_block().and_then(Block::owner) {
+                Some(owner) if owner.kind() == "prim::Loop" => carried(owner, offset - 1),
+                _ => Vec::new(),
+            },
+            _ => Vec::new(),
+        }
     }
 
     /// The names of the attributes through which the graph's first argument leads to it: `["features", "weight"]` for

@@ -3,9 +3,9 @@
 use std::collections::{HashMap, HashSet};
 
 use super::op_table::Condition;
-use super::prepare::{Sharing, sharing, writes};
+use super::prepare::{viewed, writes, written};
 use crate::error::Result;
-use crate::ir::{Block, Graph, IValue, Module, Node, Value, join_path};
+use crate::ir::{Graph, IValue, Module, Node, Value, join_path};
 
 /// The attributes of `module` and what is below it that freezing has to be told to leave alone, by path; the statistics of
 /// norms where these may train ([`may_train`]).
@@ -54,34 +54,25 @@ pub(crate) fn shared_and_written(module: &Module) -> Result<Option<(String, Stri
     Ok(written.iter().find_map(shared))
 }
 
-/// The tensors among a module's own attributes that a method of it writes into or binds anew.
+/// The tensors among the attributes of a module, and of what is below it, that this code writes into or binds anew.
 fn written_tensors(graph: &Graph) -> Vec<String> {
     let mut names = Vec::new();
     for node in graph.all_nodes() {
         if node.kind() == "prim::SetAttr" {
             let owner = node.inputs()[0].attribute_path().map(|path| path.join("."));
             names.extend(owner.zip(node.name_attribute()).map(|(owner, name)| join_path(&owner, &name)));
-            continue;
         }
-        let schema = node.schema();
-        for (index, mut value) in node.inputs().into_iter().enumerate() {
-            let argument = schema.as_ref().and_then(|schema| schema.arguments.get(index));
-            if !argument.is_some_and(|argument| argument.is_write) {
-                continue;
-            }
-            while sharing(value.node()) != Sharing::None
-                && let Some(base) = value.node().input(0)
-            {
-                value = base;
-            }
-            if value.node().kind() == "prim::GetAttr" && value.type_of().is_tensor() {
-                let path = value.attribute_path().map(|path| path.join("."));
-                // Batch norms count their batches, in training alone.
-                names.extend(path.filter(|path| !path.ends_with("num_batches_tracked")));
-            }
-        }
+        let tensors = written(node).into_iter().map(viewed).filter(|value| value.type_of().is_tensor());
+        // Batch norms count their batches, in training alone.
+        names.extend(tensors.filter_map(attribute).filter(|name| !name.ends_with("num_batches_tracked")));
     }
     names
+}
+
+/// The path of the module's attribute that a value is.
+fn attribute(value: Value<'_>) -> Option<String> {
+    let is_of_module = value.node().kind() == "prim::GetAttr" && value.node().input(0)?.type_of().is_module();
+    is_of_module.then(|| value.attribute_path())?.map(|path| path.join("."))
 }
 
 /// Attributes that a round of a loop hands to the next one, where the loop writes in place: libtorch takes them for
@@ -89,9 +80,8 @@ fn written_tensors(graph: &Graph) -> Vec<String> {
 fn written_next_round(graph: &Graph) -> Vec<String> {
     let loops = graph.all_nodes().into_iter().filter(|node| node.kind() == "prim::Loop");
     let bodies = loops.map(|node| node.blocks()[0]).filter(|body| body.all_nodes().into_iter().any(writes));
-    let handed = bodies.flat_map(|body| body.outputs()).map(|value| value.node());
-    let attributes = handed.filter(|node| node.kind() == "prim::GetAttr" && node.outputs()[0].type_of().is_tensor());
-    attributes.filter_map(|node| node.name_attribute()).collect()
+    let handed = bodies.flat_map(|body| body.outputs()).filter(|value| value.type_of().is_tensor());
+    handed.filter_map(attribute).collect()
 }
 
 /// Attributes whose contents the code changes: what lies in lists, tuples and dictionaries, objects of script classes, and the
@@ -99,26 +89,16 @@ fn written_next_round(graph: &Graph) -> Vec<String> {
 fn changed_inside(graph: &Graph, norms_may_train: bool) -> Vec<String> {
     let mut names = Vec::new();
     for node in graph.all_nodes() {
-        let inputs = node.inputs();
+        let is_norm = norms_may_train && trains(node);
         let changed: Vec<Value<'_>> = match node.kind() {
-            _ if norms_may_train && trains(node) => inputs[3..5].to_vec(),
-            "prim::CallMethod" => inputs.first().copied().into_iter().filter(|object| is_object(*object)).collect(),
-            "prim::SetAttr" => inputs.first().copied().into_iter().filter(|object| is_object(*object)).collect(),
-            _ => {
-                let schema = node.schema();
-                let is_write = |index: usize| {
-                    schema
-                        .as_ref()
-                        .and_then(|schema| schema.arguments.get(index))
-                        .is_some_and(|argument| argument.is_write)
-                };
-                (0..inputs.len()).filter(|index| is_write(*index)).map(|index| inputs[index]).collect()
+            _ if is_norm => node.inputs()[3..5].to_vec(),
+            "prim::CallMethod" | "prim::SetAttr" => {
+                node.input(0).into_iter().filter(|value| is_object(*value)).collect()
             }
+            _ => written(node),
         };
-        let is_tensor_op = !matches!(node.kind(), "aten::batch_norm" | "aten::instance_norm");
         for value in changed {
-            let mut seen = HashSet::new();
-            attributes_behind(value, is_tensor_op, &mut seen, &mut names);
+            attributes_behind(value, is_norm, &mut HashSet::new(), &mut names);
         }
     }
     names
@@ -146,43 +126,25 @@ fn is_object(value: Value<'_>) -> bool {
     ty.kind() == "ClassType" && !ty.is_module()
 }
 
-/// The attributes that `value` may be, or lie in; a tensor itself, which libtorch follows, only where not `inside`.
-fn attributes_behind<'g>(value: Value<'g>, inside: bool, seen: &mut HashSet<Value<'g>>, names: &mut Vec<String>) {
+/// The attributes that `value` may be, or lie in; those that are tensors themselves, which libtorch follows, where
+/// `with_tensors`.
+fn attributes_behind<'g>(value: Value<'g>, with_tensors: bool, seen: &mut HashSet<Value<'g>>, names: &mut Vec<String>) {
     if !seen.insert(value) {
         return;
     }
-    let (node, offset) = (value.node(), value.offset());
-    let mut follow = |sources: Vec<Value<'g>>| {
-        sources.into_iter().for_each(|source| attributes_behind(source, inside, seen, names));
-    };
-    match node.kind() {
-        "prim::GetAttr" if node.inputs()[0].type_of().is_module() => {
-            if !(inside && value.type_of().is_tensor()) {
-                names.extend(node.name_attribute());
-            }
-        }
-        "prim::If" => {
-            follow(node.blocks().into_iter().filter_map(|block| block.outputs().get(offset).copied()).collect());
-        }
-        "prim::Loop" => follow(node.input(offset + 2).into_iter().collect()),
-        "prim::GetAttr"
-        | "prim::TupleUnpack"
-        | "prim::ListUnpack"
-        | "prim::TupleIndex"
-        | "prim::unchecked_cast"
-        | "aten::__getitem__"
-        | "aten::values"
-        | "aten::items"
-        | "aten::get"
-        | "aten::setdefault" => {
-            follow(node.inputs().first().copied().into_iter().collect());
-        }
-        _ if sharing(node) != Sharing::None => follow(node.input(0).into_iter().collect()),
-        _ => {
-            let owner = node.owning_block().and_then(Block::owner);
-            if let Some(owner) = owner.filter(|owner| value.is_block_input() && owner.kind() == "prim::Loop") {
-                follow(offset.checked_sub(1).and_then(|index| owner.input(index + 2)).into_iter().collect());
-            }
-        }
+    if let Some(name) = attribute(value) {
+        names.extend((with_tensors || !value.type_of().is_tensor()).then_some(name));
+        return;
     }
+    // Reading an attribute of an object is reading what lies in it.
+    let reads = ["prim::GetAttr", "prim::TupleUnpack", "prim::ListUnpack", "prim::TupleIndex"];
+    let looks_up = ["aten::__getitem__", "aten::values", "aten::items", "aten::get", "aten::setdefault"];
+    let node = value.node();
+    let base = viewed(value);
+    let sources = match node.kind() {
+        kind if reads.contains(&kind) || looks_up.contains(&kind) => node.input(0).into_iter().collect(),
+        _ if base != value => vec![base],
+        _ => value.joined(),
+    };
+    sources.into_iter().for_each(|source| attributes_behind(source, with_tensors, seen, names));
 }

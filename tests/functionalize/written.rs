@@ -67,6 +67,7 @@ pure! {
     a_list_in_branches: "l = [v, y]\nif bool(x.sum() > 0.0):\n    l[0] = y\nelse:\n    l[1] = self.layer(y)\nreturn l[0] + l[1]";
     a_dictionary: "d = {'a': v}\nd['b'] = self.layer(v)\nd['a'] = y\ns = v * 0.0\nfor k, t in d.items():\n    s = s + t\nif 'c' in d:\n    s = s * 0.0\nreturn s + d['b'] + d.pop('a')";
     a_dictionary_s_values: "d = {'a': v, 'b': y}\nd.update({'c': v + 1.0})\nl = list(d.values())\nreturn torch.cat(l, 0)";
+    a_list_of_what_is_written_later: "w = x + y\nl = [v, w]\nl.insert(0, y)\nv.add_(self.n)\nv = torch.clamp(torch.stack(l, 0).sum(0), -60.0, 60.0)\nreturn [v, w, l[0], l[-1]]";
     a_copy_of_a_list: "l = [v, y]\nm = l[:]\nl.clear()\nm.append(self.layer(v))\nreturn torch.cat(m, 0)";
 }
 
@@ -85,121 +86,10 @@ same! {
     a_list_that_grows_for_long: "l = [v]\nfor i in range(x.size(0)):\n    l.append(self.layer(l[-1]) + 1.0)\nreturn torch.cat(l, 0)";
     a_list_of_a_branch_s_length: "l = [v]\nif bool(x.sum() > 0.0):\n    l.append(y)\nreturn self.layer(l[-1])";
     an_item_of_a_growing_list: "l = [v]\nfor i in range(x.size(0)):\n    l.append(v + 1.0)\nv.add_(1.0)\nl[1].mul_(2.0)\nreturn self.layer(l[0]) + l[1] + v";
-}
-
-#[test]
-fn what_a_branch_gives_is_what_its_names_see() {
-    assert_same(
-        "def forward(self, x: Tensor, y: Tensor):
-    v0 = self.layer(x)
-    v1 = y
-    v2 = x + y
-    v3 = torch.zeros([4, 4])
-    v4 = self.n
-    l = [v0, v2]
-    d = {'a': v1, 'b': v2}
-    for i in range(x.size(0) - 2):
-        v0.add_(v0)
-        v2 = v1 + v1
-    if bool(v2.sum() > 3.0):
-        m = [[v2] * 2]
-        m[0][1].add_(1.0)
-        v1 = m[0][0]
-    else:
-        l.append(v0)
-    v1.add_(v4)
-    return [v0, v1, v2, v3, v4, l[0], l[-1], d['a'], self.n * 1.0, self.h * 1.0]
-",
-    );
-}
-#[test]
-fn what_a_round_hands_on_is_written_by_the_next() {
-    assert_same(
-        "def forward(self, x: Tensor, y: Tensor):
-    v0 = self.layer(x)
-    v3 = torch.zeros([4, 4])
-    for i in range(x.size(0) - 2):
-        v0[:, 1:3] = y[:, 0:2].clone()
-        v0 = v3[:, :]
-    return [v0, v3]
-",
-    );
-}
-
-#[test]
-fn two_results_of_a_loop_are_one_tensor() {
-    assert_same(
-        "def forward(self, x: Tensor, y: Tensor):
-    v0 = self.layer(x)
-    l = [v0, x]
-    if bool(y.sum() > 3.0):
-        l.append(y)
-    v0.add_(v0)
-    v1, v3 = x, y
-    for i in range(x.size(0) - 2):
-        v1 = self.layer(v0)
-        v3 = v1
-    if bool(v1.sum() > 3.0):
-        v1.add_(v0)
-    return [v0, v1, v3, l[0]]
-",
-    );
-}
-
-#[test]
-fn a_loop_hands_on_an_item_of_a_list() {
-    assert_same(
-        "def forward(self, x: Tensor, y: Tensor):
-    v0 = self.layer(x)
-    v2 = x + y
-    l = [v0, v2]
-    for i in range(x.size(0) - 2):
-        v2 = l[-1]
-        l[-1] = y + 1.0
-    if bool(v2.sum() > 3.0):
-        v2.add_(self.n)
-    return [v0, v2, l[0], l[-1]]
-",
-    );
-}
-#[test]
-fn a_list_holds_what_is_written_later() {
-    assert_same(
-        "def forward(self, x: Tensor, y: Tensor):
-    v0 = self.layer(x)
-    v4 = self.n
-    v2 = x + y
-    l = [v0, v2]
-    l.insert(0, y)
-    v0.add_(v4)
-    v0 = torch.clamp(torch.stack(l, 0).sum(0), -60.0, 60.0)
-    return [v0, v2, l[0], l[-1]]
-",
-    );
-}
-#[test]
-fn a_buffer_is_written_by_the_next_round() {
-    assert_same(
-        "def forward(self, x: Tensor, y: Tensor):
-    v0 = self.layer(x)
-    for i in range(x.size(0) - 2):
-        v0.add_(v0)
-        v0 = self.n
-    return [v0,  self.n * 1.0]
-",
-    );
-}
-
-#[test]
-fn an_argument_is_written_in_the_first_round() {
-    assert_same(
-        "def forward(self, x: Tensor, y: Tensor):
-    v0 = self.layer(x)
-    v1 = y
-    for i in range(x.size(0) - 2):
-        v1.add_(v0)
-        v1 = self.layer(v0)
-    return [v0, v1]
-",
-    );
+    what_a_branch_gives: "z = y\nw = x + y\nl = [v, w]\nfor i in range(x.size(0) - 2):\n    v.add_(v)\n    w = z + z\nif bool(w.sum() > 3.0):\n    m = [[w] * 2]\n    m[0][1].add_(1.0)\n    z = m[0][0]\nelse:\n    l.append(v)\nz.add_(self.n)\nreturn [v, z, w, l[0], l[-1], y * 1.0]";
+    what_a_round_hands_on: "w = torch.zeros([4, 4])\nfor i in range(x.size(0) - 2):\n    v[:, 1:3] = y[:, 0:2].clone()\n    v = w[:, :]\nreturn [v, w]";
+    two_results_of_a_loop: "l = [v, x]\nif bool(y.sum() > 3.0):\n    l.append(y)\nv.add_(v)\nw, z = x, y\nfor i in range(x.size(0) - 2):\n    w = self.layer(v)\n    z = w\nif bool(w.sum() > 3.0):\n    w.add_(v)\nreturn [v, w, z, l[0]]";
+    an_item_that_a_loop_hands_on: "w = x + y\nl = [v, w]\nfor i in range(x.size(0) - 2):\n    w = l[-1]\n    l[-1] = y + 1.0\nif bool(w.sum() > 3.0):\n    w.add_(self.n)\nreturn [v, w, l[0], l[-1]]";
+    a_buffer_in_the_next_round: "for i in range(x.size(0) - 2):\n    v.add_(v)\n    v = self.n\nreturn [v, self.n * 1.0]";
+    an_argument_in_the_first_round: "w = y\nfor i in range(x.size(0) - 2):\n    w.add_(v)\n    w = self.layer(v)\nreturn [v, w]";
 }

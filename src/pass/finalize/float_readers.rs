@@ -1,7 +1,8 @@
 //! What computes in float reads float values.
 
+use super::fold_prepack::destroy_unused;
 use crate::error::Result;
-use crate::ir::{Graph, Node, Value};
+use crate::ir::{Graph, Value};
 use crate::pass::op_table::{Kernel, Operator};
 
 /// Where a float value is quantized for INT8 operators, has the float operators read it as it was. Otherwise a comparison, an
@@ -11,7 +12,8 @@ use crate::pass::op_table::{Kernel, Operator};
 /// part of the range ([`crate::pass::prepare::settle_clamps`]).
 pub(super) fn read_in_float(graph: &Graph) -> Result<()> {
     for dequantize in graph.all_nodes().into_iter().filter(|node| node.kind() == "aten::dequantize") {
-        let quantize = dequantize.inputs()[0].node();
+        let quantized = dequantize.inputs()[0];
+        let quantize = quantized.node();
         if quantize.kind() != "aten::quantize_per_tensor" {
             continue;
         }
@@ -21,18 +23,11 @@ pub(super) fn read_in_float(graph: &Graph) -> Result<()> {
         }
         dequantize.outputs()[0].replace_all_uses_with(float)?;
         dequantize.destroy()?;
-        destroy_unused(quantize)?;
+        destroy_unused(quantized)?;
     }
     Ok(())
 }
 
 fn has_int8_form(value: Value<'_>) -> bool {
     Operator::of(value.node()).is_some_and(|row| row.kernel != Kernel::Float || row.propagation.is_some())
-}
-
-fn destroy_unused(node: Node<'_>) -> Result<()> {
-    match node.outputs().into_iter().any(Value::is_used) {
-        true => Ok(()),
-        false => node.destroy(),
-    }
 }

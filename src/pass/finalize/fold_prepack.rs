@@ -92,7 +92,7 @@ fn from_constants(value: Value<'_>) -> Option<IValue> {
 }
 
 /// Takes away what computes a value that nothing uses any more.
-fn destroy_unused(value: Value<'_>) -> Result<()> {
+pub(super) fn destroy_unused(value: Value<'_>) -> Result<()> {
     let node = value.node();
     let is_ours = node.kind() == "prim::Constant" || OF_WEIGHTS.contains(&node.kind());
     if !is_ours || node.is_destroyed() || node.outputs().into_iter().any(Value::is_used) {

@@ -192,27 +192,9 @@ pub(super) fn may_be_missing<'g>(value: Value<'g>) -> bool {
         if !seen.insert(value) {
             return false;
         }
-        let (node, offset) = (value.node(), value.offset());
-        let sources: Vec<_> = match node.kind() {
-            "prim::Uninitialized" => return true,
-            "prim::If" => node.blocks().into_iter().filter_map(|block| block.outputs().get(offset).copied()).collect(),
-            "prim::Loop" => loop_sources(node, offset),
-            _ => match node.owning_block().and_then(Block::owner) {
-                Some(owner) if value.is_block_input() && owner.kind() == "prim::Loop" && offset > 0 => {
-                    loop_sources(owner, offset - 1)
-                }
-                _ => Vec::new(),
-            },
-        };
-        sources.into_iter().any(|source| search(source, seen))
+        value.node().kind() == "prim::Uninitialized" || value.joined().into_iter().any(|source| search(source, seen))
     }
     search(value, &mut HashSet::new())
-}
-
-/// What number `index` of the values that a loop carries begins with, and what a round hands on.
-fn loop_sources(node: Node<'_>, index: usize) -> Vec<Value<'_>> {
-    let handed = node.blocks().into_iter().filter_map(|body| body.outputs().get(index + 1).copied());
-    node.input(index + 2).into_iter().chain(handed).collect()
 }
 
 /// Whether running `block` always ends in an exception, so that its results do not matter.

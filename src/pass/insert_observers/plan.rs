@@ -180,7 +180,7 @@ impl<'g> Planner<'g, '_> {
             if let Some((before, after)) = observed_after_relu(*node) {
                 self.observed_later.insert(before, after);
             }
-            if matches!(self.qconfigs, Configuration::ByScope(..))
+            if self.wanted.flat
                 && let Some((before, after)) = observed_after_clamp(*node).or_else(|| observed_after_fused_relu(*node))
             {
                 self.observed_later.insert(before, after);
@@ -216,8 +216,7 @@ impl<'g> Planner<'g, '_> {
     /// What a branch or a callee asks for. In a flat graph a sum or product does not ask for itself: where its operands are in
     /// INT8 it is observed where it stands, else it is float (the update of a buffer).
     fn observer_inside(&self, inner: Value<'g>) -> Option<Module> {
-        let is_flat = matches!(self.qconfigs, Configuration::ByScope(..));
-        if is_flat && Operator::of(inner.node()).is_some_and(|row| row.propagation.is_some()) {
+        if self.wanted.flat && Operator::of(inner.node()).is_some_and(|row| row.propagation.is_some()) {
             return None;
         }
         self.observer(inner)
@@ -340,7 +339,7 @@ impl<'g> Planner<'g, '_> {
             let outcome = self.walk(block, &visit.context.inside(Place::Inner), observed)?;
             for (value, observer) in block.outputs().into_iter().zip(outcome.results) {
                 // In a flat graph a sum of float values stays in float in a branch, too.
-                let is_float = matches!(self.qconfigs, Configuration::ByScope(..))
+                let is_float = self.wanted.flat
                     && !self.wanted.follows_inputs(value.node(), |input| self.is_observed(input, observed));
                 if let Some(observer) = observer.filter(|_| !is_float) {
                     self.observe_with(value, observer, visit, observed);
@@ -375,8 +374,7 @@ impl<'g> Planner<'g, '_> {
         if visit.left_to_caller.contains(&value) || observed.contains(&value) {
             return;
         }
-        let is_flat = matches!(self.qconfigs, Configuration::ByScope(..));
-        if is_flat && (!value.type_of().is_tensor() || may_be_missing(value)) {
+        if self.wanted.flat && (!value.type_of().is_tensor() || may_be_missing(value)) {
             return;
         }
         let value = self.observed_later.get(&value).copied().unwrap_or(value);

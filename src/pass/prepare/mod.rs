@@ -49,7 +49,7 @@ pub use flatten::flatten;
 pub use fold_batch_norm::fold_batch_norm;
 pub use fold_padding::fold_padding;
 pub use functionalize::functionalize;
-pub(crate) use functionalize::{Sharing, sharing, writes};
+pub(crate) use functionalize::{viewed, writes, written};
 pub(crate) use lone_linear::{LoneLinear, ROWS, find_lone_linear, mark_lone_linear};
 pub(crate) use quantize_lone_linear::quantize_lone_linear;
 pub use recurrent::quantize_recurrent;

@@ -32,10 +32,10 @@ mod writes;
 use std::collections::HashMap;
 
 pub(super) use self::rounds::show_next_rounds;
-pub(crate) use self::rounds::writes;
 use self::state::Knowledge;
-pub(crate) use self::views::{Sharing, sharing};
+pub(crate) use self::views::viewed;
 use self::walk::{Stop, Walker};
+pub(crate) use self::writes::{writes, written};
 use crate::error::{Error, Result};
 use crate::ir::{GeneralPass, Graph, Node};
 use crate::pass::layers::{Layer, place};

@@ -1,9 +1,10 @@
 //! What libtorch's alias analysis does not know of loops.
 
 use super::branches::is_inside;
-use super::views::{Sharing, sharing};
+use super::views::viewed;
+use super::writes::writes;
 use crate::error::Result;
-use crate::ir::{Graph, IValue, Node, Value};
+use crate::ir::{Graph, IValue};
 
 /// libtorch does not see that a round of a loop writes into what the one before handed to it, and takes that for a constant:
 ///
@@ -39,19 +40,4 @@ pub fn show_next_rounds(graph: &Graph) -> Result<()> {
         }
     }
     Ok(())
-}
-
-/// Whether `node` writes into an argument.
-pub fn writes(node: Node<'_>) -> bool {
-    node.schema().is_some_and(|schema| schema.arguments.iter().any(|argument| argument.is_write))
-}
-
-/// What a value is a view of.
-fn viewed(mut value: Value<'_>) -> Value<'_> {
-    while sharing(value.node()) != Sharing::None
-        && let Some(base) = value.node().input(0)
-    {
-        value = base;
-    }
-    value
 }

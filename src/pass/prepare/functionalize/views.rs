@@ -14,7 +14,7 @@ pub(super) struct View<'g> {
 
 /// How a node's result shares memory with its first input.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum Sharing {
+pub(super) enum Sharing {
     /// It is a view, always.
     View,
     /// It is a list of views.
@@ -64,8 +64,18 @@ pub(super) fn is_cast(kind: &str) -> bool {
     matches!(kind, "aten::_unwrap_optional" | "prim::unchecked_unwrap_optional" | "prim::unchecked_cast")
 }
 
+/// What a value is a view of, of views, and so on.
+pub fn viewed(mut value: Value<'_>) -> Value<'_> {
+    while sharing(value.node()) != Sharing::None
+        && let Some(base) = value.node().input(0)
+    {
+        value = base;
+    }
+    value
+}
+
 /// How the result of `node`, which writes nothing, shares memory with its first input.
-pub fn sharing(node: Node<'_>) -> Sharing {
+pub(super) fn sharing(node: Node<'_>) -> Sharing {
     if is_cast(node.kind()) {
         return Sharing::View;
     }

@@ -24,8 +24,19 @@ const REBINDING: &[&str] = &["aten::set_", "aten::resize_", "aten::resize_as_", 
 
 /// Whether `node` changes something that has other names: a tensor, a list, a dictionary, an attribute.
 pub(super) fn changes_something(node: Node<'_>) -> bool {
-    node.kind() == "prim::SetAttr"
-        || node.schema().is_some_and(|schema| schema.arguments.iter().any(|argument| argument.is_write))
+    node.kind() == "prim::SetAttr" || writes(node)
+}
+
+/// Whether `node` writes into an argument.
+pub fn writes(node: Node<'_>) -> bool {
+    node.schema().is_some_and(|schema| schema.arguments.iter().any(|argument| argument.is_write))
+}
+
+/// The arguments that `node` writes into.
+pub fn written<'g>(node: Node<'g>) -> Vec<Value<'g>> {
+    let arguments = node.schema().map(|schema| schema.arguments).unwrap_or_default();
+    let pairs = std::iter::zip(node.inputs(), arguments);
+    pairs.filter(|(_, argument)| argument.is_write).map(|(value, _)| value).collect()
 }
 
 /// The operator that computes what `kind` writes.
