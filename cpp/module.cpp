@@ -509,13 +509,18 @@ std::unique_ptr<Tensor> tensor_plain(const Tensor &tensor) {
 }
 size_t tensor_data(const Tensor &tensor) { return reinterpret_cast<size_t>(tensor.const_data_ptr()); }
 
-rust::Vec<uint8_t> tensor_to_bytes(const Tensor &tensor) {
-  auto plain = tensor_plain(tensor);
-  rust::Vec<uint8_t> bytes;
-  bytes.reserve(plain->nbytes());
-  const auto *begin = static_cast<const uint8_t *>(plain->const_data_ptr());
-  std::copy(begin, begin + plain->nbytes(), std::back_inserter(bytes));
-  return bytes;
+rust::Slice<const float> tensor_floats(const Tensor &plain) {
+  TORCH_CHECK(plain.is_cpu() && plain.is_contiguous() && plain.scalar_type() == at::kFloat, "not a plain tensor of f32");
+  if (plain.numel() == 0)
+    return {};
+  return {plain.const_data_ptr<float>(), static_cast<size_t>(plain.numel())};
+}
+
+void tensor_read(const Tensor &plain, rust::Slice<uint8_t> into) {
+  TORCH_CHECK(plain.is_cpu() && plain.is_contiguous() && plain.nbytes() == into.size(), "a tensor of ", plain.nbytes(),
+              " bytes is read into ", into.size());
+  if (!into.empty())
+    std::memcpy(into.data(), plain.const_data_ptr(), into.size());
 }
 
 std::unique_ptr<Tensor> tensor_to_f32(const Tensor &tensor) {

@@ -36,7 +36,7 @@ impl Group {
     /// Those of [`Group::all_gather`]; and where another process has a different number of values.
     pub fn all_reduce<T: Element + AddAssign>(&self, values: &mut [T]) -> Result<()> {
         if size_of_val(values) <= SMALL {
-            let all = self.all_gather(&T::to_bytes(values))?;
+            let all = self.all_gather(bytemuck::cast_slice(values))?;
             return self.sum(all.into_iter().map(Ok), values);
         }
         let (world, rank, count) = (self.world(), self.rank(), values.len());
@@ -45,17 +45,17 @@ impl Group {
         let step = self.begin();
         let mut written = Vec::new();
         for peer in (0..world).filter(|peer| *peer != rank) {
-            self.publish(&step, &peer.to_string(), &T::to_bytes(&values[part(peer)]), &mut written)?;
+            self.publish(&step, &peer.to_string(), bytemuck::cast_slice(&values[part(peer)]), &mut written)?;
         }
-        let mine = T::to_bytes(&values[part(rank)]);
+        let mine = bytemuck::cast_slice(&values[part(rank)]).to_vec();
         let of = |peer: usize| if peer == rank { Ok(mine.clone()) } else { self.fetch(&step, peer, &rank.to_string()) };
         self.sum((0..world).map(of), &mut values[part(rank)])?;
         self.end(written)?;
 
-        let sums = self.all_gather(&T::to_bytes(&values[part(rank)]))?;
+        let sums = self.all_gather(bytemuck::cast_slice(&values[part(rank)]))?;
         for (peer, sums) in sums.iter().enumerate() {
             self.check_length(peer, sums.len(), size_of_val(&values[part(peer)]))?;
-            values[part(peer)].copy_from_slice(&T::from_bytes(sums));
+            values[part(peer)].copy_from_slice(&bytemuck::pod_collect_to_vec(sums));
         }
         Ok(())
     }
@@ -81,7 +81,7 @@ impl Group {
         for (rank, bytes) in all.enumerate() {
             let bytes = bytes?;
             self.check_length(rank, bytes.len(), size_of_val(values))?;
-            let theirs = T::from_bytes(&bytes);
+            let theirs: Vec<T> = bytemuck::pod_collect_to_vec(&bytes);
             match rank {
                 0 => values.copy_from_slice(&theirs),
                 _ => values.iter_mut().zip(theirs).for_each(|(sum, value)| *sum += value),

@@ -24,7 +24,7 @@ mod weight_only;
 
 pub use accelerate::{Accelerated, LeftOut, accelerate};
 pub use stock::{stock_engine, stock_engines, with_stock_engine};
-pub(crate) use threads::HostThreads;
+pub(crate) use threads::{HostThreads, in_parts};
 
 /// Keeps the files that register native operators in whatever links the library.
 pub(crate) fn keep_native_operators() {

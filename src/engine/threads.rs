@@ -112,7 +112,7 @@ impl<T> Parts<T> {
 
 /// Has the host's threads work on `out` in parts of whole units of `unit` elements; `work` gets the number of the first unit
 /// and the part. `cost` is how much a unit costs, in elements that are looked at once.
-pub(super) fn in_parts<T: Send>(out: &mut [T], unit: usize, cost: usize, work: &(dyn Fn(usize, &mut [T]) + Sync)) {
+pub(crate) fn in_parts<T: Send>(out: &mut [T], unit: usize, cost: usize, work: &(dyn Fn(usize, &mut [T]) + Sync)) {
     let units = out.len().checked_div(unit).unwrap_or(0);
     let worth = units.saturating_mul(cost) / ELEMENTS_A_TASK;
     if worth < 2 {

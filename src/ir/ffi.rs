@@ -355,7 +355,8 @@ pub(crate) mod bridge {
         fn tensor_dtype(tensor: &Tensor) -> i32;
         fn tensor_shape(tensor: &Tensor) -> Vec<i64>;
         fn tensor_bytes_len(tensor: &Tensor) -> usize;
-        fn tensor_to_bytes(tensor: &Tensor) -> Result<Vec<u8>>;
+        fn tensor_read(tensor: &Tensor, into: &mut [u8]) -> Result<()>;
+        fn tensor_floats(tensor: &Tensor) -> Result<&[f32]>;
         fn tensor_to_f32(tensor: &Tensor) -> Result<UniquePtr<Tensor>>;
         fn tensor_is_quantized(tensor: &Tensor) -> bool;
         fn tensor_is_cpu(tensor: &Tensor) -> bool;

@@ -56,26 +56,15 @@ impl DType {
 }
 
 /// A Rust type that tensors hold.
-pub trait Element: Copy + 'static {
+pub trait Element: bytemuck::Pod {
     /// The tensor's element type.
     const DTYPE: DType;
-    /// The native-endian bytes of `values`.
-    fn to_bytes(values: &[Self]) -> Vec<u8>;
-    /// The values in native-endian `bytes`.
-    fn from_bytes(bytes: &[u8]) -> Vec<Self>;
 }
 
 macro_rules! element {
     ($($type:ty => $dtype:ident),*) => {$(
         impl Element for $type {
             const DTYPE: DType = DType::$dtype;
-            fn to_bytes(values: &[Self]) -> Vec<u8> {
-                values.iter().flat_map(|v| v.to_ne_bytes()).collect()
-            }
-            fn from_bytes(bytes: &[u8]) -> Vec<Self> {
-                let (chunks, _) = bytes.as_chunks::<{ size_of::<$type>() }>();
-                chunks.iter().map(|c| <$type>::from_ne_bytes(*c)).collect()
-            }
         }
     )*};
 }
@@ -108,7 +97,7 @@ impl Tensor {
     /// # Errors
     /// Where `shape` does not hold exactly `values.len()` elements.
     pub fn from_slice<T: Element>(values: &[T], shape: &[i64]) -> Result<Self> {
-        Self::from_bytes(T::DTYPE, shape, &T::to_bytes(values))
+        Self::from_bytes(T::DTYPE, shape, bytemuck::cast_slice(values))
     }
 
     /// A contiguous tensor of `shape` with a copy of `bytes`, the elements in row-major order and native-endian.
@@ -166,12 +155,20 @@ impl Tensor {
         if plain != Some(T::DTYPE) {
             return Err(Error::invalid(format!("{self:?} does not hold {:?}", T::DTYPE)));
         }
-        Ok(T::from_bytes(&ffi::tensor_to_bytes(&self.0)?))
+        self.read()
     }
 
     /// The elements' bytes in row-major order; of a quantized tensor its integers'.
     pub(crate) fn raw_bytes(&self) -> Result<Vec<u8>> {
-        Ok(ffi::tensor_to_bytes(&self.0)?)
+        self.read()
+    }
+
+    /// What lies in memory, copied once. `T` is of the elements' size, or a byte.
+    fn read<T: bytemuck::Pod>(&self) -> Result<Vec<T>> {
+        let plain = ffi::tensor_plain(&self.0)?;
+        let mut values = vec![T::zeroed(); ffi::tensor_bytes_len(&plain) / size_of::<T>()];
+        ffi::tensor_read(&plain, bytemuck::cast_slice_mut(&mut values))?;
+        Ok(values)
     }
 
     /// The elements as f32 in row-major order, dequantized or converted where they are of another type.
@@ -180,6 +177,15 @@ impl Tensor {
     /// Where libtorch cannot convert them.
     pub fn to_f32_vec(&self) -> Result<Vec<f32>> {
         Self(ffi::tensor_to_f32(&self.0)?).to_vec()
+    }
+
+    /// Calls `with` on the elements as f32 in row-major order, without a copy where they lie so. Nothing may write into the
+    /// tensor meanwhile.
+    ///
+    /// # Errors
+    /// Where libtorch cannot convert them.
+    pub(crate) fn with_f32<R>(&self, with: impl FnOnce(&[f32]) -> R) -> Result<R> {
+        Ok(with(ffi::tensor_floats(&*ffi::tensor_to_f32(&self.0)?)?))
     }
 
     /// A handle on the host's `at::Tensor`.

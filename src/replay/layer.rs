@@ -1,6 +1,6 @@
 //! An observed layer as the replay sees it.
 
-use super::solver::Window;
+use super::windows::Window;
 use crate::error::Result;
 use crate::ir::{IValue, Module, Node, Tensor, Value};
 use crate::pass::prepare::{WeightGrid, observed_weight, rounded_by_sums};

@@ -20,11 +20,11 @@
 
 use std::rc::Rc;
 
-use rayon::prelude::*;
-
 use super::layer::Layer;
-use super::solver::{Factor, Grams, Solver, Window};
+use super::solver::{Factor, Grams, Solver};
+use super::windows::{Window, windows};
 use super::{Pair, Runner};
+use crate::engine::in_parts;
 use crate::error::Result;
 use crate::ir::Tensor;
 use crate::kernel::Isa;
@@ -32,11 +32,13 @@ use crate::observer::multiversion;
 use crate::pass::prepare::Channel;
 
 /// Windows that a layer's problem is made of, of all that its inputs have.
-const ROWS: i64 = 24576;
+const ROWS: usize = 24576;
 /// Windows of small batches are joined up to so many.
 const ROWS_AT_ONCE: i64 = 4096;
+/// Outputs of a group by which the damping is chosen.
+const SEARCH_OUTPUTS: usize = 128;
 /// What factors may take that are kept to be used again.
-const MOST_BYTES_OF_FACTORS: usize = 64 << 20;
+const MOST_BYTES_OF_FACTORS: usize = 128 << 20;
 /// Columns up to which a problem is solved; the factorization takes their third power of time.
 const MOST_COLUMNS: i64 = 5120;
 /// What can be added to the diagonal, in parts of its mean: for the solution, and for what makes good for rounding. With few
@@ -50,9 +52,9 @@ const FIRST_TARGET: usize = 3;
 const FIRST_FACTOR: usize = 2;
 
 /// A layer's weights, as rounding takes them.
-struct Rows<'a> {
+struct Rows {
     /// Outputs x columns: as they are, and as they would be quantized.
-    values: [&'a [f32]; 2],
+    values: [Vec<f32>; 2],
     channels: Vec<Channel>,
     groups: usize,
     columns: usize,
@@ -75,7 +77,6 @@ impl Runner<'_> {
         if columns > MOST_COLUMNS || columns == 0 || outputs % groups != 0 {
             return by_sums();
         }
-        let rows = ROWS / inputs.len().max(1) as i64;
         let values = weight.to_f32_vec()?;
         let (columns, outputs, groups) = (columns as usize, outputs as usize, groups as usize);
         let with_bias: Vec<f32> = values
@@ -85,15 +86,15 @@ impl Runner<'_> {
             .collect();
         let per_group = outputs / groups;
         let with_bias = Tensor::from_slice(&with_bias, &[groups as i64, per_group as i64, columns as i64 + 1])?;
-        let Some(halves) = self.halves(inputs, window.as_ref(), rows, &with_bias)? else { return by_sums() };
+        let Some(halves) = self.halves(inputs, window.as_ref(), &with_bias)? else { return by_sums() };
         let channels: Vec<Channel> = (0..outputs).map(|output| grid.channel(output)).collect();
         let quantized = self.solver.quantize_weight(weight, &grid)?.to_f32_vec()?;
-        let rows = Rows { values: [&values, &quantized], channels, groups, columns };
-        let rounded = self.rounded(&rows, &with_bias, &halves)?;
+        let rows = Rows { values: [values, quantized], channels, groups, columns };
+        let rounded = self.rounded(&rows, &with_bias, halves)?;
         let bias = rounded.chunks(columns + 1).map(|row| row[columns]).collect();
         let weight_values: Vec<f32> = rounded
             .chunks(columns + 1)
-            .zip(values.chunks(columns))
+            .zip(rows.values[0].chunks(columns))
             .zip(&rows.channels)
             .flat_map(|((row, were), channel)| {
                 // The ends of the range keep their place: an observer that sees the row again finds the same range.
@@ -104,51 +105,66 @@ impl Runner<'_> {
     }
 
     /// The matrices of the two halves of the data; `None` where there is none.
-    fn halves(
-        &self,
-        inputs: &[Pair],
-        window: Option<&Window>,
-        rows: i64,
-        weight: &Tensor,
-    ) -> Result<Option<[Grams; 2]>> {
+    fn halves(&self, inputs: &[Pair], window: Option<&Window>, weight: &Tensor) -> Result<Option<[Grams; 2]>> {
+        let rows = ROWS / inputs.len().max(1);
         let mut sums: Option<[Grams; 2]> = None;
-        let (mut float, mut quantized, mut held) = (Vec::new(), Vec::new(), 0);
+        // The float and the quantized windows of each half.
+        let mut held: [[Vec<Tensor>; 2]; 2] = Default::default();
+        let mut count = 0;
         for (number, pair) in inputs.iter().enumerate() {
-            float.push(self.solver.windows(&pair.float, window, rows)?);
-            quantized.push(self.solver.windows(&pair.quantized, window, rows)?);
-            held += float.last().map_or(0, |windows| windows.shape()[1]);
-            if held < ROWS_AT_ONCE && number + 1 < inputs.len() {
+            for (run, input) in [&pair.float, &pair.quantized].into_iter().enumerate() {
+                let of_halves = windows(&Tensor::try_from(input.clone())?, window, rows)?;
+                count += if run == 0 { of_halves.iter().map(|half| half.shape()[1]).sum() } else { 0 };
+                std::iter::zip(&mut held, of_halves).for_each(|(half, windows)| half[run].push(windows));
+            }
+            if count < ROWS_AT_ONCE && number + 1 < inputs.len() {
                 continue;
             }
-            let [one, other] = self.solver.grams(&float, &quantized, weight)?;
-            sums = Some(match sums {
-                None => [one, other],
-                Some(sums) => [self.solver.sum(&sums[0], &one)?, self.solver.sum(&sums[1], &other)?],
-            });
-            (held, _, _) = (0, float.clear(), quantized.clear());
+            let [one, other] = held.each_ref().map(|[float, quantized]| self.solver.grams(float, quantized, weight));
+            let found = [one?, other?];
+            match &sums {
+                None => sums = Some(found),
+                Some(sums) => {
+                    std::iter::zip(sums, &found).try_for_each(|(sum, found)| self.solver.add(sum, found))?;
+                }
+            }
+            (held, count) = Default::default();
         }
         Ok(sums)
     }
 
     /// What the weights and biases `weight`, groups x outputs x (columns + 1), become.
-    fn rounded(&self, rows: &Rows<'_>, weight: &Tensor, halves: &[Grams; 2]) -> Result<Vec<f32>> {
-        let (given, other) = (&halves[0], &halves[1]);
+    fn rounded(&self, rows: &Rows, weight: &Tensor, halves: [Grams; 2]) -> Result<Vec<f32>> {
+        let solver = &self.solver;
+        let order = solver.order(&halves)?;
+        let [given, other] = halves.each_ref().map(|half| solver.turned(half, &order));
+        let (given, other) = (given?, other?);
+        drop(halves);
+        let weight = solver.in_order(&solver.transposed(weight)?, &order)?;
+        let places = order.columns()?;
+
         let from = DAMPING.partition_point(|&damping| damping < LEAST_DAMPING * rows.columns as f64);
-        let mut factors = Factors::new(&self.solver, given);
+        let every = (rows.channels.len() / rows.groups).div_ceil(SEARCH_OUTPUTS).max(1);
+        let some = rows.of_some(every);
+        let some_weight = solver.some(&weight, every)?;
+        let [fitted, judge] = [solver.of_some(&given, every)?, solver.of_some(&other, every)?];
+        let mut factors = Factors::new(solver, &fitted);
         let (target, solution) = lowest(from, FIRST_TARGET, |damping| {
-            let solution = self.solver.target(given, weight, &*factors.of(damping)?)?;
-            Ok((self.solver.loss(other, &solution)?, solution))
+            let solution = solver.target(&fitted, &some_weight, &*factors.of(damping)?)?;
+            Ok((solver.loss(&judge, &solution)?, solution))
         })?;
-        let solution = solution.to_vec()?;
+        let (shape, solution) = (solution.shape(), solution.to_vec()?);
         let (factor, ()) = lowest(from, FIRST_FACTOR, |damping| {
-            let rounded = rows.round(&self.solver, &solution, &*factors.of(damping)?)?;
-            Ok((self.solver.loss(other, &Tensor::from_slice(&rounded, &weight.shape())?)?, ()))
+            let rounded = some.round(&places, &solution, &*factors.of(damping)?)?;
+            Ok((solver.loss(&judge, &Tensor::from_slice(&rounded, &shape)?)?, ()))
         })?;
         drop(factors);
-        let all = self.solver.sum(&halves[0], &halves[1])?;
-        let mut factors = Factors::new(&self.solver, &all);
-        let solution = self.solver.target(&all, weight, &*factors.of(target)?)?.to_vec()?;
-        rows.round(&self.solver, &solution, &*factors.of(factor)?)
+
+        solver.add(&given, &other)?;
+        let mut factors = Factors::new(solver, &given);
+        let solution = solver.target(&given, &weight, &*factors.of(target)?)?.to_vec()?;
+        let rounded = rows.round(&places, &solution, &*factors.of(factor)?)?;
+        Ok(rows.out_of_order(&places, &rounded))
     }
 }
 
@@ -198,45 +214,75 @@ fn lowest<T>(from: usize, first: usize, mut make: impl FnMut(f64) -> Result<(f64
     Ok((DAMPING[at], made))
 }
 
-impl Rows<'_> {
-    fn round(&self, solver: &Solver, target: &[f32], factor: &Factor) -> Result<Vec<f32>> {
-        let (order, lower) = (factor.order()?, solver.values(factor)?.to_vec::<f32>()?);
-        let outputs = self.channels.len();
-        let (columns, per_group, size) = (self.columns, outputs / self.groups, self.columns + 1);
+impl Rows {
+    /// Those of every so many-th output of each group.
+    fn of_some(&self, every: usize) -> Self {
+        let per_group = self.channels.len() / self.groups;
+        let outputs: Vec<usize> = (0..self.channels.len()).filter(|output| output % per_group % every == 0).collect();
+        let rows = |values: &Vec<f32>| outputs.iter().flat_map(|row| self.row(values, *row)).copied().collect();
+        Self {
+            values: self.values.each_ref().map(rows),
+            channels: outputs.iter().map(|output| self.channels[*output]).collect(),
+            ..*self
+        }
+    }
+
+    fn row<'v>(&self, values: &'v [f32], output: usize) -> &'v [f32] {
+        &values[output * self.columns..][..self.columns]
+    }
+
+    /// Rounds `target`, outputs x (columns + 1) in the order `places` of each group.
+    fn round(&self, places: &[usize], target: &[f32], factor: &Factor) -> Result<Vec<f32>> {
+        let lower = factor.values()?;
+        let (per_group, size) = (self.channels.len() / self.groups, self.columns + 1);
         let isa = Isa::current();
-        let blocks: Vec<(usize, usize)> = (0..self.groups)
-            .flat_map(|group| {
-                let first = group * per_group;
-                (first..first + per_group).step_by(LANES).map(move |from| (from, (first + per_group).min(from + LANES)))
-            })
-            .collect();
-        let of_block = |(from, to): (usize, usize)| {
-            let group = from / per_group;
-            let problem = Problem {
-                order: &order[group * columns..(group + 1) * columns],
-                lower: &lower[group * size * size..(group + 1) * size * size],
-                rows: self.values.map(|values| &values[from * columns..to * columns]),
-                target: &target[from * size..to * size],
-                channels: &self.channels[from..to],
-            };
-            let mut rounded = vec![0.0; (to - from) * size];
-            round_block(isa, &problem, &mut rounded);
-            rounded
-        };
-        Ok(blocks.into_par_iter().flat_map_iter(of_block).collect())
+        let mut rounded = vec![0.0; self.channels.len() * size];
+        in_parts(&mut rounded, size, size * size, &|first, part| {
+            let mut from = first;
+            let end = first + part.len() / size;
+            while from < end {
+                let group = from / per_group;
+                let to = ((group + 1) * per_group).min(from + LANES).min(end);
+                let problem = Problem {
+                    places: &places[group * size..(group + 1) * size],
+                    lower: &lower[group * size * size..(group + 1) * size * size],
+                    rows: self.values.each_ref().map(|values| &values[from * self.columns..to * self.columns]),
+                    target: &target[from * size..to * size],
+                    channels: &self.channels[from..to],
+                };
+                round_block(isa, &problem, &mut part[(from - first) * size..(to - first) * size]);
+                from = to;
+            }
+        });
+        Ok(rounded)
+    }
+
+    /// What lies in the order `places`, with each column in its own place and the bias last.
+    fn out_of_order(&self, places: &[usize], rounded: &[f32]) -> Vec<f32> {
+        let (per_group, size) = (self.channels.len() / self.groups, self.columns + 1);
+        let mut found = vec![0.0; rounded.len()];
+        for (output, (row, found)) in std::iter::zip(rounded.chunks(size), found.chunks_mut(size)).enumerate() {
+            let places = &places[output / per_group * size..][..size];
+            std::iter::zip(places, row).for_each(|(&place, &value)| found[place] = value);
+        }
+        found
     }
 }
 
 /// Outputs that are rounded at once.
-const LANES: usize = 16;
+const LANES: usize = 64;
+
+/// Columns of which the errors are handed on together.
+const BLOCK: usize = 16;
 
 /// Up to [`LANES`] outputs of one group.
 struct Problem<'a> {
-    order: &'a [usize],
+    /// The column that lies at each place; the bias, which is the last one, at the first.
+    places: &'a [usize],
     lower: &'a [f32],
     /// Outputs x columns: as they are, and as they would be quantized.
     rows: [&'a [f32]; 2],
-    /// Outputs x (columns + 1): the solution, and its bias.
+    /// Outputs x (columns + 1): the solution, in order.
     target: &'a [f32],
     channels: &'a [Channel],
 }
@@ -249,36 +295,56 @@ multiversion! {
 
 #[inline(always)]
 fn round_lanes(problem: &Problem<'_>, rounded: &mut [f32]) {
-    let columns = problem.order.len();
-    let size = columns + 1;
+    let size = problem.places.len();
+    let columns = size - 1;
     let lanes = problem.channels.len();
-    // What those rounded so far add to what each aims at, times its diagonal: the bias, then columns from the last in the order.
+    // What those rounded so far add to what each aims at, times its diagonal.
     let mut owed = vec![[0.0f32; LANES]; size];
-    for place in (1..size).rev() {
-        let column = problem.order[columns - place];
-        let (before, row) = problem.lower[place * size..=place * size + place].split_at(place);
-        let mut error = [0.0f32; LANES];
-        for lane in 0..lanes {
-            let channel = problem.channels[lane];
-            let target = problem.target[lane * size + column];
-            let [is, quantized] = problem.rows.map(|rows| rows[lane * columns + column]);
-            let new = if channel.is_end(is) {
-                quantized
-            } else {
-                let wanted = target + owed[place][lane] / row[0];
-                channel.nearest(wanted.clamp(-channel.largest(), channel.largest()))
-            };
-            rounded[lane * size + column] = new;
-            error[lane] = target - new;
-        }
-        for (owed, factor) in std::iter::zip(&mut owed[..place], before) {
-            for lane in 0..LANES {
-                owed[lane] += factor * error[lane];
+    let mut end = size;
+    while end > 1 {
+        let first = end.saturating_sub(BLOCK).max(1);
+        let mut errors = [[0.0f32; LANES]; BLOCK];
+        for place in (first..end).rev() {
+            let column = problem.places[place];
+            let row = &problem.lower[place * size..=place * size + place];
+            let error = &mut errors[place - first];
+            for lane in 0..lanes {
+                let channel = problem.channels[lane];
+                let target = problem.target[lane * size + place];
+                let [is, quantized] = problem.rows.map(|rows| rows[lane * columns + column]);
+                let new = if channel.is_end(is) {
+                    quantized
+                } else {
+                    let wanted = target + owed[place][lane] / row[place];
+                    channel.nearest(wanted.clamp(-channel.largest(), channel.largest()))
+                };
+                rounded[lane * size + place] = new;
+                error[lane] = target - new;
+            }
+            for (owed, factor) in std::iter::zip(&mut owed[first..place], &row[first..place]) {
+                for lane in 0..LANES {
+                    owed[lane] += factor * error[lane];
+                }
             }
         }
+        // The places before the block are visited once for all of it: they lie in a cache further away. Rows that a last,
+        // smaller block lacks have errors of 0.
+        let rows: [&[f32]; BLOCK] =
+            std::array::from_fn(|row| &problem.lower[(first + row).min(end - 1) * size..][..first]);
+        for (place, owed) in owed[..first].iter_mut().enumerate() {
+            let factors = rows.map(|row| row[place]);
+            for lane in 0..LANES {
+                let mut sum = owed[lane];
+                for row in (0..BLOCK).rev() {
+                    sum += factors[row] * errors[row][lane];
+                }
+                owed[lane] = sum;
+            }
+        }
+        end = first;
     }
     for lane in 0..lanes {
-        rounded[lane * size + columns] = problem.target[lane * size + columns] + owed[0][lane] / problem.lower[0];
+        rounded[lane * size] = problem.target[lane * size] + owed[0][lane] / problem.lower[0];
     }
 }
 
@@ -299,17 +365,17 @@ mod tests {
         let lower = [l00, 0.0, 0.0, l10, l11, 0.0, l20, l21, l22];
         let channel = Channel { step: 1.0, bounds: (-127.0, 127.0) };
         let problem = Problem {
-            order: &[0, 1],
+            places: &[2, 1, 0],
             lower: &lower,
             rows: [&[0.4, 0.4], &[0.0, 0.0]],
-            target: &[0.4, 0.4, 0.0],
+            target: &[0.0, 0.4, 0.4],
             channels: &[channel],
         };
         let mut rounded = [0.0; 3];
         round_block(Isa::Scalar, &problem, &mut rounded);
         // The first one loses 0.4, which the second one takes over: 0.8 becomes 1. The bias takes the rest, 0.2 too much.
-        assert_eq!(rounded[..2], [0.0, 1.0]);
-        assert!((rounded[2] + 0.2 * b / 3.0).abs() < 1e-3, "{rounded:?}");
+        assert_eq!(rounded[1..], [1.0, 0.0]);
+        assert!((rounded[0] + 0.2 * b / 3.0).abs() < 1e-3, "{rounded:?}");
         for isa in Isa::available() {
             let mut same = [0.0; 3];
             round_block(isa, &problem, &mut same);

@@ -14,6 +14,7 @@ mod learned_rounding;
 mod run;
 mod samples;
 mod solver;
+mod windows;
 
 use std::collections::HashSet;
 

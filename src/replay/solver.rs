@@ -28,42 +28,44 @@ impl Range {
     }
 }
 
-/// How a layer's window moves over its input, as `aten::im2col` takes it.
-pub(super) struct Window {
-    pub kernel: [i64; 2],
-    pub dilation: [i64; 2],
-    pub padding: [i64; 2],
-    pub stride: [i64; 2],
-    pub groups: i64,
-}
-
 /// Columns up to which matrices are in f64. Larger ones are of many columns for few windows, and strongly damped.
 const MOST_COLUMNS_IN_F64: i64 = 2048;
 
-/// The matrices of a layer's least squares problem, one for each group of channels, a column of ones for the bias last.
+/// The matrices of a layer's least squares problem, one for each group of channels.
 pub(super) struct Grams {
-    /// `q^T q`, `q` being what the layer takes in the quantized run: a window in each row.
+    /// `q^T q`, `q` being what the layer takes in the quantized run: a window in each row, and a one for the bias.
     gram: Tensor,
     /// `q^T y`, `y` being the layer's results in float.
     towards: Tensor,
 }
 
-/// A damped `q^T q` factorized, for its solutions and for greedy rounding ([`super::learned_rounding`]).
+/// A damped `q^T q` factorized, for its solutions and for greedy rounding ([`super::learned_rounding`]): lower triangular,
+/// groups x (columns + 1) x (columns + 1).
 pub(super) struct Factor {
-    order: Tensor,
     lower: Tensor,
     damping: f64,
 }
 
 impl Factor {
-    /// The order in which columns are rounded, groups x columns.
-    pub fn order(&self) -> Result<Vec<usize>> {
-        Ok(self.order.to_vec::<i64>()?.into_iter().map(|column| column as usize).collect())
-    }
-
     /// Bytes that it takes.
     pub fn nbytes(&self) -> usize {
         self.lower.nbytes()
+    }
+
+    /// Its values as f32.
+    pub fn values(&self) -> Result<Vec<f32>> {
+        self.lower.to_f32_vec()
+    }
+}
+
+/// The order in which a layer's problem is solved: the bias first, then the columns from the smallest inputs on, so that they
+/// are rounded from the last one on (groups x (columns + 1)).
+pub(super) struct Order(Tensor);
+
+impl Order {
+    /// The columns in this order, for one group after the other; the bias is the last column.
+    pub fn columns(&self) -> Result<Vec<usize>> {
+        Ok(self.0.to_vec::<i64>()?.into_iter().map(|column| column as usize).collect())
     }
 }
 
@@ -84,35 +86,6 @@ def channel_ranges(self, x: Tensor) -> Tuple[Tensor, Tensor]:
     by_channel = x.transpose(0, 1).reshape([x.size(1), -1])
     return by_channel.amin([1]), by_channel.amax([1])
 
-def windows(self, x: Tensor, kernel: List[int], dilation: List[int], padding: List[int], stride: List[int], groups: int, rows: int) -> Tensor:
-    # Of all windows only those that are taken are copied.
-    x = torch.constant_pad_nd(x, [padding[1], padding[1], padding[0], padding[0]])
-    height = (x.size(2) - dilation[0] * (kernel[0] - 1) - 1) // stride[0] + 1
-    width = (x.size(3) - dilation[1] * (kernel[1] - 1) - 1) // stride[1] + 1
-    of_image = x.stride()
-    down, right = of_image[2], of_image[3]
-    strides = [stride[0] * down, stride[1] * right, of_image[1], dilation[0] * down, dilation[1] * right]
-    found = []
-    per_image = max(1, rows // x.size(0))
-    step = max(1, height * width // per_image)
-    for i in range(x.size(0)):
-        views = torch.as_strided(x[i], [height, width, x.size(1), kernel[0], kernel[1]], strides)
-        place = torch.arange((i * 7) % step, height * width, step)
-        some = views[torch.floor_divide(place, width), torch.remainder(place, width)]
-        found.append(some.reshape([some.size(0), groups, -1]).transpose(0, 1))
-    joined = torch.cat(found, 1)
-    return torch.cat([joined, torch.ones_like(torch.slice(joined, 2, 0, 1, 1))], 2)
-
-def rows_of(self, x: Tensor, rows: int) -> Tensor:
-    flat = x.reshape([1, -1, x.size(-1)])
-    step = max(1, flat.size(1) // rows)
-    flat = torch.slice(flat, 1, 0, None, step)
-    return torch.cat([flat, torch.ones_like(torch.slice(flat, 2, 0, 1, 1))], 2)
-
-def half(self, x: Tensor, second: bool) -> Tensor:
-    middle = (x.size(1) + 1) // 2
-    return torch.slice(x, 1, middle, None, 1) if second else torch.slice(x, 1, 0, middle, 1)
-
 def squares(self, q: Tensor) -> Tensor:
     # The matrix is symmetric: of its blocks those on and above the diagonal are computed.
     size = q.size(2)
@@ -127,10 +100,9 @@ def squares(self, q: Tensor) -> Tensor:
         torch.slice(torch.slice(whole, 2, first, first + block, 1), 1, first, None, 1).copy_(part.transpose(1, 2))
     return whole
 
-def grams(self, x: List[Tensor], q: List[Tensor], weight: Tensor, second: bool, dtype: int) -> Tuple[Tensor, Tensor]:
+def grams(self, x: List[Tensor], q: List[Tensor], weight: Tensor, dtype: int) -> Tuple[Tensor, Tensor]:
     # Sums in f32.
-    some_x = torch.cat([self.half(part, second) for part in x], 1)
-    some_q = torch.cat([self.half(part, second) for part in q], 1)
+    some_x, some_q = torch.cat(x, 1), torch.cat(q, 1)
     wanted, taken = weight.transpose(1, 2), some_q.transpose(1, 2)
     if 2 * weight.size(1) < weight.size(2):
         towards = torch.matmul(taken, torch.matmul(some_x, wanted)).to(dtype)
@@ -139,35 +111,40 @@ def grams(self, x: List[Tensor], q: List[Tensor], weight: Tensor, second: bool, 
     return self.squares(some_q).to(dtype), towards
 
 def add(self, a: Tensor, b: Tensor) -> Tensor:
-    return a + b
+    return a.add_(b)
 
-def added(self, gram: Tensor, damping: float) -> Tensor:
-    inputs = torch.slice(torch.diagonal(gram, 0, 1, 2), 1, 0, -1, 1)
-    added = torch.ones_like(inputs) * inputs.mean([1], True) * damping
-    return torch.cat([added, torch.zeros_like(torch.slice(added, 1, 0, 1, 1))], 1) + 1e-8
-
-def backwards(self, order: Tensor) -> Tensor:
-    # The bias first, then the columns from the last one on.
+def order(self, one: Tensor, other: Tensor) -> Tensor:
+    # The bias first, then the columns from the smallest inputs on.
+    inputs = torch.diagonal(one, 0, 1, 2) + torch.diagonal(other, 0, 1, 2)
+    order = torch.argsort(torch.slice(inputs, 1, 0, -1, 1), 1, True)
     last = torch.full_like(torch.slice(order, 1, 0, 1, 1), order.size(1))
     return torch.cat([order, last], 1).flip([1])
 
-def factor(self, gram: Tensor, damping: float) -> Tuple[Tensor, Tensor]:
-    inputs = torch.slice(torch.diagonal(gram, 0, 1, 2), 1, 0, -1, 1)
-    order = torch.argsort(inputs, 1, True)
-    places = self.backwards(order)
-    wide = places.unsqueeze(2).expand([-1, -1, gram.size(1)])
-    turned = torch.gather(torch.gather(gram, 1, wide), 2, wide.transpose(1, 2))
-    torch.diagonal(turned, 0, 1, 2).add_(torch.gather(self.added(gram, damping), 1, places))
-    return order, torch.linalg_cholesky(turned)
+def in_order(self, x: Tensor, order: Tensor) -> Tensor:
+    return torch.gather(x, 1, order.unsqueeze(2).expand_as(x))
 
-def target(self, gram: Tensor, towards: Tensor, weight: Tensor, order: Tensor, lower: Tensor, damping: float) -> Tensor:
-    right = towards + self.added(gram, damping).unsqueeze(2) * weight.to(gram.dtype).transpose(1, 2)
-    wide = self.backwards(order).unsqueeze(2).expand_as(right)
-    solved = torch.cholesky_solve(torch.gather(right, 1, wide), lower)
-    return torch.scatter(torch.zeros_like(right), 1, wide, solved).transpose(1, 2).to(6).contiguous()
+def turned(self, gram: Tensor, order: Tensor) -> Tensor:
+    return self.in_order(self.in_order(gram, order).transpose(1, 2), order)
 
-def plain(self, lower: Tensor) -> Tensor:
-    return lower.to(6).contiguous()
+def transposed(self, x: Tensor) -> Tensor:
+    return x.transpose(1, 2)
+
+def some(self, x: Tensor, every: int) -> Tensor:
+    return torch.slice(x, 2, 0, None, every).contiguous()
+
+def added(self, gram: Tensor, damping: float) -> Tensor:
+    inputs = torch.slice(torch.diagonal(gram, 0, 1, 2), 1, 1, None, 1)
+    added = torch.ones_like(inputs) * inputs.mean([1], True) * damping
+    return torch.cat([torch.zeros_like(torch.slice(added, 1, 0, 1, 1)), added], 1) + 1e-8
+
+def factor(self, gram: Tensor, damping: float) -> Tensor:
+    damped = gram.clone()
+    torch.diagonal(damped, 0, 1, 2).add_(self.added(gram, damping))
+    return torch.linalg_cholesky(damped)
+
+def target(self, gram: Tensor, towards: Tensor, weight: Tensor, lower: Tensor, damping: float) -> Tensor:
+    right = towards + self.added(gram, damping).unsqueeze(2) * weight.to(gram.dtype)
+    return torch.cholesky_solve(right, lower).transpose(1, 2).to(6).contiguous()
 
 def loss(self, gram: Tensor, towards: Tensor, rounded: Tensor) -> float:
     rounded = rounded.to(gram.dtype)
@@ -220,67 +197,72 @@ def loss(self, gram: Tensor, towards: Tensor, rounded: Tensor) -> float:
         Ok(std::iter::zip(min.to_f32_vec()?, max.to_f32_vec()?).collect())
     }
 
-    /// Some `rows` of the windows that a layer sees in `x`, groups x rows x (columns + 1); without a window, the rows of
-    /// a linear layer's input.
-    pub fn windows(&self, x: &IValue, window: Option<&Window>, rows: i64) -> Result<Tensor> {
-        Tensor::try_from(match window {
-            None => self.code.call::<IValue>("rows_of", &[x.clone(), IValue::Int(rows)])?,
-            Some(window) => {
-                let list = IValue::int_list;
-                self.code.call::<IValue>(
-                    "windows",
-                    &[
-                        x.clone(),
-                        list(window.kernel),
-                        list(window.dilation),
-                        list(window.padding),
-                        list(window.stride),
-                        IValue::Int(window.groups),
-                        IValue::Int(rows),
-                    ],
-                )?
-            }
-        })
-    }
-
-    /// The matrices of the first and of the second half of each batch's rows, for a layer with the weights `weight` (groups x
-    /// outputs x (columns + 1)).
-    pub fn grams(&self, float: &[Tensor], quantized: &[Tensor], weight: &Tensor) -> Result<[Grams; 2]> {
+    /// The matrices of some windows ([`super::windows`]) in both runs, for a layer with the weights `weight` (groups x outputs x
+    /// (columns + 1)).
+    pub fn grams(&self, float: &[Tensor], quantized: &[Tensor], weight: &Tensor) -> Result<Grams> {
         let is_small = weight.shape()[2] <= MOST_COLUMNS_IN_F64;
         let dtype = if is_small { DType::F64 } else { DType::F32 } as i64;
         let list = |parts: &[Tensor]| IValue::tensor_list(parts.iter().cloned());
-        let of = |second: bool| -> Result<Grams> {
-            let inputs = [list(float), list(quantized), weight.into(), IValue::Bool(second), IValue::Int(dtype)];
-            let [gram, towards] = self.two("grams", &inputs)?;
-            Ok(Grams { gram, towards })
-        };
-        Ok([of(false)?, of(true)?])
+        let inputs = [list(float), list(quantized), weight.into(), IValue::Int(dtype)];
+        match self.code.call::<IValue>("grams", &inputs)?.tensors()[..] {
+            [gram, towards] => Ok(Grams { gram: gram.clone(), towards: towards.clone() }),
+            _ => Err(Error::invalid("grams gives two tensors")),
+        }
     }
 
-    pub fn sum(&self, one: &Grams, other: &Grams) -> Result<Grams> {
-        let add = |a: &Tensor, b: &Tensor| Tensor::try_from(self.code.call::<IValue>("add", &[a.into(), b.into()])?);
-        Ok(Grams { gram: add(&one.gram, &other.gram)?, towards: add(&one.towards, &other.towards)? })
+    /// Adds `other` to `sum`, in place.
+    pub fn add(&self, sum: &Grams, other: &Grams) -> Result<()> {
+        self.tensor("add", &[(&sum.gram).into(), (&other.gram).into()])?;
+        self.tensor("add", &[(&sum.towards).into(), (&other.towards).into()]).map(drop)
+    }
+
+    /// The order that the inputs of both halves ask for.
+    pub fn order(&self, halves: &[Grams; 2]) -> Result<Order> {
+        Ok(Order(self.tensor("order", &[(&halves[0].gram).into(), (&halves[1].gram).into()])?))
+    }
+
+    /// The matrices with their rows and columns in this order.
+    pub fn turned(&self, grams: &Grams, order: &Order) -> Result<Grams> {
+        Ok(Grams {
+            gram: self.tensor("turned", &[(&grams.gram).into(), (&order.0).into()])?,
+            towards: self.in_order(&grams.towards, order)?,
+        })
+    }
+
+    /// A tensor groups x (columns + 1) x outputs with its rows in this order.
+    pub fn in_order(&self, rows: &Tensor, order: &Order) -> Result<Tensor> {
+        self.tensor("in_order", &[rows.into(), (&order.0).into()])
+    }
+
+    /// A tensor groups x outputs x (columns + 1) as groups x (columns + 1) x outputs.
+    pub fn transposed(&self, rows: &Tensor) -> Result<Tensor> {
+        self.tensor("transposed", &[rows.into()])
+    }
+
+    /// Every so many-th output of a tensor groups x (columns + 1) x outputs.
+    pub fn some(&self, of: &Tensor, every: usize) -> Result<Tensor> {
+        self.tensor("some", &[of.into(), IValue::Int(every as i64)])
+    }
+
+    /// The matrices of every so many-th output.
+    pub fn of_some(&self, grams: &Grams, every: usize) -> Result<Grams> {
+        Ok(Grams { gram: grams.gram.clone(), towards: self.some(&grams.towards, every)? })
     }
 
     /// Factorizes `q^T q`. Each diagonal gets `damping` times the mean of the inputs' more, which draws the solution to the
     /// weights that there are; the bias is free.
     pub fn factor(&self, grams: &Grams, damping: f64) -> Result<Factor> {
-        let [order, lower] = self.two("factor", &[(&grams.gram).into(), IValue::Double(damping)])?;
-        Ok(Factor { order, lower, damping })
+        let lower = self.tensor("factor", &[(&grams.gram).into(), IValue::Double(damping)])?;
+        Ok(Factor { lower, damping })
     }
 
-    /// What gives the results of `weight` (groups x outputs x (columns + 1)) best, not rounded.
+    /// What gives the results of `weight` (groups x (columns + 1) x outputs, in order) best, not rounded: groups x outputs x
+    /// (columns + 1).
     pub fn target(&self, grams: &Grams, weight: &Tensor, factor: &Factor) -> Result<Tensor> {
-        let tensors = [&grams.gram, &grams.towards, weight, &factor.order, &factor.lower];
+        let tensors = [&grams.gram, &grams.towards, weight, &factor.lower];
         let damping = IValue::Double(factor.damping);
         let inputs: Vec<IValue> = tensors.into_iter().map(IValue::from).chain([damping]).collect();
-        Tensor::try_from(self.code.call::<IValue>("target", &inputs)?)
-    }
-
-    /// The lower triangular factors: groups x (columns + 1) x (columns + 1), the bias first, then the columns from the last in
-    /// the order on.
-    pub fn values(&self, factor: &Factor) -> Result<Tensor> {
-        Tensor::try_from(self.code.call::<IValue>("plain", &[(&factor.lower).into()])?)
+        self.tensor("target", &inputs)
     }
 
     /// The squared error that `rounded` makes of the float results, less what does not depend on it.
@@ -292,10 +274,7 @@ def loss(self, gram: Tensor, towards: Tensor, rounded: Tensor) -> float:
         }
     }
 
-    fn two(&self, function: &str, inputs: &[IValue]) -> Result<[Tensor; 2]> {
-        match self.code.call::<IValue>(function, inputs)?.tensors()[..] {
-            [one, other] => Ok([one.clone(), other.clone()]),
-            _ => Err(Error::invalid(format!("{function} gives two tensors"))),
-        }
+    fn tensor(&self, function: &str, inputs: &[IValue]) -> Result<Tensor> {
+        Tensor::try_from(self.code.call::<IValue>(function, inputs)?)
     }
 }
