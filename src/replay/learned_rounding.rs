@@ -19,15 +19,15 @@
 //! runs have the same inputs; compare Nagel et al., AdaRound, 2020, section 3.5.
 
 use std::rc::Rc;
-
-use rayon::prelude::*;
+use std::sync::OnceLock;
 
 use super::layer::Layer;
 use super::solver::{Factor, Grams, Solver, Window};
 use super::{Pair, Runner};
+use crate::engine::HostThreads;
 use crate::error::Result;
 use crate::ir::Tensor;
-use crate::kernel::Isa;
+use crate::kernel::{Isa, Parallel};
 use crate::observer::multiversion;
 use crate::pass::prepare::Channel;
 
@@ -223,7 +223,11 @@ impl Rows<'_> {
             round_block(isa, &problem, &mut rounded);
             rounded
         };
-        Ok(blocks.into_par_iter().flat_map_iter(of_block).collect())
+        let rounded: Vec<OnceLock<Vec<f32>>> = blocks.iter().map(|_| OnceLock::new()).collect();
+        HostThreads::new().run(blocks.len(), &|number| {
+            rounded[number].get_or_init(|| of_block(blocks[number]));
+        });
+        Ok(rounded.into_iter().filter_map(OnceLock::into_inner).flatten().collect())
     }
 }
 
