@@ -6,7 +6,7 @@ quiet := $(shell test -t 2 || echo --quiet)
 
 PREFIX ?= /usr/local
 
-.PHONY: help setup demo install test test-python models bench accuracy matrix conformity generated sanitize clean distclean
+.PHONY: help setup demo install uninstall test test-python models bench accuracy matrix conformity generated sanitize clean distclean
 .NOTPARALLEL:
 
 help: ## Lists what can be made (the default).
@@ -19,9 +19,12 @@ demo: setup ## Quantizes a trained digit classifier and compares it with the ori
 	@scripts/step.sh "cargo build" cargo build $(quiet)
 	@scripts/step.sh "demo" scripts/demo.sh
 
-install: setup ## Installs libjitquant.so, headers, a CMake package and a pkg-config file under PREFIX (/usr/local).
+install: setup ## Installs libraries, headers, a CMake package and a pkg-config file under PREFIX (/usr/local); below DESTDIR for packages.
 	@scripts/step.sh "cargo build" cargo build $(quiet) --release --lib --no-default-features --features torch
 	@scripts/step.sh "install" scripts/install.sh "$(PREFIX)"
+
+uninstall: ## Takes away what `make install` put under PREFIX.
+	@scripts/install.sh --remove "$(PREFIX)"
 
 test: ## Runs every check: formatting, lints, tests with and without libtorch, documentation. Sets up first.
 	@scripts/setup.sh test

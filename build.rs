@@ -14,6 +14,9 @@ mod torch {
 
     const LIBRARIES: [&str; 2] = ["torch_cpu", "c10"];
 
+    /// `JQ_ABI_VERSION` (src/capi/status.rs).
+    const ABI_VERSION: u32 = 1;
+
     pub fn build() {
         let libtorch = locate();
         let include = libtorch.join("include");
@@ -70,7 +73,11 @@ mod torch {
             println!("cargo:rustc-link-lib=dylib={library}");
         }
         link_openmp(&libtorch);
-        println!("cargo:rustc-cdylib-link-arg=-Wl,-soname,libjitquant.so");
+        println!("cargo:rustc-cdylib-link-arg=-Wl,-soname,libjitquant.so.{ABI_VERSION}");
+        // A libtorch beside it is found. One of the program's own is there already.
+        println!("cargo:rustc-cdylib-link-arg=-Wl,-rpath,$ORIGIN");
+        // libtorch keeps pointers to the operators: dlclose must not take them away.
+        println!("cargo:rustc-cdylib-link-arg=-Wl,-z,nodelete");
         println!("cargo:libtorch={}", libtorch.display());
         println!("cargo:rerun-if-changed=cpp");
         println!("cargo:rerun-if-env-changed=LIBTORCH");

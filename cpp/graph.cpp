@@ -52,12 +52,13 @@ Schema describe(const c10::FunctionSchema &schema) {
       if (argument.alias_info() != nullptr)
         alias_sets(*argument.alias_info(), sets);
       bool is_write = argument.alias_info() != nullptr && argument.alias_info()->isWrite();
-      out.push_back(Argument{argument.name(), argument.type()->annotation_str(), argument.default_value().has_value(),
-                             argument.kwarg_only(), sets, is_write});
+      out.push_back(Argument{readable(argument.name()), readable(argument.type()->annotation_str()),
+                             argument.default_value().has_value(), argument.kwarg_only(), sets, is_write});
     }
     return out;
   };
-  return Schema{schema.name(), schema.overload_name(), list(schema.arguments()), list(schema.returns())};
+  return Schema{readable(schema.name()), readable(schema.overload_name()), list(schema.arguments()),
+                list(schema.returns())};
 }
 
 static std::shared_ptr<Graph> graph_of(jit::Function &function) {
@@ -281,7 +282,7 @@ rust::String node_to_string(const Node &node) {
 rust::Vec<rust::String> node_attribute_names(const Node &node) {
   rust::Vec<rust::String> names;
   for (const char *name : node.attributeNamesS())
-    names.push_back(name);
+    names.push_back(readable(name));
   return names;
 }
 
@@ -369,7 +370,7 @@ std::unique_ptr<IValues> node_run(const Node &node, std::unique_ptr<IValues> inp
   return inputs;
 }
 
-rust::String value_debug_name(const Value &value) { return value.debugName(); }
+rust::String value_debug_name(const Value &value) { return readable(value.debugName()); }
 void value_set_debug_name(const Value &value, rust::Str name) { edit(value)->setDebugName(text(name)); }
 size_t value_unique(const Value &value) { return value.unique(); }
 const Node &value_node(const Value &value) { return *value.node(); }
@@ -399,13 +400,13 @@ std::shared_ptr<Graph> value_function_graph(const Value &value) {
 static std::unique_ptr<Type> own(c10::TypePtr ptr) { return std::make_unique<Type>(Type{std::move(ptr)}); }
 
 std::unique_ptr<Type> type_parse(rust::Str source) { return own(jit::ScriptTypeParser().parseType(text(source))); }
-rust::String type_text(const Type &type) { return type.ptr->str(); }
-rust::String type_annotation(const Type &type) { return type.ptr->annotation_str(); }
+rust::String type_text(const Type &type) { return readable(type.ptr->str()); }
+rust::String type_annotation(const Type &type) { return readable(type.ptr->annotation_str()); }
 rust::String type_kind(const Type &type) { return c10::typeKindToString(type.ptr->kind()); }
 rust::String type_class_name(const Type &type) {
   const auto *named = dynamic_cast<const c10::NamedType *>(type.ptr.get());
   TORCH_CHECK(named && named->name(), "type '", type.ptr->str(), "' has no class name");
-  return named->name()->qualifiedName();
+  return readable(named->name()->qualifiedName());
 }
 bool type_is_module(const Type &type) { return type.ptr->is_module(); }
 size_t type_contained_len(const Type &type) { return type.ptr->containedTypes().size(); }
@@ -432,7 +433,7 @@ rust::Vec<rust::String> type_method_names(const Type &type) {
   rust::Vec<rust::String> names;
   if (auto cls = type.ptr->cast<c10::ClassType>(); cls && !is_gone(cls))
     for (torch::jit::Function *method : cls->methods())
-      names.push_back(method->name());
+      names.push_back(readable(method->name()));
   return names;
 }
 void type_remove_attribute(const Type &type, rust::Str name) {

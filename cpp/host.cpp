@@ -5,6 +5,7 @@
 #include <torch/version.h>
 
 #include <dlfcn.h>
+#include <unistd.h>
 
 #include <cstdint>
 #include <cstdio>
@@ -40,6 +41,9 @@ static std::string loaded_version() {
   return std::to_string(version >> 56) + "." + std::to_string(version >> 48 & 0xff);
 }
 
+// The process that loaded the library: a child that it forks is another one.
+static const pid_t loaded_in = getpid();
+
 static std::string find_refusal() {
   std::string ours = built_for_version(), theirs = loaded_version();
   if (ours == theirs || (theirs.empty() && TORCH_VERSION_MAJOR == 2 && TORCH_VERSION_MINOR < 10))
@@ -52,6 +56,11 @@ static std::string find_refusal() {
 rust::Str host_refusal() {
   static const std::string refusal = find_refusal();
   return rust::Str(refusal.data(), refusal.size());
+}
+
+bool host_is_forked() {
+  // Zero: another file's static initialiser asks first.
+  return loaded_in != 0 && loaded_in != getpid();
 }
 
 void library_open(rust::Str path) {

@@ -66,7 +66,7 @@ rust::Vec<ExtraFile> module_extra_files(rust::Str path) {
     if (record.rfind(folder, 0) != 0)
       continue;
     auto [data, size] = reader.getRecord(record);
-    ExtraFile file{record.substr(folder.size()), {}};
+    ExtraFile file{readable(record.substr(folder.size())), {}};
     const auto *begin = static_cast<const uint8_t *>(data.get());
     std::copy(begin, begin + size, std::back_inserter(file.content));
     files.push_back(std::move(file));
@@ -105,7 +105,14 @@ rust::Vec<uint8_t> module_save_bytes(const Module &module) {
 
 std::unique_ptr<Module> module_handle(const Module &module) { return own(Module(module)); }
 std::unique_ptr<Module> module_from_address(size_t address) {
-  return own(Module(*reinterpret_cast<const Module *>(address)));
+  const auto &host = *reinterpret_cast<const Module *>(address);
+  // libtorch has no other way to ask whether there is an object behind a module.
+  try {
+    host._ivalue();
+  } catch (const c10::Error &) {
+    return nullptr;
+  }
+  return own(Module(host));
 }
 void module_store(const Module &module, size_t address) { *reinterpret_cast<Module *>(address) = module; }
 std::unique_ptr<Module> module_deepcopy(const Module &module) { return own(module.deepcopy()); }
@@ -239,7 +246,7 @@ std::unique_ptr<Type> module_type(const Module &module) { return own(Type{module
 rust::Vec<rust::String> module_method_names(const Module &module) {
   rust::Vec<rust::String> names;
   for (torch::jit::Function *method : module.type()->methods())
-    names.push_back(method->name());
+    names.push_back(readable(method->name()));
   return names;
 }
 
@@ -332,8 +339,8 @@ rust::Vec<AttributeInfo> module_attributes(const Module &module) {
   auto cls = module.type();
   for (size_t slot = 0; slot < cls->numAttributes(); ++slot) {
     auto type = cls->getAttribute(slot);
-    attributes.push_back(AttributeInfo{cls->getAttributeName(slot), type->annotation_str(), cls->is_parameter(slot),
-                                       cls->is_buffer(slot), type->is_module()});
+    attributes.push_back(AttributeInfo{readable(cls->getAttributeName(slot)), readable(type->annotation_str()),
+                                       cls->is_parameter(slot), cls->is_buffer(slot), type->is_module()});
   }
   return attributes;
 }
@@ -347,7 +354,7 @@ rust::Vec<rust::String> module_constants(const Module &module) {
   rust::Vec<rust::String> names;
   auto cls = module.type();
   for (size_t slot = 0; slot < cls->numConstants(); ++slot)
-    names.push_back(cls->getConstantName(slot));
+    names.push_back(readable(cls->getConstantName(slot)));
   return names;
 }
 

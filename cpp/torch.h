@@ -45,6 +45,9 @@ template <class T> T *edit(const T &object) { return const_cast<T *>(&object); }
 
 inline std::string text(rust::Str s) { return std::string(s.data(), s.size()); }
 
+// A name for Rust, whose texts are UTF-8: a host's own names may be anything, and cxx throws where nothing catches it.
+inline rust::String readable(const std::string &name) { return rust::String::lossy(name); }
+
 std::vector<Value *> values(rust::Slice<const ValueRef> inputs);
 Schema describe(const c10::FunctionSchema &schema);
 

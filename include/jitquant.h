@@ -12,9 +12,10 @@
 // - What comes back through a `T **` is the caller's, to be freed with the function that T's text names. A
 //   `const char *` that comes back belongs to the handle that it came from, and is not freed.
 // - What the caller passes (texts, arrays, buffers) is needed during the call only. Texts are UTF-8 and end with a zero
-//   byte.
+//   byte; paths may hold any other bytes.
 // - Functions may be called from any thread. A handle may be used from several at once, and freed while another call
-//   uses it. Calls that read or change graphs wait for each other; running models does not wait.
+//   uses it. Calls that read or change graphs wait for each other; running models does not wait. Made from a callback,
+//   such a call would wait for ever: it gives JQ_ERROR_BUSY.
 
 
 #ifndef JITQUANT_H
@@ -35,6 +36,9 @@
 
 // The pass `accelerate`: in every graph that libtorch executes, `quantized::` operators become jitquant's own
 #define JQ_PASS_ACCELERATE 4
+
+// Bytes. They do not change. Free them with `jq_bytes_free`.
+typedef struct jq_bytes jq_bytes;
 
 // Samples, held in memory. Free it with `jq_data_free`.
 typedef struct jq_data jq_data;
@@ -59,6 +63,9 @@ typedef struct jq_ranges jq_ranges;
 
 // What becomes, or became, of a model's layers. It does not change. Free it with `jq_report_free`.
 typedef struct jq_report jq_report;
+
+// What a method takes and returns. Free it with `jq_signature_free`.
+typedef struct jq_signature jq_signature;
 
 // A list of texts. Free it with `jq_strings_free`.
 typedef struct jq_strings jq_strings;
@@ -89,6 +96,17 @@ typedef struct jq_buffer {
 
 // What a value is.
 typedef int32_t jq_kind;
+
+// An input or an output of a method. The texts belong to the `jq_signature` and go with it.
+typedef struct jq_argument {
+  // Its name; empty where it has none, as outputs mostly.
+  const char *name;
+  // Its type as TorchScript writes it, e.g. `Tensor`, `Tuple[Tensor, Tensor]` or `Dict[str, Tensor]`. The sizes of tensors are
+  // not part of it: a TorchScript model takes what its operators take.
+  const char *type_name;
+  // Not 0 where it may be left out: it has a default value then.
+  int32_t has_default;
+} jq_argument;
 
 // A layer of a model. The texts belong to the report and go with it.
 typedef struct jq_layer {
@@ -124,8 +142,9 @@ typedef int32_t jq_model_form;
 // model runs. `stage` is a text that stays for the call of the function. What it returns other than 0 ends the call
 // with `JQ_ERROR_CANCELLED`.
 //
-// It runs on the thread that made the call. It may call `jq_quantizer_cancel`, but no function that takes the same
-// `jq_prepared`. It must not throw an exception or jump out.
+// It runs on the thread that made the call. It may cancel, set another callback, and load, look into and run modules;
+// what works on graphs or on something prepared (inspect, prepare, calibrate, convert, save, the passes) is refused there
+// with `JQ_ERROR_BUSY`. It must not throw an exception or jump out.
 typedef int32_t (*jq_progress)(const char *stage, size_t done, size_t total, void *user_data);
 
 // What samples are for: `JQ_CALIBRATE` or `JQ_MEASURE`.
@@ -228,6 +247,9 @@ typedef void (*jq_log_sink)(jq_log_level level, const char *target, const char *
 
 // The process has a libtorch of another version than the library was built for: nothing of the library works.
 #define JQ_ERROR_VERSION 8
+
+// The call was made from a callback of a call that works on graphs: it would wait for that one for ever.
+#define JQ_ERROR_BUSY 9
 
 // `uint8_t`
 #define JQ_U8 0
@@ -332,7 +354,8 @@ typedef void (*jq_log_sink)(jq_log_level level, const char *target, const char *
 extern "C" {
 #endif // __cplusplus
 
-// The message of the last call on this thread that failed; an empty text where none did. Never null.
+// The message of the last call on this thread that failed; an empty text where none did, and where the thread is ending
+// (in destructors of its thread_local variables). Never null.
 //
 // The text belongs to the library and stays until the next call on this thread fails.
 const char *jq_last_error(void);
@@ -360,6 +383,13 @@ jq_status jq_strings_get(const struct jq_strings *strings, size_t index, const c
 
 // Frees the list and its texts. Null is allowed. Any thread.
 jq_status jq_strings_free(struct jq_strings *strings);
+
+// Where the bytes lie, into `*data`, and how many there are, into `*len`; they belong to `bytes` and go with it. Any
+// thread.
+jq_status jq_bytes_get(const struct jq_bytes *bytes, const uint8_t **data, size_t *len);
+
+// Frees the bytes. Null is allowed. Any thread.
+jq_status jq_bytes_free(struct jq_bytes *bytes);
 
 // A tensor with a copy of the buffer's elements, into `*value`. `buffer` is not null. Any thread.
 jq_status jq_value_from_buffer(const struct jq_buffer *buffer, struct jq_value **value);
@@ -447,6 +477,10 @@ jq_status jq_module_load_bytes(const uint8_t *bytes, size_t len, struct jq_modul
 // it was. Any thread, as long as no other one changes the module.
 jq_status jq_module_save(const struct jq_module *module, const char *path);
 
+// The content of a TorchScript file that holds the module, into `*bytes`, to be freed with `jq_bytes_free`; what
+// `jq_module_load_bytes` takes. Any thread, as long as no other one changes the module.
+jq_status jq_module_save_bytes(const struct jq_module *module, struct jq_bytes **bytes);
+
 // Frees the handle; the module goes with its last handle (the host's own included). Null is allowed. Any thread.
 jq_status jq_module_free(struct jq_module *module);
 
@@ -489,6 +523,22 @@ jq_status jq_module_forward(const struct jq_module *module,
                             const struct jq_buffer *inputs,
                             size_t count,
                             struct jq_value **output);
+
+// The inputs of method `method` behind the module itself, and its outputs (mostly one, which may be a tuple), into
+// `*signature`, to be freed with `jq_signature_free`. Any thread, as long as no other one changes the module.
+jq_status jq_module_signature(const struct jq_module *module, const char *method, struct jq_signature **signature);
+
+// How many inputs and outputs there are, into `*inputs` and `*outputs`. Any thread.
+jq_status jq_signature_count(const struct jq_signature *signature, size_t *inputs, size_t *outputs);
+
+// Input `index`, into `*input`. Any thread.
+jq_status jq_signature_input(const struct jq_signature *signature, size_t index, struct jq_argument *input);
+
+// Output `index`, into `*output`. Any thread.
+jq_status jq_signature_output(const struct jq_signature *signature, size_t index, struct jq_argument *output);
+
+// Frees the signature. Null is allowed. Any thread.
+jq_status jq_signature_free(struct jq_signature *signature);
 
 // How many layers are quantized, or would be, into `*count`. Any thread.
 jq_status jq_report_quantized_layers(const struct jq_report *report, size_t *count);
@@ -902,7 +952,7 @@ jq_status jq_zero_touch(void *torch_module);
 
 // Hands messages of `level` and above to `sink`, with `user_data`; null: to nobody, which is how the library starts.
 //
-// `sink` and `user_data` stay usable until the call that replaces them has returned. Any thread; not from a sink.
+// `sink` and `user_data` stay usable until the call that replaces them has returned. Any thread; not from a callback.
 jq_status jq_set_log(jq_log_level level, jq_log_sink sink, void *user_data);
 
 #ifdef __cplusplus

@@ -65,7 +65,9 @@ public:
   Handle() = default;
   Handle(Handle &&other) noexcept : handle_(std::exchange(other.handle_, nullptr)) {}
   Handle &operator=(Handle &&other) noexcept {
-    std::swap(handle_, other.handle_);
+    // Freed here and not by `other`, which would still be usable, without what its owner has given away.
+    Handle taken(std::move(other));
+    std::swap(handle_, taken.handle_);
     return *this;
   }
   ~Handle() { free_handle(handle_); }

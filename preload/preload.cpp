@@ -6,6 +6,8 @@
 // It is loaded into every process that the program starts, most of which know nothing of libtorch. So it needs none:
 // libtorch's types appear as their memory, functions as their symbols, and libjitquant.so is opened when a module is
 // loaded.
+#include <jitquant.h>
+
 #include <dlfcn.h>
 
 #include <cstdint>
@@ -15,6 +17,10 @@
 #include <optional>
 #include <string>
 #include <utility>
+
+#define JITQUANT_TEXT(x) #x
+#define JITQUANT_NUMBER(x) JITQUANT_TEXT(x)
+#define JITQUANT_LIBRARY "libjitquant.so." JITQUANT_NUMBER(JQ_ABI_VERSION)
 
 namespace jitquant_preload {
 
@@ -44,7 +50,7 @@ static void *symbol(const char *name) {
     if (dladdr(reinterpret_cast<void *>(&symbol), &self) == 0)
       return nullptr;
     std::string path = self.dli_fname;
-    path = path.substr(0, path.find_last_of('/') + 1) + "libjitquant.so";
+    path = path.substr(0, path.find_last_of('/') + 1) + JITQUANT_LIBRARY;
     void *opened = dlopen(path.c_str(), RTLD_NOW | RTLD_LOCAL);
     if (opened == nullptr)
       std::fprintf(stderr, "jitquant: models run in float: %s\n", dlerror());
@@ -64,9 +70,14 @@ static void look_at(Module &module) {
   inside = false;
 }
 
-// What the symbol means without this library.
+// What the symbol means without this library. A program that opened libtorch for itself alone (RTLD_LOCAL) has it behind
+// none that this library could name: it is looked for in libtorch.
 template <class Function> static Function *next(const char *name) {
-  auto *function = reinterpret_cast<Function *>(dlsym(RTLD_NEXT, name));
+  void *found = dlsym(RTLD_NEXT, name);
+  if (found == nullptr)
+    if (void *libtorch = dlopen("libtorch_cpu.so", RTLD_LAZY | RTLD_NOLOAD))
+      found = dlsym(libtorch, name);
+  auto *function = reinterpret_cast<Function *>(found);
   if (function == nullptr) {
     std::fprintf(stderr, "jitquant: no libtorch behind libjitquant_preload.so: %s\n", dlerror());
     std::abort();

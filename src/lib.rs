@@ -50,7 +50,11 @@ pub mod analysis;
 #[cfg(feature = "torch")]
 mod archive;
 #[cfg(feature = "torch")]
+mod batch_undo;
+#[cfg(feature = "torch")]
 #[allow(unsafe_code)]
+// What makes the C library: for C programs, and no part of the Rust API.
+#[doc(hidden)]
 pub mod capi;
 #[cfg(feature = "torch")]
 mod check;
@@ -121,9 +125,20 @@ pub fn init() -> Result<()> {
     observer::keep_observer_operators();
     qat::keep_operators();
     engine::keep_native_operators();
+    leave_parents_threads();
     match ir::ffi::bridge::host_refusal() {
         "" => Ok(()),
         refusal => Err(Error::Host(refusal.to_owned())),
+    }
+}
+
+/// A process that was forked off has none of its parent's threads, and OpenMP would wait for them for ever: libtorch works on
+/// one thread there, until it is told otherwise.
+#[cfg(feature = "torch")]
+fn leave_parents_threads() {
+    static ONCE: std::sync::Once = std::sync::Once::new();
+    if ir::ffi::bridge::host_is_forked() {
+        ONCE.call_once(|| ir::ffi::bridge::torch_set_threads(1));
     }
 }
 

@@ -44,6 +44,7 @@ pub struct Methods {
 /// How weights are rounded to INT8.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
+#[non_exhaustive]
 pub enum Rounding {
     /// [`Learned`](Self::Learned) in static quantization with data, on up to 128 samples of them, where the model has no
     /// branches; else, and while a goal is searched for ([`crate::control`]), [`Sums`](Self::Sums).

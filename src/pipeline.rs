@@ -3,6 +3,7 @@
 use std::borrow::Cow;
 use std::collections::{BTreeMap, HashSet};
 
+use crate::batch_undo::{Before, find, moving_attributes};
 use crate::check::{self, Check, CheckSamples, Misfit, Reference};
 use crate::control::{Patient, Ranges};
 use crate::error::{Context, Error, Result};
@@ -25,6 +26,7 @@ use crate::qconfig::{MakeObserver, Part, QConfigDict, QConfigSpec, qconfig_for, 
 use crate::range_choice;
 use crate::replay::{self, Replay, Samples};
 use crate::watch::step;
+use crate::zero_touch::fingerprint::{Fnv, fingerprint_of};
 
 /// Quantizes modules: which way, with which observers, and which parts.
 ///
@@ -83,6 +85,7 @@ impl Default for Quantizer {
 
 /// Which operators an INT8 model calls.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
 pub enum ModelForm {
     /// libtorch's `quantized::` operators: the model runs in any libtorch.
     #[default]
@@ -407,6 +410,7 @@ impl Quantizer {
         let float = float.filter(|_| self.check.is_some()).map(Module::clone_with_own_state).transpose()?;
         Ok(Prepared {
             state: state_of(&module)?,
+            moving: moving_attributes(&module, METHOD)?,
             module,
             quantizer: self.clone(),
             float,
@@ -485,6 +489,8 @@ pub struct Prepared {
     layers: Vec<PlannedLayer>,
     /// What the model may change when it runs (buffers and attributes, by path), as the float model has it.
     state: Vec<(String, IValue)>,
+    /// What of it the code does change, by path.
+    moving: Vec<String>,
     /// The calibration batches, where they are run again.
     inputs: Samples,
     batches: usize,
@@ -505,6 +511,17 @@ impl Prepared {
         self.module.modules().into_iter().filter(|(path, _)| is_observer(path)).collect()
     }
 
+    /// What tells it from another: the model, without what was observed, and the options; short.
+    ///
+    /// # Errors
+    /// Where an attribute cannot be read.
+    pub(crate) fn identity(&self) -> Result<[String; 2]> {
+        let model = fingerprint_of(&self.module, |path| !path.split('.').any(|name| name.starts_with("_observer_")))?;
+        let mut options = Fnv::default();
+        options.text(&self.quantizer.identity());
+        Ok([format!("{model:016x}"), format!("{:016x}", options.0)])
+    }
+
     /// The same plan for another form of the observed module.
     pub(crate) fn with_module(&self, module: Module) -> Self {
         Self {
@@ -521,6 +538,7 @@ impl Prepared {
             qconfigs: self.qconfigs.clone(),
             layers: self.layers.clone(),
             state: self.state.clone(),
+            moving: self.moving.clone(),
             inputs: Samples::default(),
             batches: self.batches,
             has_ranges: self.has_ranges,
@@ -547,6 +565,7 @@ impl Prepared {
     pub fn supply(&mut self, batches: &[Vec<IValue>]) -> Result<()> {
         if let Some(batch) = batches.first() {
             self.find_ranks(batch)?;
+            self.ranks_known = true;
         }
         (self.inputs, self.check_samples) = (Samples::default(), CheckSamples::default());
         batches.iter().try_for_each(|batch| self.keep(batch.clone()))
@@ -558,7 +577,8 @@ impl Prepared {
     }
 
     /// Runs the model on a batch (tensors, tch tensors or [`IValue`]s) and lets the observers watch. The more the data
-    /// is like that of later use the better; some hundred samples are enough for most models.
+    /// is like that of later use the better; some hundred samples are enough for most models. A batch that fails, or that a
+    /// watch ends, leaves no trace.
     ///
     /// # Errors
     /// Where the model refuses the inputs, or where a tensor on the way and the model's result hold NaN or infinity; the
@@ -567,26 +587,40 @@ impl Prepared {
     where
         IValue: From<&'a T>,
     {
+        crate::init()?;
         step("running the model", 0, 0)?;
         let inputs: Vec<IValue> = inputs.iter().map(IValue::from).collect();
-        if !self.ranks_known {
-            self.find_ranks(&inputs).context(|| "looking for layers without a batch dimension".into())?;
+        self.find_ranks(&inputs)?;
+        let before = Before::of(self.observers(), &self.module, &self.moving)?;
+        match self.take_in(inputs) {
+            Ok(output) => {
+                (self.batches, self.ranks_known) = (self.batches + 1, true);
+                Ok(output)
+            }
+            Err(error) => {
+                before.restore().context(|| format!("taking back a batch that failed ({error})"))?;
+                Err(error)
+            }
         }
+    }
+
+    /// Runs the observed model on a batch, and keeps it.
+    fn take_in(&mut self, inputs: Vec<IValue>) -> Result<IValue> {
         // The model may write into what it is given; the caller's tensors, and those kept, are the samples as they came.
         let (output, refusals) = collect_refusals(|| self.module.call_on_copies(METHOD, &inputs));
         let output = output?;
         self.settle_refusals(&refusals, &output)?;
         self.keep(inputs)?;
-        self.batches += 1;
         Ok(output)
     }
 
-    /// Puts batch dimensions where layers have none, as the first batch shows it.
-    fn find_ranks(&mut self, inputs: &[IValue]) -> Result<()> {
-        if !std::mem::replace(&mut self.ranks_known, true)
+    /// Puts batch dimensions where layers have none, as the first batch that the model takes shows it.
+    fn find_ranks(&self, inputs: &[IValue]) -> Result<()> {
+        if !self.ranks_known
             && let Some(ranks) = Dimensions::of_run(&self.module, METHOD, inputs)?
         {
-            ranks.add_dimensions(&self.module, METHOD)?;
+            let added = ranks.add_dimensions(&self.module, METHOD);
+            added.context(|| "giving layers a batch dimension".into())?;
         }
         Ok(())
     }
@@ -634,6 +668,7 @@ impl Prepared {
     /// Where static quantization saw no data, a pass refuses the module, or the INT8 model does not fit the float one and
     /// leaving layers in float does not help.
     pub fn convert(&self) -> Result<Converted> {
+        crate::init()?;
         let made = self.convert_unchecked();
         let Some(least_db) = self.quantizer.check else { return made };
         let Some(float) = &self.float else { return made };
@@ -702,7 +737,9 @@ impl Prepared {
             return self.convert_weights(form);
         }
         if !self.is_ready() {
-            return Err(Error::invalid("static quantization needs data: call calibrate before convert"));
+            return Err(Error::invalid(
+                "static quantization needs data: no batch was taken in; call calibrate before convert",
+            ));
         }
         step("rounding weights", 0, 3)?;
         let observed = replay::trial_copy(&self.module, METHOD)?;
@@ -844,12 +881,9 @@ impl Prepared {
     /// Gives `observed`, a copy of the module that has run on data, the float model's state again.
     fn restore_state(&self, observed: &Module) -> Result<()> {
         for (path, value) in &self.state {
-            let (owner, name) = path.rsplit_once('.').unwrap_or(("", path));
-            // A flat module's own attributes have dots in their names.
-            match observed.has_attribute(path) {
-                true => observed.set_attribute(path, &value.deep_clone()?)?,
-                false => observed.submodule(owner)?.set_attribute(name, &value.deep_clone()?)?,
-            }
+            let gone = || Error::invalid(format!("the observed module has no attribute '{path}' any more"));
+            let (owner, name) = find(observed, path).ok_or_else(gone)?;
+            owner.set_attribute(&name, &value.deep_clone()?)?;
         }
         Ok(())
     }
@@ -941,12 +975,7 @@ impl Prepared {
     }
 
     fn was_calibrated(&self) -> bool {
-        self.observers().into_iter().any(|(_, observer)| match observer.attribute("min_val") {
-            Ok(IValue::Tensor(min)) => {
-                min.to_vec::<f32>().is_ok_and(|values| values.iter().any(|value| value.is_finite()))
-            }
-            _ => false,
-        })
+        self.observers().iter().any(|(_, observer)| has_observed(observer))
     }
 
     fn report(&self, converted: &Module) -> Result<Report> {
@@ -994,6 +1023,7 @@ pub struct Converted {
 
 /// What became of a model's layers.
 #[derive(Clone, Debug, Default, PartialEq, serde::Serialize)]
+#[non_exhaustive]
 pub struct Report {
     /// How many layers are quantized.
     pub quantized_layers: usize,
@@ -1010,6 +1040,7 @@ pub struct Report {
 
 /// A layer that stays in float.
 #[derive(Clone, Debug, PartialEq, Eq, serde::Serialize)]
+#[non_exhaustive]
 pub struct FloatLayer {
     /// The path of its module, where it is known.
     pub path: String,
@@ -1065,6 +1096,12 @@ fn state_of(module: &Module) -> Result<Vec<(String, IValue)>> {
         }
     }
     Ok(state)
+}
+
+/// Whether an observer has seen a value.
+pub(crate) fn has_observed(observer: &Module) -> bool {
+    let Ok(IValue::Tensor(min)) = observer.attribute("min_val") else { return false };
+    min.to_vec::<f32>().is_ok_and(|values| values.iter().any(|value| value.is_finite()))
 }
 
 fn is_observer(path: &str) -> bool {

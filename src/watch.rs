@@ -28,6 +28,7 @@ use crate::error::{Error, Result};
 
 /// Where a call is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct Step<'a> {
     /// What is about to be done, e.g. `inserting observers`.
     pub stage: &'a str,
@@ -51,8 +52,8 @@ thread_local! {
 
 /// Makes `call` and asks `watch` before each of its stages, and at each tensor that is observed, whether to go on.
 ///
-/// `watch` runs on the thread that calls, and should return soon. What the call changes it changes at its end, so an
-/// ended call leaves everything as it was, except calibration: what was observed until then stays.
+/// `watch` runs on the thread that calls, and should return soon. What the call changes it changes at its end, or takes
+/// back, so an ended call leaves everything as it was.
 ///
 /// # Errors
 /// [`Error::Cancelled`] where `watch` ended the call, and the call's own.
@@ -63,11 +64,12 @@ pub fn watched<T>(
     struct Unwatch;
     impl Drop for Unwatch {
         fn drop(&mut self) {
-            WATCHES.with_borrow_mut(Vec::pop);
+            WATCHES.try_with(|all| all.borrow_mut().pop()).ok();
         }
     }
     let ended = Rc::new(Cell::new(false));
-    WATCHES.with_borrow_mut(|all| all.push(Watched { watch: Rc::new(watch), ended: ended.clone() }));
+    // A thread that is ending has no watches any more: its last calls are not watched.
+    WATCHES.try_with(|all| all.borrow_mut().push(Watched { watch: Rc::new(watch), ended: ended.clone() })).ok();
     let unwatch = Unwatch;
     let outcome = call();
     drop(unwatch);
@@ -80,8 +82,9 @@ pub fn watched<T>(
 /// # Errors
 /// [`Error::Cancelled`] where it ends the call.
 pub(crate) fn step(stage: &str, done: usize, total: usize) -> Result<()> {
-    let innermost = WATCHES.with_borrow(|all| all.last().map(|watched| (watched.watch.clone(), watched.ended.clone())));
-    let Some((watch, ended)) = innermost else { return Ok(()) };
+    let innermost =
+        |all: &RefCell<Vec<Watched>>| Some((all.borrow().last()?.watch.clone(), all.borrow().last()?.ended.clone()));
+    let Ok(Some((watch, ended))) = WATCHES.try_with(innermost) else { return Ok(()) };
     if ended.get() || watch(Step { stage, done, total }).is_break() {
         ended.set(true);
         return Err(Error::Cancelled);

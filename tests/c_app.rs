@@ -4,20 +4,14 @@
 
 mod programs;
 
-use programs::{build, library_folder, root, run};
+use programs::{build_c, root, run};
 
 #[test]
 fn the_c_example_quantizes_and_compares() {
     let folder = tempfile::tempdir().unwrap();
     let (app, int8) = (folder.path().join("c-app"), folder.path().join("digits.int8.pt"));
-    let library = library_folder();
-    build(
-        std::env::var("CC").as_deref().unwrap_or("cc"),
-        &["-std=c99", "-Wall", "-Wextra", "-Wpedantic", "-Werror", "-O1"],
-        &root().join("examples/c-app/main.c"),
-        &app,
-        &[&format!("-L{}", library.display()), &format!("-Wl,-rpath,{}", library.display()), "-ljitquant", "-lm"],
-    );
+    let options = ["-std=c99", "-Wall", "-Wextra", "-Wpedantic", "-Werror", "-O1"];
+    build_c(&options, &root().join("examples/c-app/main.c"), &app);
     let digits = root().join("examples/digits");
     let said = run(&app, &[&digits.join("digits.pt"), &digits.join("sixteen.npy"), &int8], &[]);
     assert!(said.contains("[4/4] inserting observers"), "{said}");
@@ -32,14 +26,7 @@ fn the_c_example_quantizes_and_compares() {
 fn the_c_example_says_what_is_wrong() {
     let folder = tempfile::tempdir().unwrap();
     let app = folder.path().join("c-app");
-    let library = library_folder();
-    build(
-        std::env::var("CC").as_deref().unwrap_or("cc"),
-        &["-std=c99"],
-        &root().join("examples/c-app/main.c"),
-        &app,
-        &[&format!("-L{}", library.display()), &format!("-Wl,-rpath,{}", library.display()), "-ljitquant", "-lm"],
-    );
+    build_c(&["-std=c99"], &root().join("examples/c-app/main.c"), &app);
     let samples = root().join("examples/digits/sixteen.npy");
     let output =
         std::process::Command::new(&app).args([&samples, &samples, &folder.path().join("out.pt")]).output().unwrap();

@@ -84,7 +84,9 @@ fn null_and_wrong_handles_give_a_status() {
         refused(jq_module_from_torch(null(), &mut null_mut()), JQ_ERROR_ARGUMENT, "torch::jit::Module");
         refused(jq_set_log(99, None, null_mut()), JQ_ERROR_ARGUMENT, "level 99");
         let wrong = [0xffu8, 0];
-        refused(jq_module_load(wrong.as_ptr().cast(), &mut null_mut()), JQ_ERROR_ARGUMENT, "not UTF-8");
+        let of_activations = quantizer();
+        refused(jq_quantizer_skip(of_activations, wrong.as_ptr().cast()), JQ_ERROR_ARGUMENT, "not UTF-8");
+        ok(jq_quantizer_free(of_activations));
         assert_eq!(count, 7, "out-pointers are left as they were");
         ok(jq_module_free(null_mut()));
         ok(jq_module_free(module));
@@ -147,6 +149,84 @@ fn values_go_in_and_come_out() {
         assert_eq!((back.dtype, std::slice::from_raw_parts(back.shape, back.dims)), (JQ_I64, &shape[..]));
         assert_eq!(std::slice::from_raw_parts(back.data.cast::<i64>(), 6), [1, 4, 2, 5, 3, 6]);
         ok(jq_value_free(tensor));
+    }
+}
+
+#[test]
+fn models_go_through_memory_and_through_files_of_any_name() {
+    use std::os::unix::ffi::OsStrExt;
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join(std::ffi::OsStr::from_bytes(b"m\xffdel.pt"));
+    let name = CString::new(path.as_os_str().as_bytes()).unwrap();
+    let module = load();
+    let (mut bytes, mut data, mut len) = (null_mut(), null(), 0);
+    let (mut from_memory, mut from_file) = (null_mut(), null_mut());
+    // SAFETY: all pointers are good for their calls.
+    unsafe {
+        ok(jq_module_save_bytes(module, &mut bytes));
+        ok(jq_bytes_get(bytes, &mut data, &mut len));
+        ok(jq_module_load_bytes(data, len, &mut from_memory));
+        // A damaged one has the same status, from memory and from a file.
+        let mut damaged = std::slice::from_raw_parts(data, len).to_vec();
+        damaged[len / 2] ^= 1;
+        refused(jq_module_load_bytes(damaged.as_ptr(), len, &mut null_mut()), JQ_ERROR_FILE, "the bytes given");
+        std::fs::write(&path, &damaged).unwrap();
+        refused(jq_module_load(name.as_ptr(), &mut null_mut()), JQ_ERROR_FILE, "del.pt");
+        ok(jq_bytes_free(bytes));
+        refused(jq_bytes_get(bytes, &mut data, &mut len), JQ_ERROR_HANDLE, "freed");
+
+        ok(jq_module_save(module, name.as_ptr()));
+        ok(jq_module_load(name.as_ptr(), &mut from_file));
+        let values = images(8, 3).to_vec::<f32>().unwrap();
+        let outputs = [module, from_memory, from_file].map(|module| {
+            let (mut output, mut buffer) = (null_mut(), batch(&values));
+            ok(jq_module_forward(module, &batch(&values), 1, &mut output));
+            ok(jq_value_buffer(output, &mut buffer));
+            let copy = std::slice::from_raw_parts(buffer.data.cast::<f32>(), 80).to_vec();
+            ok(jq_value_free(output));
+            ok(jq_module_free(module));
+            copy
+        });
+        assert!(outputs.iter().all(|output| *output == outputs[0]));
+    }
+}
+
+#[test]
+fn a_module_tells_what_it_takes_and_returns() {
+    let model = Module::new("Two").unwrap();
+    model
+        .define(
+            "def forward(self, image: Tensor, names: Dict[str, Tensor], scale: float = 2.0) -> Tuple[Tensor, int]:\n    \
+             return image * scale, len(names)\n",
+        )
+        .unwrap();
+    let bytes = model.save_bytes().unwrap();
+    let (mut module, mut signature, mut inputs, mut outputs) = (null_mut(), null_mut(), 0, 0);
+    // SAFETY: all pointers are good for their calls.
+    unsafe {
+        ok(jq_module_load_bytes(bytes.as_ptr(), bytes.len(), &mut module));
+        refused(jq_module_signature(module, c"run".as_ptr(), &mut signature), JQ_ERROR_ARGUMENT, "it has forward");
+        ok(jq_module_signature(module, c"forward".as_ptr(), &mut signature));
+        ok(jq_signature_count(signature, &mut inputs, &mut outputs));
+        assert_eq!((inputs, outputs), (3, 1));
+        let mut seen = Vec::new();
+        for (of, index) in [(0, 0), (0, 1), (0, 2), (1, 0)] {
+            let mut found = jq_argument { name: null(), type_name: null(), has_default: 0 };
+            ok([jq_signature_input, jq_signature_output][of](signature, index, &mut found));
+            let text = |text| CStr::from_ptr(text).to_str().unwrap().to_owned();
+            seen.push((text(found.name), text(found.type_name), found.has_default != 0));
+        }
+        let expected = [
+            ("image", "Tensor", false),
+            ("names", "Dict[str, Tensor]", false),
+            ("scale", "float", true),
+            ("", "Tuple[Tensor, int]", false),
+        ];
+        assert_eq!(seen, expected.map(|(name, type_name, default)| (name.to_owned(), type_name.to_owned(), default)));
+        let mut none = jq_argument { name: null(), type_name: null(), has_default: 0 };
+        refused(jq_signature_input(signature, 3, &mut none), JQ_ERROR_ARGUMENT, "there are 3 inputs");
+        ok(jq_signature_free(signature));
+        ok(jq_module_free(module));
     }
 }
 

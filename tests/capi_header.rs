@@ -8,12 +8,14 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 /// The files of src/capi in the order in which the header has them.
-const PARTS: [&str; 15] = [
+const PARTS: [&str; 17] = [
     "status",
     "buffer",
     "strings",
+    "bytes",
     "value",
     "module",
+    "signature",
     "report",
     "quantizer",
     "qat",

@@ -9,7 +9,7 @@ mod support;
 use std::io::Read;
 use std::os::unix::fs::PermissionsExt;
 use std::process::{Command, Stdio};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use desk::Desk;
 
@@ -150,6 +150,41 @@ fn signals_end_it_with_their_codes_and_leave_nothing() {
         assert_eq!(child.wait().unwrap().code(), Some(code));
     }
     assert_eq!(names(&desk), ["model.pt", "x.npy"]);
+}
+
+#[test]
+fn a_kill_at_any_time_leaves_the_old_file_or_the_new_one_and_nothing_else() {
+    let kills: u32 = if std::env::var_os("JITQUANT_LONG").is_some() { 200 } else { 16 };
+    let desk = Desk::new(16);
+    let quantize = ["quantize", "model.pt", "-o", "out.pt", "--calibrate", "x.npy", "--ranges", "r.toml"];
+    let start = Instant::now();
+    let (code, said) = ended(&desk, &quantize);
+    assert_eq!(code, Some(0), "{said}");
+    let whole = start.elapsed();
+    let files = names(&desk);
+    let scores = desk.scores("out.pt");
+    let mut ends = 0;
+    for kill in 0..kills {
+        std::fs::write(desk.path("out.pt"), "an older file").unwrap();
+        std::fs::remove_file(desk.path("r.toml")).ok();
+        let mut child = command(&desk, &quantize).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
+        std::thread::sleep(whole * kill / kills);
+        child.kill().unwrap();
+        child.wait().unwrap();
+        let left = names(&desk);
+        assert!(left.iter().all(|name| files.contains(name)), "{left:?}");
+        match std::fs::read(desk.path("out.pt")).unwrap() == b"an older file" {
+            true => {}
+            false => {
+                ends += 1;
+                assert_eq!(desk.scores("out.pt"), scores);
+            }
+        }
+        if left.contains(&"r.toml".to_owned()) {
+            assert_eq!(ended(&desk, &quantize).0, Some(0), "the ranges are whole");
+        }
+    }
+    assert!(ends < kills, "none was killed before its end");
 }
 
 #[test]

@@ -75,11 +75,9 @@ fn the_layers_around_the_tensor_that_loses_accuracy_stay_in_float() {
         assert!(outcome.all_int8.sqnr_db < 20.0, "the outliers cost something: {:?}", outcome.all_int8);
         let mut left: Vec<_> = outcome.float_layers.iter().map(|layer| layer.path.as_str()).collect();
         left.sort_unstable();
-        match form {
-            ModelForm::Portable => assert_eq!(left, ["conv2", "conv3"], "{:?}", outcome.shares),
-            // Here conv2 gives float to a float layer without a step in between: the tensor is float with conv3 alone.
-            ModelForm::Native => assert!(left.contains(&"conv3") && left.len() <= 2, "{:?}", outcome.shares),
-        }
+        // In native form conv2 gives float to a float layer without a step in between: the tensor is float with conv3 alone.
+        let native = form == ModelForm::Native && left.contains(&"conv3") && left.len() <= 2;
+        assert!(native || left == ["conv2", "conv3"], "{:?}", outcome.shares);
         let report = &outcome.converted.report;
         assert_eq!((report.quantized_layers, report.float.len()), (5 - left.len(), left.len()), "{report:?}");
         assert!(report.float.iter().all(|layer| layer.reason.contains("of the loss")), "{report:?}");

@@ -16,7 +16,7 @@ use desk::Desk;
 use jitquant::Quantizer;
 use jitquant::distributed::{Calibration, Environment, Group};
 use jitquant::ir::{IValue, Module, Tensor};
-use support::{classifier, images, noise};
+use support::{classifier, images, linear, noise};
 
 /// A port that nobody uses at the moment.
 fn free_port() -> u16 {
@@ -95,6 +95,45 @@ fn two_and_four_processes_calibrate_as_one() {
             std::fs::remove_file(desk.path("many.pt")).unwrap();
         }
     }
+}
+
+#[test]
+fn processes_that_do_not_fit_together_are_refused() {
+    let desk = Desk::new(22);
+    let port = free_port();
+    let start =
+        |rank, size| desk.start(rank, 2, port, &["-o", "many.pt", "--calibrate", "x.npy", "--batch-size", size]);
+    for child in [start(0, "4"), start(1, "8")] {
+        let output = child.wait_with_output().unwrap();
+        assert!(!output.status.success(), "{}", said(&output));
+        let what = "agree on --batch-size: it is 4 for rank 0 and 8 for rank 1";
+        assert!(said(&output).contains(what), "{}", said(&output));
+    }
+    assert!(!desk.path("many.pt").exists());
+
+    let turn = Mutex::new(());
+    let refusal = |what: &str, differs: &(dyn Fn(&Module, &mut Quantizer, &mut Tensor) + Sync)| {
+        let refusals = group(2, |group| {
+            let held = turn.lock().unwrap();
+            let (model, mut quantizer, mut x) = (linear(12, 10, 1), Quantizer::static_ptq(), images(4, 1));
+            if group.rank() == 1 {
+                differs(&model, &mut quantizer, &mut x);
+            }
+            let mut prepared = quantizer.prepare(&model).unwrap();
+            let mut calibration = Calibration::new(&mut prepared, Some(group)).unwrap();
+            calibration.run(group.rank(), &[x]).unwrap();
+            drop(held);
+            calibration.merge().unwrap_err().to_string()
+        });
+        let message = format!("the processes have to agree on {what}: ");
+        assert!(refusals.iter().all(|refusal| refusal.starts_with(&message)), "{what}: {refusals:?}");
+    };
+    refusal("the model", &|model, _, _| {
+        let bias = Tensor::from_slice(&[0.5f32; 10], &[10]).unwrap();
+        model.set_attribute("bias", &bias.into()).unwrap();
+    });
+    refusal("the options", &|_, quantizer, _| *quantizer = quantizer.clone().check(false));
+    refusal("the form of the batches", &|_, _, x| *x = Tensor::from_slice(&noise(144, 2), &[12, 12]).unwrap());
 }
 
 #[test]

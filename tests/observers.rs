@@ -80,3 +80,36 @@ fn per_channel_observers_check_the_number_of_channels() {
     let refusal = observer.forward(&[Tensor::from_slice(&[1.0f32; 4], &[2, 2]).unwrap()]).unwrap_err().to_string();
     assert!(refusal.contains("2 channels") && refusal.contains("3 were observed"), "{refusal}");
 }
+
+#[test]
+fn buffers_that_are_no_observers_are_refused_in_words() {
+    jitquant::init().unwrap();
+    let ops = Module::new("Ops").unwrap();
+    ops.define(
+        "def observe(self, x, counts, low, high):\n    \
+         ops.jitquant.observe_histogram(x, counts, low, high, 'conv1')\n    return x\n\
+         def search(self, counts, low, high, how: str):\n    \
+         return ops.jitquant.histogram_range(counts, low, high, how)\n\
+         def qparams(self, low, high):\n    return ops.jitquant.qparams(low, high, 13, 0, 0, 0, False, 1e-7, 'conv1')\n",
+    )
+    .unwrap();
+    let one = || IValue::from(&Tensor::from_slice(&[1.0f32], &[]).unwrap());
+    let many = |values: &[f32]| IValue::from(&tensor(values));
+    let refusal = |method: &str, arguments: &[IValue]| {
+        let refusal = ops.call(method, arguments).unwrap_err().to_string();
+        assert!(!refusal.contains("internal error") && !refusal.contains("panic"), "{method}: {refusal}");
+        refusal
+    };
+    let without_bins = "a histogram of 0 bins; 1 to 16777216 are accepted";
+    let said = refusal("observe", &[many(&[1.0]), many(&[]), one(), one()]);
+    assert!(said.contains("conv1") && said.contains(without_bins), "{said}");
+    for how in ["histogram", "percentile", "squared-error", "entropy"] {
+        let said = refusal("search", &[many(&[]), one(), one(), how.into()]);
+        assert!(said.contains(without_bins), "{said}");
+        assert!(refusal("search", &[many(&[f32::NAN, 1.0]), one(), one(), how.into()]).contains("count is NaN"));
+    }
+    let said = refusal("search", &[many(&[1.0, 2.0]), one(), one(), "best".into()]);
+    assert!(said.contains("there is no search 'best'"), "{said}");
+    let said = refusal("qparams", &[many(&[-1.0, 0.0]), many(&[1.0])]);
+    assert!(said.contains("conv1") && said.contains("2 minima and 1 maxima"), "{said}");
+}

@@ -4,12 +4,14 @@
 
 mod support;
 
+use std::ops::ControlFlow;
 use std::process::Command;
 
-use jitquant::ir::{Module, Tensor};
+use jitquant::ir::{IValue, Module, Tensor};
 use jitquant::measure::Comparison;
-use jitquant::{Methods, Quantizer, Report, Rounding};
-use support::{classifier, images, write_npy};
+use jitquant::watch::watched;
+use jitquant::{Error, Methods, Quantizer, Report, Rounding};
+use support::{classifier, images, linear, noise, write_npy};
 
 fn quantized(module: &Module, quantizer: &Quantizer) -> (Module, Report) {
     let mut prepared = quantizer.prepare(module).unwrap();
@@ -143,4 +145,63 @@ fn what_cannot_be_quantized_is_refused_in_words() {
     assert!(refusal.contains("NaN") && refusal.contains("argument 'x"), "{refusal}");
     let shape = Tensor::from_slice(&[0.0f32; 12], &[1, 12]).unwrap();
     assert!(prepared.calibrate(&[shape]).is_err());
+}
+
+/// Everything that an observed module holds, by path and name; tensors as their bytes.
+fn state(module: &Module) -> Vec<(String, String)> {
+    let of = |(path, part): (String, Module)| {
+        let names =
+            part.attributes().into_iter().filter(|attribute| !attribute.is_module).map(|attribute| attribute.name);
+        let value = |name: String| match part.attribute(&name).unwrap() {
+            IValue::Tensor(tensor) => (format!("{path}.{name}"), format!("{:?}", tensor.to_f32_vec().unwrap())),
+            other => (format!("{path}.{name}"), format!("{other:?}")),
+        };
+        names.map(value).collect::<Vec<_>>()
+    };
+    module.modules().into_iter().flat_map(of).collect()
+}
+
+#[test]
+fn a_batch_that_fails_changes_nothing() {
+    // The second layer takes four rows alone; the sum of what went through is the model's state.
+    let model = Module::new("Rows").unwrap();
+    model.register_submodule("first", &linear(12, 12, 1)).unwrap();
+    model.register_submodule("second", &linear(12, 12, 2)).unwrap();
+    model.register_buffer("rows", Tensor::from_slice(&noise(48, 3), &[4, 12]).unwrap()).unwrap();
+    model.register_buffer("sum", Tensor::from_slice(&[0.0f32; 12], &[12]).unwrap()).unwrap();
+    model
+        .define(
+            "def forward(self, x: Tensor) -> Tensor:\n    y = self.first.forward(x)\n    \
+             self.sum = self.sum + torch.sum(y, [0])\n    \
+             return self.second.forward(y + self.rows) + self.sum\n",
+        )
+        .unwrap();
+    let batch = |rows: i64, scale: f32, seed: u64| {
+        let values: Vec<f32> = noise(rows as usize * 12, seed).into_iter().map(|value| value * scale).collect();
+        Tensor::from_slice(&values, &[rows, 12]).unwrap()
+    };
+    for observer in ["auto", "histogram", "min-max", "moving-average-min-max"] {
+        let spec = format!("[default]\nactivation = {{ observer = \"{observer}\" }}").parse().unwrap();
+        let quantizer = Quantizer::static_ptq().qconfig(spec);
+        let mut prepared = quantizer.prepare(&model).unwrap();
+        let before = state(prepared.module());
+        // The only batch, and it failed: nothing was seen.
+        assert!(prepared.calibrate(&[batch(5, 1000.0, 9)]).is_err());
+        assert_eq!(state(prepared.module()), before, "{observer}");
+        assert!(prepared.convert().unwrap_err().to_string().contains("no batch was taken in"));
+
+        prepared.calibrate(&[batch(4, 1.0, 5)]).unwrap();
+        let once = state(prepared.module());
+        assert_ne!(once, before);
+        assert!(prepared.calibrate(&[batch(5, 1000.0, 9)]).is_err());
+        let mut not_finite = batch(4, 1.0, 6).to_vec::<f32>().unwrap();
+        not_finite[7] = f32::INFINITY;
+        assert!(prepared.calibrate(&[Tensor::from_slice(&not_finite, &[4, 12]).unwrap()]).is_err());
+        let ended = watched(
+            |step| if step.stage == "observing" { ControlFlow::Break(()) } else { ControlFlow::Continue(()) },
+            || prepared.calibrate(&[batch(4, 1000.0, 8)]),
+        );
+        assert!(matches!(ended, Err(Error::Cancelled)));
+        assert_eq!(state(prepared.module()), once, "{observer}");
+    }
 }

@@ -9,8 +9,8 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::LazyLock;
 
-use jitquant::ir::Module;
-use programs::{alone, build_with_libtorch, library_folder, root};
+use jitquant::ir::{IValue, Module, Type};
+use programs::{alone, build, build_with_libtorch, library_folder, root};
 
 /// The program, and an installation.
 static INSTALLED: LazyLock<(tempfile::TempDir, PathBuf)> = LazyLock::new(|| {
@@ -118,6 +118,62 @@ fn what_does_not_fit_runs_in_float_and_says_so_once() {
     let (answers, said) = app(&path, SHAPE, Some(&format!("observe:{}", calib.display())));
     assert_eq!(answers, app(&path, SHAPE, None).0);
     assert!(said.contains("runs in float: 'forward' has no layer"), "{said}");
+}
+
+#[test]
+fn methods_attributes_and_modes_of_a_replaced_model_are_still_there() {
+    let folder = tempfile::tempdir().unwrap();
+    let (program, model) = (folder.path().join("touched"), folder.path().join("model.pt"));
+    build_with_libtorch(&root().join("tests/programs/touched.cpp"), &program, &[]);
+    let classifier = support::classifier();
+    let list =
+        IValue::List { element: "str".into(), items: vec![IValue::Str("cat".into()), IValue::Str("dog".into())] };
+    classifier.register_attribute("classes", &Type::parse("List[str]").unwrap(), &list).unwrap();
+    classifier.register_attribute("scale", &Type::parse("float").unwrap(), &IValue::Double(0.5)).unwrap();
+    classifier.register_attribute("training", &Type::parse("bool").unwrap(), &IValue::Bool(false)).unwrap();
+    classifier.define("def version(self) -> int:\n    return 7\n").unwrap();
+    classifier.save(&model).unwrap();
+    let calib = folder.path().join("calib.jq");
+    let run = |mode: Option<&str>| {
+        let mut command = alone(&program);
+        command.arg(&model);
+        if let Some(mode) = mode {
+            command.env("LD_PRELOAD", INSTALLED.0.path().join("lib/libjitquant_preload.so"));
+            command.env("JITQUANT", format!("{mode}:{}", calib.display()));
+        }
+        let output = command.output().unwrap();
+        let (out, err) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+        assert!(output.status.success() && !err.contains("jitquant:"), "{mode:?}: {out}\n{err}");
+        out.into_owned()
+    };
+    let float = run(None);
+    assert!(float.starts_with("training 0\ntrain 1\neval 0\nclasses 2, scale 0.5\nversion 7\n"), "{float}");
+    assert_eq!(run(Some("observe")), float);
+    assert_eq!(run(Some("quantize")), float);
+}
+
+#[test]
+fn a_host_that_opens_libtorch_for_itself_alone_runs_as_ever() {
+    let folder = tempfile::tempdir().unwrap();
+    let (plugin, host) = (folder.path().join("plugin.so"), folder.path().join("host"));
+    let source = |name: &str| root().join("tests/programs").join(name);
+    build_with_libtorch(&source("private_plugin.cpp"), &plugin, &["-shared", "-fPIC"]);
+    build("c++", &[], &source("private_host.cpp"), &host, &["-ldl"]);
+    let calib = folder.path().join("calib.jq");
+    let run = |mode: Option<String>| {
+        let mut command = alone(&host);
+        command.args([&plugin, &digits()]);
+        command.env("LD_PRELOAD", INSTALLED.0.path().join("lib/libjitquant_preload.so"));
+        let output = command.envs(mode.map(|mode| ("JITQUANT", mode))).output().unwrap();
+        let (out, err) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+        assert!(output.status.success() && !err.contains("jitquant:"), "{:?}\n{out}\n{err}", output.status);
+        out.into_owned()
+    };
+    let float = run(None);
+    assert!(float.trim().parse::<u32>().is_ok(), "{float}");
+    assert_eq!(run(Some(format!("observe:{}", calib.display()))), float);
+    assert!(calib.exists());
+    run(Some(format!("quantize:{}", calib.display())));
 }
 
 #[test]

@@ -1,7 +1,9 @@
 // Quantizes a TorchScript model in C, with jitquant's C ABI alone: loads it, calibrates it from a loop of its own,
 // converts, saves, and compares the INT8 model with the float one.
 //
-//   cc -std=c99 main.c -o c-app -I$PREFIX/include -L$PREFIX/lib -Wl,-rpath,$PREFIX/lib -ljitquant -lm
+//   export PKG_CONFIG_PATH=$PREFIX/lib/pkgconfig
+//   rpath=$PREFIX/lib:$(pkg-config --variable=libtorch jitquant)/lib
+//   cc -std=c99 main.c -o c-app $(pkg-config --cflags --libs jitquant) -Wl,-rpath,$rpath -lm
 //   ./c-app digits.pt sixteen.npy digits.int8.pt
 //
 // The array holds f32 samples in C order, the first dimension counting them; the first half calibrates, the second one

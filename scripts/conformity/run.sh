@@ -32,6 +32,8 @@ if [[ -z ${JITQUANT_LIBRARY:-} ]]; then
   (cd "$root" && cargo build --release --lib --no-default-features --features torch)
 fi
 cp "$library" "$work/libjitquant.so"
+# The name that its ABI gives it.
+ln -sf libjitquant.so "$work/$(readelf -dW "$library" | sed -nE 's/.*soname: \[(.*)\]/\1/p')"
 # Python's libtorch stands first, so that the library, too, uses that one.
 g++ -std=c++20 -O1 -fPIC -shared -fvisibility=hidden -fvisibility-inlines-hidden \
   -isystem "$torch/include" -isystem "$torch/include/torch/csrc/api/include" -I"$root/include" \

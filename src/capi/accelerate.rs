@@ -21,7 +21,7 @@ pub unsafe extern "C" fn jq_accelerate(
 ) -> jq_status {
     enter(|| {
         let module = module::resolve(module, "module")?;
-        let _turn = graph_turn();
+        let _turn = graph_turn()?;
         let done = engine::accelerate(&module)?;
         if let Ok(room) = argument::room(accelerated, "accelerated") {
             // SAFETY: the caller's promise.
@@ -43,7 +43,7 @@ pub unsafe extern "C" fn jq_to_native(module: *const jq_module, native: *mut *mu
     enter(|| {
         let room = argument::room(native, "native")?;
         let module = module::resolve(module, "module")?;
-        let _turn = graph_turn();
+        let _turn = graph_turn()?;
         let result = pass::to_native(&module)?;
         // SAFETY: the caller's promise.
         unsafe { room.put(module::issue(result)) };

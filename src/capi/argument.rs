@@ -1,6 +1,7 @@
 //! Reading what a C caller gave, and storing where it said.
 
 use std::ffi::{CStr, c_char};
+use std::path::Path;
 
 use super::status::{Failure, Outcome};
 
@@ -15,6 +16,22 @@ pub(super) unsafe fn text<'a>(text: *const c_char, argument: &str) -> Outcome<&'
     // SAFETY: not null, and the caller's promise.
     let text = unsafe { CStr::from_ptr(text) };
     text.to_str().map_err(|_| Failure::argument(format!("'{argument}' is not UTF-8: {}", text.to_string_lossy())))
+}
+
+/// The path at `path`: a text, or on Unix any bytes.
+///
+/// # Safety
+/// As for [`text`].
+pub(super) unsafe fn path<'a>(path: *const c_char, argument: &str) -> Outcome<&'a Path> {
+    #[cfg(unix)]
+    if !path.is_null() {
+        use std::os::unix::ffi::OsStrExt;
+        // SAFETY: not null, and the caller's promise.
+        let bytes = unsafe { CStr::from_ptr(path) }.to_bytes();
+        return Ok(Path::new(std::ffi::OsStr::from_bytes(bytes)));
+    }
+    // SAFETY: the caller's promise.
+    Ok(Path::new(unsafe { text(path, argument)? }))
 }
 
 /// The `len` items at `items`; null is allowed where there are none.

@@ -206,9 +206,9 @@ pub unsafe extern "C" fn jq_quantizer_tune(
         let mut budget = Budget::minutes(minutes);
         if !state.is_null() {
             // SAFETY: the caller's promise.
-            budget.state = Some(PathBuf::from(unsafe { argument::text(state, "state")? }));
+            budget.state = Some(PathBuf::from(unsafe { argument::path(state, "state")? }));
         }
-        let _turn = graph_turn();
+        let _turn = graph_turn()?;
         let outcome = quantizer
             .control
             .run(|| tune(&quantizer.get(), &module, &samples.split()?, &goal, &budget, &mut |step| tell(step)))?;
@@ -266,7 +266,7 @@ pub unsafe extern "C" fn jq_quantizer_only_faster(
             (ModelForm::Portable, 0) => Runs::Stock,
             (ModelForm::Portable, _) => Runs::Accelerated,
         };
-        let _turn = graph_turn();
+        let _turn = graph_turn()?;
         let times = shared
             .control
             .run(|| only_faster(&shared.get(), &module, &data, None, (samples, kernels), &mut |step| tell(step)))?;

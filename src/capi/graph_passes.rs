@@ -16,7 +16,7 @@ use crate::pass;
 /// As the header asks for.
 unsafe fn change(torch_graph: *mut c_void, pass: impl Fn(&Graph) -> Result<()>) -> Outcome<()> {
     let host = argument::host(torch_graph.cast_const(), "torch_graph", "std::shared_ptr<torch::jit::Graph>")?;
-    let _turn = graph_turn();
+    let _turn = graph_turn()?;
     // SAFETY: the caller's promise.
     let Some(graph) = (unsafe { Graph::from_host(host) }) else {
         return Err(Failure::argument("'torch_graph' is an empty pointer; a graph is expected"));
@@ -89,7 +89,7 @@ pub unsafe extern "C" fn jq_quant_fusion(torch_graph: *mut c_void, quant_type: j
 pub unsafe extern "C" fn jq_fold_quantized_prepacking_ops(module: *mut jq_module) -> jq_status {
     enter(|| {
         let module = module::resolve(module, "module")?;
-        let _turn = graph_turn();
+        let _turn = graph_turn()?;
         Ok(pass::fold_quantized_prepacking_ops(&module)?)
     })
 }

@@ -8,6 +8,7 @@ use std::sync::{Once, PoisonError, RwLock};
 use tracing::field::{Field, Visit};
 use tracing::{Event, Level, Metadata, Subscriber, span};
 
+use super::callback::{call_program, refuse_in_callback};
 use super::status::{Failure, Outcome, c_text, enter, jq_status};
 
 /// How much a message matters.
@@ -49,13 +50,14 @@ static LEVEL: AtomicI32 = AtomicI32::new(JQ_LOG_OFF);
 
 /// Hands messages of `level` and above to `sink`, with `user_data`; null: to nobody, which is how the library starts.
 ///
-/// `sink` and `user_data` stay usable until the call that replaces them has returned. Any thread; not from a sink.
+/// `sink` and `user_data` stay usable until the call that replaces them has returned. Any thread; not from a callback.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn jq_set_log(level: jq_log_level, sink: jq_log_sink, user_data: *mut c_void) -> jq_status {
     enter(|| {
         if !(JQ_LOG_OFF..=JQ_LOG_TRACE).contains(&level) {
             return Err(Failure::argument(format!("level {level}: JQ_LOG_OFF (0) to JQ_LOG_TRACE (5) are accepted")));
         }
+        refuse_in_callback()?;
         let level = if sink.is_some() { level } else { JQ_LOG_OFF };
         let sink = sink.map(|call| Sink { call, user_data });
         install()?;
@@ -105,7 +107,7 @@ impl Subscriber for ToSink {
         if let Some(sink) = &*SINK.read().unwrap_or_else(PoisonError::into_inner) {
             let level = number(event.metadata().level());
             // SAFETY: the caller of jq_set_log promised a function that may be called so.
-            unsafe { (sink.call)(level, target.as_ptr(), message.as_ptr(), sink.user_data) }
+            call_program(|| unsafe { (sink.call)(level, target.as_ptr(), message.as_ptr(), sink.user_data) });
         }
     }
 

@@ -5,6 +5,8 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use super::argument;
 use super::buffer::{self, jq_buffer};
+use super::bytes::{self, jq_bytes};
+use super::callback::refuse_in_callback;
 use super::handle::{self, Handle};
 use super::status::{Outcome, enter, jq_status};
 use super::strings::{self, jq_strings};
@@ -37,10 +39,12 @@ impl SharedModule {
     }
 }
 
-/// Waits until no other call of this library reads or changes graphs: libtorch's passes share state without locks.
-pub(super) fn graph_turn() -> MutexGuard<'static, ()> {
+/// Waits until no other call of this library reads or changes graphs: libtorch's passes share state without locks. Refused
+/// in callbacks.
+pub(super) fn graph_turn() -> Outcome<MutexGuard<'static, ()>> {
     static TURN: Mutex<()> = Mutex::new(());
-    TURN.lock().unwrap_or_else(PoisonError::into_inner)
+    refuse_in_callback()?;
+    Ok(TURN.lock().unwrap_or_else(PoisonError::into_inner))
 }
 
 pub(super) fn issue(module: Module) -> *mut jq_module {
@@ -56,7 +60,7 @@ pub(super) fn resolve(module: *const jq_module, argument: &str) -> Outcome<Modul
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn jq_load_library(path: *const c_char) -> jq_status {
     // SAFETY: the caller's promise.
-    enter(|| Ok(crate::load_library(unsafe { argument::text(path, "path")? })?))
+    enter(|| Ok(crate::load_library(unsafe { argument::path(path, "path")? })?))
 }
 
 /// Loads a TorchScript file, into `*module`; its tensors go to the CPU. The file is checked before libtorch reads it: a
@@ -66,7 +70,7 @@ pub unsafe extern "C" fn jq_module_load(path: *const c_char, module: *mut *mut j
     enter(|| {
         let room = argument::room(module, "module")?;
         // SAFETY: the caller's promise.
-        let loaded = Module::load(unsafe { argument::text(path, "path")? })?;
+        let loaded = Module::load(unsafe { argument::path(path, "path")? })?;
         // SAFETY: the caller's promise.
         unsafe { room.put(issue(loaded)) };
         Ok(())
@@ -94,9 +98,24 @@ pub unsafe extern "C" fn jq_module_save(module: *const jq_module, path: *const c
     enter(|| {
         let module = resolve(module, "module")?;
         // SAFETY: the caller's promise.
-        let path = unsafe { argument::text(path, "path")? };
-        let _turn = graph_turn();
+        let path = unsafe { argument::path(path, "path")? };
+        let _turn = graph_turn()?;
         Ok(module.save(path)?)
+    })
+}
+
+/// The content of a TorchScript file that holds the module, into `*bytes`, to be freed with `jq_bytes_free`; what
+/// `jq_module_load_bytes` takes. Any thread, as long as no other one changes the module.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn jq_module_save_bytes(module: *const jq_module, bytes: *mut *mut jq_bytes) -> jq_status {
+    enter(|| {
+        let room = argument::room(bytes, "bytes")?;
+        let module = resolve(module, "module")?;
+        let _turn = graph_turn()?;
+        let content = module.save_bytes()?;
+        // SAFETY: the caller's promise.
+        unsafe { room.put(bytes::issue(content)) };
+        Ok(())
     })
 }
 
@@ -117,7 +136,9 @@ pub unsafe extern "C" fn jq_module_from_torch(torch_module: *const c_void, modul
         let room = argument::room(module, "module")?;
         let host = argument::host(torch_module, "torch_module", "torch::jit::Module")?;
         // SAFETY: the caller's promise.
-        unsafe { room.put(issue(Module::from_host(host))) };
+        let shared = unsafe { Module::from_host(host)? };
+        // SAFETY: the caller's promise.
+        unsafe { room.put(issue(shared)) };
         Ok(())
     })
 }
@@ -174,7 +195,7 @@ pub unsafe extern "C" fn jq_module_graph(
         let module = resolve(module, "module")?;
         // SAFETY: the caller's promise.
         let method = unsafe { argument::text(method, "method")? };
-        let _turn = graph_turn();
+        let _turn = graph_turn()?;
         let text = module.graph(method)?.to_string();
         // SAFETY: the caller's promise.
         unsafe { room.put(strings::issue([text])) };

@@ -3,6 +3,7 @@
 use std::ffi::{c_char, c_void};
 
 use super::argument;
+use super::callback::call_program;
 use super::module::{self, graph_turn, jq_module};
 use super::node::{jq_node, visit};
 use super::quantizer::{jq_quant_type, quant_type};
@@ -111,7 +112,7 @@ unsafe fn observe(
         };
         dict.insert(path.to_owned(), qconfig);
     }
-    let _turn = graph_turn();
+    let _turn = graph_turn()?;
     let result = insert(&module, method, &dict, inplace != 0, quant_type)?;
     // SAFETY: the caller's promise.
     unsafe { room.put(module::issue(result)) };
@@ -171,7 +172,7 @@ unsafe fn quantize(
     // SAFETY: the caller's promise.
     let method = unsafe { argument::text(method, "method")? };
     let quant_type = self::quant_type(quant_type)?;
-    let _turn = graph_turn();
+    let _turn = graph_turn()?;
     let result = insert(&observed, method, inplace != 0, debug != 0, quant_type)?;
     // SAFETY: the caller's promise.
     unsafe { room.put(module::issue(result)) };
@@ -202,7 +203,7 @@ pub unsafe extern "C" fn jq_finalize(
             Ok(unsafe { argument::text(*name, &format!("preserved[{i}]"))? }.to_owned())
         };
         let preserved = preserved.iter().enumerate().map(name).collect::<Outcome<Vec<_>>>()?;
-        let _turn = graph_turn();
+        let _turn = graph_turn()?;
         let result = pass::finalize(&quantized, quant_type, &preserved)?;
         // SAFETY: the caller's promise.
         unsafe { room.put(module::issue(result)) };
@@ -225,7 +226,7 @@ pub unsafe extern "C" fn jq_finalize_on_device_ptq(
         let quant_type = self::quant_type(quant_type)?;
         // SAFETY: the caller's promise.
         let method = unsafe { argument::text(method, "method")? };
-        let _turn = graph_turn();
+        let _turn = graph_turn()?;
         let result = pass::finalize_on_device_ptq(&quantized, quant_type, method)?;
         // SAFETY: the caller's promise.
         unsafe { room.put(module::issue(result)) };
@@ -240,7 +241,7 @@ pub unsafe extern "C" fn jq_fold_conv_batch_norm(module: *const jq_module, folde
     enter(|| {
         let room = argument::room(folded, "folded")?;
         let module = module::resolve(module, "module")?;
-        let _turn = graph_turn();
+        let _turn = graph_turn()?;
         let result = pass::fold_conv_batch_norm(&module)?;
         // SAFETY: the caller's promise.
         unsafe { room.put(module::issue(result)) };
@@ -254,7 +255,7 @@ pub unsafe extern "C" fn jq_fold_conv_batch_norm(module: *const jq_module, folde
 pub unsafe extern "C" fn jq_dedup_module_uses(module: *mut jq_module) -> jq_status {
     enter(|| {
         let module = module::resolve(module, "module")?;
-        let _turn = graph_turn();
+        let _turn = graph_turn()?;
         Ok(pass::dedup_module_uses(&module)?)
     })
 }
@@ -284,9 +285,9 @@ pub unsafe extern "C" fn jq_register_prepack_params(
         let Some(filter) = is_packed_param else {
             return Err(Failure::argument("'is_packed_param' is null; a function is expected"));
         };
-        let _turn = graph_turn();
+        let _turn = graph_turn()?;
         // SAFETY: the caller's promise.
-        let ask = |node: crate::ir::Node<'_>| visit(node, |node| unsafe { filter(node, user_data) });
+        let ask = |node: crate::ir::Node<'_>| visit(node, |node| call_program(|| unsafe { filter(node, user_data) }));
         // The pass asks about all nodes before it changes anything.
         let takes = |node: crate::ir::Node<'_>| match ask(node) {
             answer if answer < 0 => Failure::cancelled().leave(),

@@ -111,6 +111,6 @@ pub unsafe extern "C" fn jq_ranges_free(ranges: *mut jq_ranges) -> jq_status {
 pub unsafe extern "C" fn jq_ranges_save(path: *const c_char) -> jq_status {
     enter(|| {
         // SAFETY: the caller's promise.
-        Ok(plugin::save_ranges(unsafe { argument::text(path, "path")? })?)
+        Ok(plugin::save_ranges(unsafe { argument::path(path, "path")? })?)
     })
 }

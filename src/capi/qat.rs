@@ -42,7 +42,7 @@ unsafe fn begin(
     let room = argument::room(qat, "qat")?;
     let quantizer = handle::resolve(quantizer, "quantizer")?;
     let module = module::resolve(module, "module")?;
-    let _turn = graph_turn();
+    let _turn = graph_turn()?;
     let made = quantizer.control.run(|| make(&module, &quantizer.get()))?;
     // SAFETY: the caller's promise.
     unsafe { room.put(handle::issue(Driven::new(made, &quantizer.control))) };
@@ -53,7 +53,7 @@ unsafe fn begin(
 fn switch(qat: *mut jq_qat, call: impl FnOnce(&QatModule) -> Result<()>) -> jq_status {
     enter(|| {
         let shared = handle::resolve(qat, "qat")?;
-        call(&shared.lock())?;
+        call(&*shared.lock()?)?;
         Ok(())
     })
 }
@@ -95,7 +95,7 @@ pub unsafe extern "C" fn jq_qat_calibrate_values(
         let shared = handle::resolve(qat, "qat")?;
         // SAFETY: the caller's promise.
         let inputs = value::resolve_all(unsafe { argument::items(inputs, count, "inputs")? }, "inputs")?;
-        let mut qat = shared.lock();
+        let mut qat = shared.lock()?;
         shared.control.run(|| qat.calibrate(&inputs))?;
         Ok(())
     })
@@ -110,8 +110,8 @@ pub unsafe extern "C" fn jq_qat_choose_ranges(qat: *mut jq_qat, data: *const jq_
         let shared = handle::resolve(qat, "qat")?;
         let batches = handle::resolve(data, "data")?.calibration();
         // In this order, as where it is converted.
-        let qat = shared.lock();
-        let _turn = graph_turn();
+        let qat = shared.lock()?;
+        let _turn = graph_turn()?;
         shared.control.run(|| qat.choose_ranges(&batches))?;
         Ok(())
     })
@@ -123,7 +123,7 @@ pub unsafe extern "C" fn jq_qat_choose_ranges(qat: *mut jq_qat, data: *const jq_
 pub unsafe extern "C" fn jq_qat_module(qat: *const jq_qat, module: *mut *mut jq_module) -> jq_status {
     enter(|| {
         let room = argument::room(module, "module")?;
-        let trained = handle::resolve(qat, "qat")?.lock().module().clone();
+        let trained = handle::resolve(qat, "qat")?.lock()?.module().clone();
         // SAFETY: the caller's promise.
         unsafe { room.put(module::issue(trained)) };
         Ok(())
@@ -136,7 +136,7 @@ pub unsafe extern "C" fn jq_qat_module(qat: *const jq_qat, module: *mut *mut jq_
 pub unsafe extern "C" fn jq_qat_parameter_names(qat: *const jq_qat, names: *mut *mut jq_strings) -> jq_status {
     enter(|| {
         let room = argument::room(names, "names")?;
-        let parameters = handle::resolve(qat, "qat")?.lock().parameters()?;
+        let parameters = handle::resolve(qat, "qat")?.lock()?.parameters()?;
         // SAFETY: the caller's promise.
         unsafe { room.put(strings::issue(parameters.into_iter().map(|(name, _)| name))) };
         Ok(())
@@ -156,7 +156,7 @@ pub unsafe extern "C" fn jq_qat_parameter(
         let shared = handle::resolve(qat, "qat")?;
         // SAFETY: the caller's promise.
         let name = unsafe { argument::text(name, "name")? };
-        let found = shared.lock().parameters()?.into_iter().find(|(known, _)| known == name);
+        let found = shared.lock()?.parameters()?.into_iter().find(|(known, _)| known == name);
         let Some((_, tensor)) = found else {
             return Err(Failure::argument(format!(
                 "name: no parameter is called '{name}'; jq_qat_parameter_names gives them"

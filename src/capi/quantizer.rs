@@ -7,6 +7,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use super::argument;
 use super::buffer::jq_buffer;
+use super::callback::{call_program, refuse_in_callback};
 use super::handle::{self, Handle};
 use super::module::{self, graph_turn, jq_module, read_buffers};
 use super::report::{Contents, jq_report};
@@ -70,8 +71,9 @@ impl Handle for jq_prepared {
 /// model runs. `stage` is a text that stays for the call of the function. What it returns other than 0 ends the call
 /// with `JQ_ERROR_CANCELLED`.
 ///
-/// It runs on the thread that made the call. It may call `jq_quantizer_cancel`, but no function that takes the same
-/// `jq_prepared`. It must not throw an exception or jump out.
+/// It runs on the thread that made the call. It may cancel, set another callback, and load, look into and run modules;
+/// what works on graphs or on something prepared (inspect, prepare, calibrate, convert, save, the passes) is refused there
+/// with `JQ_ERROR_BUSY`. It must not throw an exception or jump out.
 pub type jq_progress =
     Option<unsafe extern "C" fn(stage: *const c_char, done: usize, total: usize, user_data: *mut c_void) -> i32>;
 
@@ -103,7 +105,7 @@ impl Control {
         let ended = progress.is_some_and(|Progress { call, user_data }| {
             let stage = c_text(step.stage);
             // SAFETY: the caller of jq_quantizer_set_progress promised a function that may be called so.
-            unsafe { call(stage.as_ptr(), step.done, step.total, user_data) != 0 }
+            call_program(|| unsafe { call(stage.as_ptr(), step.done, step.total, user_data) }) != 0
         });
         match self.cancelled.swap(false, Ordering::Relaxed) || ended {
             true => ControlFlow::Break(()),
@@ -152,8 +154,10 @@ impl<T> Driven<T> {
         Self { object: Mutex::new(object), control: control.clone() }
     }
 
-    pub(super) fn lock(&self) -> MutexGuard<'_, T> {
-        self.object.lock().unwrap_or_else(PoisonError::into_inner)
+    /// Waits until no other call uses it. Refused in callbacks.
+    pub(super) fn lock(&self) -> Outcome<MutexGuard<'_, T>> {
+        refuse_in_callback()?;
+        Ok(self.object.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
     /// Converts it, and stores the module, and the report where `report` is not null.
@@ -167,8 +171,8 @@ impl<T> Driven<T> {
         report: *mut *mut jq_report,
     ) -> Outcome<()> {
         let room = argument::room(module, "module")?;
-        let object = self.lock();
-        let _turn = graph_turn();
+        let object = self.lock()?;
+        let _turn = graph_turn()?;
         let converted = self.control.run(|| convert(&object))?;
         // SAFETY: the caller's promise.
         unsafe {
@@ -321,7 +325,7 @@ pub unsafe extern "C" fn jq_quantizer_inspect(
         let room = argument::room(report, "report")?;
         let quantizer = handle::resolve(quantizer, "quantizer")?;
         let module = module::resolve(module, "module")?;
-        let _turn = graph_turn();
+        let _turn = graph_turn()?;
         let verdicts = quantizer.control.run(|| quantizer.get().verdicts(&module))?;
         // SAFETY: the caller's promise.
         unsafe { room.put(handle::issue(Contents::of_verdicts(&verdicts))) };
@@ -341,7 +345,7 @@ pub unsafe extern "C" fn jq_quantizer_prepare(
         let room = argument::room(prepared, "prepared")?;
         let quantizer = handle::resolve(quantizer, "quantizer")?;
         let module = module::resolve(module, "module")?;
-        let _turn = graph_turn();
+        let _turn = graph_turn()?;
         let made = quantizer.control.run(|| quantizer.get().prepare(&module))?;
         // SAFETY: the caller's promise.
         unsafe { room.put(handle::issue(Driven::new(made, &quantizer.control))) };
@@ -361,7 +365,7 @@ pub unsafe extern "C" fn jq_quantizer_resume(
         let room = argument::room(prepared, "prepared")?;
         let quantizer = handle::resolve(quantizer, "quantizer")?;
         let observed = module::resolve(observed, "observed")?;
-        let _turn = graph_turn();
+        let _turn = graph_turn()?;
         let made = quantizer.control.run(|| quantizer.get().resume(&observed))?;
         // SAFETY: the caller's promise.
         unsafe { room.put(handle::issue(Driven::new(made, &quantizer.control))) };
@@ -416,7 +420,7 @@ pub unsafe extern "C" fn jq_prepared_calibrate_values(
 /// # Safety
 /// `output` is null or as for [`argument::Out::put`].
 unsafe fn calibrate(shared: &Driven<Prepared>, inputs: &[IValue], output: *mut *mut jq_value) -> Outcome<()> {
-    let mut prepared = shared.lock();
+    let mut prepared = shared.lock()?;
     let result = shared.control.run(|| prepared.calibrate(inputs))?;
     if !output.is_null() {
         // SAFETY: the caller's promise.
@@ -431,7 +435,7 @@ unsafe fn calibrate(shared: &Driven<Prepared>, inputs: &[IValue], output: *mut *
 pub unsafe extern "C" fn jq_prepared_module(prepared: *const jq_prepared, module: *mut *mut jq_module) -> jq_status {
     enter(|| {
         let room = argument::room(module, "module")?;
-        let observed = handle::resolve(prepared, "prepared")?.lock().module().clone();
+        let observed = handle::resolve(prepared, "prepared")?.lock()?.module().clone();
         // SAFETY: the caller's promise.
         unsafe { room.put(module::issue(observed)) };
         Ok(())

@@ -28,6 +28,8 @@ pub const JQ_ERROR_CANCELLED: jq_status = 6;
 pub const JQ_ERROR_INTERNAL: jq_status = 7;
 /// The process has a libtorch of another version than the library was built for: nothing of the library works.
 pub const JQ_ERROR_VERSION: jq_status = 8;
+/// The call was made from a callback of a call that works on graphs: it would wait for that one for ever.
+pub const JQ_ERROR_BUSY: jq_status = 9;
 
 /// The version of this header's functions and structures. It grows when a program compiled against an older header
 /// would no longer work.
@@ -45,6 +47,10 @@ pub(super) type Outcome<T> = Result<T, Failure>;
 impl Failure {
     pub(super) fn argument(message: impl Into<String>) -> Self {
         Self { status: JQ_ERROR_ARGUMENT, message: message.into() }
+    }
+
+    pub(super) fn busy(message: impl Into<String>) -> Self {
+        Self { status: JQ_ERROR_BUSY, message: message.into() }
     }
 
     pub(super) fn cancelled() -> Self {
@@ -98,7 +104,8 @@ pub(super) fn enter(body: impl FnOnce() -> Outcome<()>) -> jq_status {
             message: format!("internal error in jitquant: {}", panic_text(panic.as_ref())),
         }),
     };
-    LAST_ERROR.with_borrow_mut(|last| *last = c_text(&failure.message));
+    // A thread that ends has no message any more; destructors of its variables still get the status.
+    LAST_ERROR.try_with(|last| *last.borrow_mut() = c_text(&failure.message)).ok();
     failure.status
 }
 
@@ -107,12 +114,13 @@ fn panic_text(panic: &(dyn Any + Send)) -> &str {
     text.or(panic.downcast_ref::<&str>().copied()).unwrap_or("panic")
 }
 
-/// The message of the last call on this thread that failed; an empty text where none did. Never null.
+/// The message of the last call on this thread that failed; an empty text where none did, and where the thread is ending
+/// (in destructors of its thread_local variables). Never null.
 ///
 /// The text belongs to the library and stays until the next call on this thread fails.
 #[unsafe(no_mangle)]
 pub extern "C" fn jq_last_error() -> *const c_char {
-    LAST_ERROR.with_borrow(|last| last.as_ptr())
+    LAST_ERROR.try_with(|last| last.borrow().as_ptr()).unwrap_or(c"".as_ptr())
 }
 
 /// The version of the library, e.g. `0.1.0`. Never null; never freed.

@@ -17,9 +17,9 @@ use crate::zero_touch;
 pub unsafe extern "C" fn jq_zero_touch(torch_module: *mut c_void) -> jq_status {
     enter(|| {
         let host = argument::host(torch_module.cast_const(), "torch_module", "torch::jit::Module")?;
-        let _turn = graph_turn();
+        let _turn = graph_turn()?;
         // SAFETY: the caller's promise.
-        let module = unsafe { Module::from_host(host) };
+        let module = unsafe { Module::from_host(host)? };
         if let Some(replacement) = zero_touch::replacement(&module)? {
             // SAFETY: the caller's promise.
             unsafe { replacement.store_to_host(host.cast_mut()) };

@@ -25,6 +25,8 @@ pub struct Calibration<'a> {
     observers: Vec<Observer>,
     /// What the moving-average observers saw in each batch of this process.
     batches: Vec<(u64, Vec<State>)>,
+    /// The types and dimensions of a batch's tensors; empty where none was run here.
+    form: String,
 }
 
 #[derive(Debug)]
@@ -60,7 +62,7 @@ impl<'a> Calibration<'a> {
                 observers.push(Observer { path, module, averaging, before });
             }
         }
-        Ok(Self { prepared, group, observers, batches: Vec::new() })
+        Ok(Self { prepared, group, observers, batches: Vec::new(), form: String::new() })
     }
 
     /// Whether this process needs batch `number`: one of its own, or in process 0 one that conversion runs again.
@@ -87,6 +89,7 @@ impl<'a> Calibration<'a> {
         }
         let output = self.prepared.calibrate(inputs)?;
         if self.group.is_some() {
+            self.form = form(inputs.iter().map(IValue::from));
             let mut states = Vec::new();
             for observer in self.averaging() {
                 states.push(State::of(&observer.module)?);
@@ -101,12 +104,26 @@ impl<'a> Calibration<'a> {
         self.observers.iter().filter(|observer| observer.averaging.is_some())
     }
 
+    /// Compares the model, the options and the form of the batches with those of the other processes, and `more` besides,
+    /// each with its name: what the program deals out batches by. [`Calibration::merge`] does it at the end; whoever calls
+    /// this before the first batch knows sooner.
+    ///
+    /// # Errors
+    /// Where something differs: the message says what, and for which ranks; and where another process has ended or failed.
+    pub fn agree(&self, more: &[(&str, String)]) -> Result<()> {
+        let Some(group) = self.group else { return Ok(()) };
+        let [model, options] = self.prepared.identity()?;
+        let mine = [("the model", model), ("the options", options), ("the form of the batches", self.form.clone())];
+        group.agree(&[&mine, more].concat())
+    }
+
     /// Gives every process's observers what all have seen.
     ///
     /// # Errors
-    /// Where another process has ended or failed, or calibrates another model.
+    /// Those of [`Calibration::agree`].
     pub fn merge(self) -> Result<()> {
         let Some(group) = self.group else { return Ok(()) };
+        self.agree(&[])?;
         let all = group.all_gather(&self.to_bytes()?).context(|| "merging what the processes observed".into())?;
         let mut merged: Vec<State> = Vec::new();
         let mut batches: Vec<(u64, Vec<State>)> = Vec::new();
@@ -168,6 +185,17 @@ impl<'a> Calibration<'a> {
         }
         Some((states, batches))
     }
+}
+
+/// The types and the numbers of dimensions of the tensors among `inputs`. Sizes may differ from batch to batch.
+fn form(inputs: impl Iterator<Item = IValue>) -> String {
+    let inputs: Vec<IValue> = inputs.collect();
+    let tensors = inputs.iter().flat_map(IValue::tensors);
+    let one = |tensor: &Tensor| match tensor.dtype() {
+        Some(dtype) => format!("{dtype:?} of {} dimensions", tensor.shape().len()),
+        None => format!("{} dimensions", tensor.shape().len()),
+    };
+    tensors.map(one).collect::<Vec<_>>().join(", ")
 }
 
 /// Whether an observer keeps moving averages.

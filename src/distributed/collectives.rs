@@ -1,9 +1,11 @@
 //! What the processes of a group do together. Bytes go through the store; sums are taken in the order of the ranks, so that
 //! every process has the same bits.
 
+use std::collections::BTreeMap;
 use std::ops::{AddAssign, Range};
 
 use super::Group;
+use super::wire::{Reader, Writer};
 use crate::error::{Error, Result};
 use crate::ir::Element;
 
@@ -56,6 +58,35 @@ impl Group {
         for (peer, sums) in sums.iter().enumerate() {
             self.check_length(peer, sums.len(), size_of_val(&values[part(peer)]))?;
             values[part(peer)].copy_from_slice(&bytemuck::pod_collect_to_vec(sums));
+        }
+        Ok(())
+    }
+
+    /// Compares what has to be the same in all processes: names and values. An empty value stands for one that is not known,
+    /// and is not compared.
+    ///
+    /// # Errors
+    /// Where a value differs: the message has its name, both values and the ranks; and those of [`Group::all_gather`].
+    pub fn agree(&self, facts: &[(&str, String)]) -> Result<()> {
+        let mut writer = Writer::default();
+        facts.iter().for_each(|(name, value)| [*name, value].into_iter().for_each(|text| writer.text(text)));
+        let all = self.all_gather(&writer.bytes)?;
+        let of_rank = |bytes| {
+            std::iter::from_fn({
+                let mut reader = Reader { bytes };
+                move || Some((reader.text()?.to_owned(), reader.text()?.to_owned()))
+            })
+        };
+        let mut known: BTreeMap<String, (usize, String)> = BTreeMap::new();
+        for (rank, bytes) in all.iter().enumerate() {
+            for (name, value) in of_rank(bytes).filter(|(_, value)| !value.is_empty()) {
+                let (first, theirs) = known.entry(name.clone()).or_insert_with(|| (rank, value.clone()));
+                if *theirs != value {
+                    return Err(Error::invalid(format!(
+                        "the processes have to agree on {name}: it is {theirs} for rank {first} and {value} for rank {rank}"
+                    )));
+                }
+            }
         }
         Ok(())
     }

@@ -79,7 +79,8 @@ fn zeroed(len: usize) -> Result<Vec<u8>> {
 /// # Errors
 /// Where the system does not have so much.
 pub(super) fn with_scratch<R>(len: usize, work: impl FnOnce(&mut [u8]) -> R) -> Result<R> {
-    let mut scratch = SCRATCH.take();
+    // A thread that is ending keeps none.
+    let mut scratch = SCRATCH.try_with(Cell::take).unwrap_or_default();
     if scratch.len() < len {
         // Not what is there, grown: that would copy what nobody needs.
         drop(scratch);
@@ -87,7 +88,7 @@ pub(super) fn with_scratch<R>(len: usize, work: impl FnOnce(&mut [u8]) -> R) -> 
     }
     let result = work(&mut scratch[..len]);
     if scratch.len() <= KEPT {
-        SCRATCH.set(scratch);
+        SCRATCH.try_with(|kept| kept.set(scratch)).ok();
     }
     Ok(result)
 }

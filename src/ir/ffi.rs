@@ -248,6 +248,7 @@ pub(crate) mod bridge {
         fn module_save_file(module: &Module, path: &str, extra: &[ExtraFile]) -> Result<()>;
         fn module_save_bytes(module: &Module) -> Result<Vec<u8>>;
         fn module_handle(module: &Module) -> UniquePtr<Module>;
+        /// Null where the host's module is empty.
         unsafe fn module_from_address(address: usize) -> UniquePtr<Module>;
         unsafe fn module_store(module: &Module, address: usize);
         fn module_deepcopy(module: &Module) -> Result<UniquePtr<Module>>;
@@ -376,6 +377,8 @@ pub(crate) mod bridge {
 
         // The host
         fn host_refusal() -> &'static str;
+        /// Whether this process is a child that was forked off the one which loaded the library.
+        fn host_is_forked() -> bool;
         fn library_open(path: &str) -> Result<()>;
         fn torch_version() -> String;
         fn torch_set_threads(threads: i32);

@@ -22,6 +22,7 @@ use crate::error::{Error, Result};
 /// libtorch's general passes over one graph.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[allow(missing_docs)]
+#[non_exhaustive]
 pub enum GeneralPass {
     /// What profiling or tracing recorded of shapes and types is forgotten.
     ClearProfiling,

@@ -14,6 +14,7 @@ use crate::error::{Error, Result};
 ///
 /// Lists and dictionaries are copied when they cross the bridge; tensors and modules are handles.
 #[derive(Debug, Clone)]
+#[non_exhaustive]
 pub enum IValue {
     /// `None`.
     None,

@@ -81,11 +81,21 @@ impl Module {
 
     /// A handle on the host's `torch::jit::Module`.
     ///
+    /// # Errors
+    /// Where it is a handle on nothing. No other place makes a [`Module`] of an object that may be missing.
+    ///
     /// # Safety
     /// `module` points to a live `torch::jit::Module` of the libtorch that this library is loaded into.
-    pub(crate) unsafe fn from_host(module: *const c_void) -> Self {
+    pub(crate) unsafe fn from_host(module: *const c_void) -> Result<Self> {
         // SAFETY: the caller's promise.
-        Self::from_raw(unsafe { ffi::module_from_address(module as usize) })
+        let raw = unsafe { ffi::module_from_address(module as usize) };
+        match raw.is_null() {
+            true => Err(Error::invalid(
+                "the torch::jit::Module is empty (default-constructed or moved from); one that was loaded or defined is \
+                 expected",
+            )),
+            false => Ok(Self::from_raw(raw)),
+        }
     }
 
     /// Makes the host's `torch::jit::Module` a handle on this module.

@@ -11,6 +11,7 @@ use crate::error::{Error, Result};
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[allow(missing_docs)]
 #[repr(i32)]
+#[non_exhaustive]
 pub enum DType {
     U8 = 0,
     I8 = 1,

@@ -11,6 +11,7 @@ use crate::ir::{IValue, Module, Tensor, Type};
 /// What an observer keeps of the tensors that it sees.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 #[serde(rename_all = "kebab-case")]
+#[non_exhaustive]
 pub enum ObserverKind {
     /// Smallest and largest value.
     MinMax,

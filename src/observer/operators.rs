@@ -94,24 +94,25 @@ pub(crate) fn collect_refusals<T>(run: impl FnOnce() -> T) -> (T, Vec<Refusal>) 
     struct End(Option<Vec<Refusal>>);
     impl Drop for End {
         fn drop(&mut self) {
-            REFUSED.with(|refused| refused.replace(self.0.take()));
+            REFUSED.try_with(|refused| refused.replace(self.0.take())).ok();
         }
     }
-    let _end = End(REFUSED.with(|refused| refused.replace(Some(Vec::new()))));
+    // A thread that is ending keeps no list: there a refusal ends the run.
+    let _end = End(REFUSED.try_with(|refused| refused.replace(Some(Vec::new()))).unwrap_or_default());
     let result = run();
-    (result, REFUSED.with(|refused| refused.borrow_mut().take()).unwrap_or_default())
+    (result, REFUSED.try_with(|refused| refused.borrow_mut().take()).ok().flatten().unwrap_or_default())
 }
 
 /// Takes a tensor in; one with NaN or infinity is refused.
 fn observation(name: &str, call: impl FnOnce() -> Result<(), NotFinite>) -> Result<(), String> {
     guarded(name, || match call() {
-        Err(why) => REFUSED.with(|refused| match refused.borrow_mut().as_mut() {
-            Some(all) => {
-                all.push(Refusal { tensor: name.to_owned(), why });
-                Ok(())
-            }
-            None => Err(why),
-        }),
+        Err(why) => {
+            let kept = REFUSED.try_with(|refused| {
+                let mut refused = refused.borrow_mut();
+                refused.as_mut().map(|all| all.push(Refusal { tensor: name.to_owned(), why }))
+            });
+            kept.ok().flatten().ok_or(why)
+        }
         observed => observed,
     })
 }

@@ -150,6 +150,7 @@ impl QParams {
 
 /// Why there are no qparams.
 #[derive(Clone, Copy, Debug, PartialEq, Error)]
+#[non_exhaustive]
 pub enum QParamsError {
     /// The range is [`UNSET`]. torch.ao gives [`QParams::UNOBSERVED`] and a warning here.
     #[error("nothing was observed")]

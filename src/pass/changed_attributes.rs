@@ -55,7 +55,7 @@ pub(crate) fn shared_and_written(module: &Module) -> Result<Option<(String, Stri
 }
 
 /// The tensors among the attributes of a module, and of what is below it, that this code writes into or binds anew.
-fn written_tensors(graph: &Graph) -> Vec<String> {
+pub(crate) fn written_tensors(graph: &Graph) -> Vec<String> {
     let mut names = Vec::new();
     for node in graph.all_nodes() {
         if node.kind() == "prim::SetAttr" {

@@ -55,6 +55,7 @@ struct Guide;
 
 /// When activations are quantized.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+#[non_exhaustive]
 pub enum QuantType {
     /// With ranges that calibration found.
     #[default]

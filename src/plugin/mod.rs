@@ -21,6 +21,7 @@ use crate::pass::{fold_constant_prepacks, rewrite_executed};
 /// A pass over the graphs that libtorch executes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u32)]
+#[non_exhaustive]
 pub enum GraphPass {
     /// Weights that are packed at each run are packed once: [`fold_constant_prepacks`]. After fusion.
     Prepack = 1,

@@ -17,7 +17,7 @@ use crate::pass::op_table::Operator;
 use crate::pass::prepare::{
     canonicalize, flatten, fold_batch_norm, fold_padding, functionalize, observed_weight, weights_as_attributes,
 };
-use crate::pipeline::METHOD;
+use crate::pipeline::{METHOD, has_observed};
 use crate::qconfig::{QConfigSpec, Role};
 use crate::range_choice;
 use crate::replay::{self, Replay};
@@ -285,8 +285,15 @@ impl QatModule {
     /// Makes the INT8 module of what was trained; this one stays as it is.
     ///
     /// # Errors
-    /// Those of [`Prepared::convert`].
+    /// Where no batch was seen, neither in calibration nor in training, and those of [`Prepared::convert`].
     pub fn convert(&self) -> Result<Converted> {
+        let weights = weight_observers(self.module())?;
+        let mut activations = self.fake_quantizers().into_iter().filter(|(path, _)| !weights.contains(path)).peekable();
+        if activations.peek().is_some() && !activations.any(|(_, module)| has_observed(&module)) {
+            return Err(Error::invalid(
+                "no activation has a range: call calibrate, or train with observation on, before convert",
+            ));
+        }
         self.prepared.with_module(settle(self.module())?).convert()
     }
 }

@@ -9,6 +9,7 @@ use crate::pass::layer_of;
 
 /// Which tensors on the way a model is trained to give as before, beside its outputs.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
 pub enum Targets {
     /// None.
     #[default]

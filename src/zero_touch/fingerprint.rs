@@ -6,8 +6,13 @@ use crate::ir::{IValue, Module};
 /// A number that models of the same code and the same weights share, however and from where they were loaded, in every
 /// process: FNV-1a over modules, attributes, tensors and graphs.
 pub(crate) fn fingerprint(module: &Module) -> Result<u64> {
+    fingerprint_of(module, |_| true)
+}
+
+/// The same of the modules in it whose paths `counts` takes.
+pub(crate) fn fingerprint_of(module: &Module, counts: impl Fn(&str) -> bool) -> Result<u64> {
     let mut hash = Fnv::default();
-    for (path, part) in module.modules() {
+    for (path, part) in module.modules().into_iter().filter(|(path, _)| counts(path)) {
         hash.text(&path);
         for attribute in part.attributes() {
             hash.text(&attribute.name);

@@ -16,8 +16,8 @@ use self::recorded::{Model, Recorded};
 use crate::control::{restore, watched};
 use crate::engine;
 use crate::error::{Error, Result};
-use crate::ir::Module;
 use crate::ir::ffi::bridge::leave_inference_mode;
+use crate::ir::{AttributeInfo, Module};
 use crate::pipeline::{ModelForm, Quantizer};
 
 /// The environment variable that says what to do.
@@ -87,20 +87,41 @@ pub(crate) fn replacement(module: &Module) -> Result<Option<Module>> {
     }
 }
 
-/// A module that records its ranges in the file at `path`.
+/// A module that records its ranges in the file at `path`; every method and attribute is still there.
 fn observed(module: &Module, fingerprint: u64, path: &std::path::Path) -> Result<Module> {
-    let prepared = Quantizer::static_ptq().prepare(module)?;
+    let prepared = keeping_methods(Quantizer::static_ptq(), module).prepare(module)?;
+    give_attributes(prepared.module(), module, |attribute| !attribute.is_module)?;
     crate::observer::observe_leniently();
     recorder::record(fingerprint, watched(prepared.module())?, path);
     Ok(prepared.module().clone())
 }
 
-/// The INT8 module that the recorded ranges give; every method is still there.
-fn quantized(module: &Module, recorded: &Model) -> Result<Module> {
-    let mut quantizer = Quantizer::static_ptq().form(ModelForm::Native);
-    for method in module.method_names().into_iter().filter(|method| method != "forward") {
-        quantizer = quantizer.preserve(method);
+/// The quantizer, with every method of `module` kept beside `forward`.
+fn keeping_methods(quantizer: Quantizer, module: &Module) -> Quantizer {
+    let others = module.method_names().into_iter().filter(|method| method != "forward");
+    others.fold(quantizer, Quantizer::preserve)
+}
+
+/// Gives `replacement` the attributes of `module` itself that it lacks and that `wanted` takes, with their values. `training`
+/// is one of them: a module without it is in training mode to libtorch.
+fn give_attributes(replacement: &Module, module: &Module, wanted: impl Fn(&AttributeInfo) -> bool) -> Result<()> {
+    let ty = module.type_of();
+    for attribute in module.attributes().iter().filter(|attribute| wanted(attribute)) {
+        let AttributeInfo { name, is_parameter, is_buffer, .. } = attribute;
+        if !replacement.has_attribute(name) {
+            let value = module.attribute(name)?;
+            replacement.register(name, &ty.attribute(name)?, &value, *is_parameter, *is_buffer)?;
+        }
     }
+    if let Ok(training) = module.attribute("training") {
+        replacement.set_attribute("training", &training)?;
+    }
+    Ok(())
+}
+
+/// The INT8 module that the recorded ranges give; every method is still there, and every attribute that is no tensor.
+fn quantized(module: &Module, recorded: &Model) -> Result<Module> {
+    let quantizer = keeping_methods(Quantizer::static_ptq().form(ModelForm::Native), module);
     let prepared = quantizer.prepare(module)?;
     let missing = restore(prepared.module(), recorded)?;
     if let Some(tensor) = missing.first() {
@@ -112,6 +133,8 @@ fn quantized(module: &Module, recorded: &Model) -> Result<Module> {
     let native = prepared.convert()?.module;
     // Operators of libtorch's that have no native form run on our kernels too, where they call them.
     engine::accelerate(&native)?;
+    // Float weights would be kept in memory.
+    give_attributes(&native, module, |attribute| !attribute.is_module && attribute.type_name != "Tensor")?;
     Ok(native)
 }
 

@@ -10,10 +10,13 @@ pub fn root() -> PathBuf {
     PathBuf::from(env!("CARGO_MANIFEST_DIR"))
 }
 
-/// The folder of the libjitquant.so that cargo built with this test.
+/// The folder of the libjitquant.so that cargo built with this test, and of the link by which programs find it.
 pub fn library_folder() -> PathBuf {
     let folder = std::env::current_exe().unwrap().parent().unwrap().to_owned();
     assert!(folder.join("libjitquant.so").exists(), "cargo builds {}/libjitquant.so", folder.display());
+    let link = folder.join(format!("libjitquant.so.{}", jitquant::capi::JQ_ABI_VERSION));
+    // Another test may have made it.
+    std::os::unix::fs::symlink("libjitquant.so", link).ok();
     folder
 }
 
@@ -64,16 +67,31 @@ pub fn build_with_torch(source: &Path, program: &Path) {
 pub fn build_with_libtorch(source: &Path, program: &Path, libraries: &[&str]) {
     let libtorch = libtorch();
     let include = |folder: &str| format!("-isystem{}", libtorch.join(folder).display());
-    let lib = libtorch.join("lib");
-    let (search, rpath) = (format!("-L{}", lib.display()), format!("-Wl,-rpath,{}", lib.display()));
-    let torch = ["-Wl,--no-as-needed", &search, &rpath];
     build(
         &std::env::var("CXX").unwrap_or_else(|_| "c++".to_owned()),
         &["-std=c++20", "-Wall", "-Wextra", &include("include"), &include("include/torch/csrc/api/include")],
         source,
         program,
-        &[&torch, libraries, &["-ltorch_cpu", "-lc10"]].concat(),
+        &linked_with_libtorch(libraries).iter().map(String::as_str).collect::<Vec<_>>(),
     );
+}
+
+/// Options of the linker: libtorch, and `libraries` before it.
+pub fn linked_with_libtorch(libraries: &[&str]) -> Vec<String> {
+    let lib = libtorch().join("lib");
+    let (search, rpath) = (format!("-L{}", lib.display()), format!("-Wl,-rpath,{}", lib.display()));
+    let torch = ["-Wl,--no-as-needed", &search, &rpath];
+    [&torch, libraries, &["-ltorch_cpu", "-lc10"]].concat().into_iter().map(str::to_owned).collect()
+}
+
+/// Compiles a program in C against libjitquant.so.
+pub fn build_c(options: &[&str], source: &Path, program: &Path) {
+    let folder = library_folder();
+    let folder = folder.display();
+    let libraries = [&format!("-L{folder}"), &format!("-Wl,-rpath,{folder}"), "-ljitquant", "-lm"];
+    let libraries = linked_with_libtorch(&libraries);
+    let libraries: Vec<&str> = libraries.iter().map(String::as_str).collect();
+    build(std::env::var("CC").as_deref().unwrap_or("cc"), options, source, program, &libraries);
 }
 
 /// All that a program said.

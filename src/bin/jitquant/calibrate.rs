@@ -37,6 +37,11 @@ pub fn run(
     }
     let bar = output::progress(limit, "calibrating");
     let mut calibration = Calibration::new(prepared, group)?;
+    calibration.agree(&[
+        ("--batch-size", size.to_string()),
+        ("how many samples there are", limit.to_string()),
+        ("what a sample is", feed.form()),
+    ])?;
     let wanted: Vec<bool> = (0..count).map(|number| calibration.wants(number)).collect();
     let mut joins_samples = false;
     for batch in feed.batches_where(size, limit, |number| wanted[number]) {

@@ -43,6 +43,11 @@ impl Feed {
         self.dataset.len()
     }
 
+    /// A sample in words: name, type and shape of each input.
+    pub fn form(&self) -> String {
+        self.dataset.inputs().map(ToString::to_string).collect::<Vec<_>>().join(", ")
+    }
+
     /// The samples, `size` at a time: how many, and the model's inputs.
     pub fn batches(&self, size: NonZeroUsize) -> impl Iterator<Item = Result<(usize, Vec<IValue>)>> {
         self.dataset.batches(size).map(move |batch| {

@@ -329,6 +329,11 @@ pub fn run(
     let reference = qat.float_copy()?;
     let data = collect(feed, &reference, on_the_way, options, group)?;
     let mut calibration = qat.calibration(group)?;
+    calibration.agree(&[
+        ("--finetune-batch", options.batch_size.to_string()),
+        ("how many samples there are", feed.len().to_string()),
+        ("what a sample is", feed.form()),
+    ])?;
     for (slot, batch) in data.slots.iter().enumerate() {
         if let Some(batch) = batch {
             calibration.run(slot * world + rank, &batch.inputs)?;

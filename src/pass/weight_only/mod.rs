@@ -36,6 +36,7 @@ use crate::kernel::{Channels, round_channels, round_groups};
 /// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
+#[non_exhaustive]
 pub enum WeightOnly {
     /// 8 bits, with a scale for each output channel (for each row of an embedding).
     Bits8,
