@@ -265,6 +265,11 @@ SourceRange node_source_range(const Node &node) {
   return out;
 }
 
+void node_set_source(const Node &node, rust::Str file, size_t line, rust::Str code) {
+  auto source = std::make_shared<jit::Source>(text(code), text(file), line);
+  edit(node)->setSourceRange(jit::SourceRange(std::move(source), 0, code.size()));
+}
+
 rust::String node_scope(const Node &node) { return node.scopeName(); }
 void node_set_scope(const Node &node, rust::Str path) {
   auto root = c10::make_intrusive<jit::Scope>();

@@ -69,6 +69,7 @@ bool node_has_side_effects(const Node &node);
 bool node_is_nondeterministic(const Node &node);
 void node_copy_metadata(const Node &node, const Node &from);
 SourceRange node_source_range(const Node &node);
+void node_set_source(const Node &node, rust::Str file, size_t line, rust::Str code);
 rust::String node_scope(const Node &node);
 void node_set_scope(const Node &node, rust::Str path);
 bool node_has_schema(const Node &node);

@@ -488,6 +488,15 @@ std::unique_ptr<Tensor> tensor_from_bytes(int32_t dtype, rust::Slice<const int64
   return own(std::move(tensor));
 }
 
+std::unique_ptr<Tensor> tensor_zeros(size_t bytes) { return own(at::zeros({int64_t(bytes)}, at::kByte)); }
+
+std::unique_ptr<Tensor> tensor_on_memory(const Tensor &memory, int32_t dtype, rust::Slice<const int64_t> sizes,
+                                         rust::Slice<const int64_t> strides, int64_t offset) {
+  auto tensor = at::empty({0}, static_cast<at::ScalarType>(dtype));
+  return own(tensor.set_(memory.storage(), offset, at::IntArrayRef(sizes.data(), sizes.size()),
+                         at::IntArrayRef(strides.data(), strides.size())));
+}
+
 std::unique_ptr<Tensor> tensor_handle(const Tensor &tensor) { return own(Tensor(tensor)); }
 std::unique_ptr<Tensor> tensor_from_address(size_t address) {
   return own(Tensor(*reinterpret_cast<Tensor *>(address)));

@@ -92,6 +92,9 @@ std::unique_ptr<IValue> ivalues_get(const IValues &items, size_t index);
 
 std::unique_ptr<Tensor> tensor_from_bytes(int32_t dtype, rust::Slice<const int64_t> shape,
                                           rust::Slice<const uint8_t> bytes);
+std::unique_ptr<Tensor> tensor_zeros(size_t bytes);
+std::unique_ptr<Tensor> tensor_on_memory(const Tensor &memory, int32_t dtype, rust::Slice<const int64_t> sizes,
+                                         rust::Slice<const int64_t> strides, int64_t offset);
 std::unique_ptr<Tensor> tensor_handle(const Tensor &tensor);
 std::unique_ptr<Tensor> tensor_from_address(size_t address);
 size_t tensor_address(const Tensor &tensor);

@@ -465,8 +465,8 @@ jq_status jq_value_free(struct jq_value *value);
 // It stays until the process ends. Any thread.
 jq_status jq_load_library(const char *path);
 
-// Loads a TorchScript file, into `*module`; its tensors go to the CPU. The file is checked before libtorch reads it: a
-// damaged one gives JQ_ERROR_FILE. Any thread.
+// Loads a TorchScript file, or a program that `torch.export.save` wrote (`.pt2`), into `*module`; its tensors go to the
+// CPU. The file is checked before libtorch reads it: a damaged one gives JQ_ERROR_FILE. Any thread.
 jq_status jq_module_load(const char *path, struct jq_module **module);
 
 // Loads the `len` bytes at `bytes`, the content of a TorchScript file, into `*module`. The bytes are not needed after

@@ -69,6 +69,8 @@ mod error;
 #[cfg(feature = "torch")]
 mod file;
 #[cfg(feature = "torch")]
+mod import;
+#[cfg(feature = "torch")]
 #[allow(unsafe_code)]
 pub mod ir;
 pub mod kernel;

@@ -1,4 +1,4 @@
-//! What a file is that is no TorchScript file: people have many that end in `.pt`.
+//! What a file is: people have many that end in `.pt` and hold something else.
 
 use std::io::{Read, Seek, SeekFrom};
 
@@ -27,10 +27,10 @@ pub(crate) enum Kind {
 const WANTED: &str = "a TorchScript file is what torch.jit.save(torch.jit.script(model), path), or .trace, writes";
 
 impl Kind {
-    /// What to say to who takes it for a TorchScript file.
+    /// What to say to who takes it for a model; `None` of the two kinds that are read.
     pub fn refusal(&self) -> Option<String> {
         Some(match self {
-            Self::TorchScript => return None,
+            Self::TorchScript | Self::Exported => return None,
             Self::Pickled { what, is_model } => format!(
                 "a torch.save file that holds {what}, without the code that runs it: in Python, {}, and \
                  torch.jit.save(torch.jit.trace(model.eval(), example), path)",
@@ -39,10 +39,6 @@ impl Kind {
                     false => "build the model, load this into it",
                 }
             ),
-            Self::Exported => "a torch.export program (.pt2), not TorchScript: in Python, \
-                 torch.jit.save(torch.jit.trace(torch.export.load(path).module(), example), path), or trace the model \
-                 that it was exported from"
-                .to_owned(),
             Self::Mobile => {
                 "a model for PyTorch's mobile interpreter (.ptl), whose bytecode cannot be quantized: save the \
                  TorchScript module that it was made from with torch.jit.save(module, path)"

@@ -21,8 +21,9 @@ use std::collections::BTreeSet;
 use std::fmt;
 use std::io::{Read, Seek};
 
-pub(crate) use kind::kind_of;
+pub(crate) use kind::{Kind, kind_of};
 use records::Records;
+pub(crate) use records::ensure_ends_at_its_end;
 
 /// Why a file is refused, and the record that shows it, where it is one.
 #[derive(Debug)]

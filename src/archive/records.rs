@@ -31,7 +31,7 @@ impl Records {
     pub fn read(mut source: impl Read + Seek) -> Result<Self, Refusal> {
         let unreadable = |e: std::io::Error| Refusal::new(format!("it cannot be read: {e}"));
         let len = source.seek(SeekFrom::End(0)).map_err(unreadable)?;
-        ensure_ends_at_its_end(&mut source, len)?;
+        ensure_ends_at_its_end(&mut source)?;
         // Without a guess where it begins: libtorch's reader makes none.
         let config = Config { archive_offset: ArchiveOffset::Known(0) };
         let mut archive = ZipArchive::with_config(config, source)
@@ -100,11 +100,13 @@ impl Records {
 }
 
 /// A zip archive is found from its end. Where something follows it, readers differ in what they find.
-fn ensure_ends_at_its_end(source: &mut (impl Read + Seek), len: u64) -> Result<(), Refusal> {
+pub(crate) fn ensure_ends_at_its_end(source: &mut (impl Read + Seek)) -> Result<(), Refusal> {
+    let unreadable = |e: std::io::Error| Refusal::new(format!("it cannot be read: {e}"));
+    let len = source.seek(SeekFrom::End(0)).map_err(unreadable)?;
     let mut end = [0; END_LEN as usize];
     let start = len.checked_sub(END_LEN).ok_or_else(|| Refusal::new(format!("it has {len} bytes")))?;
     let read = source.seek(SeekFrom::Start(start)).and_then(|_| source.read_exact(&mut end));
-    read.map_err(|e| Refusal::new(format!("it cannot be read: {e}")))?;
+    read.map_err(unreadable)?;
     match end.starts_with(END_MAGIC) && end.ends_with(&[0, 0]) {
         true => Ok(()),
         false => Err(Refusal::new(

@@ -106,7 +106,6 @@ fn files_of_other_kinds_are_named() {
         (&archive(&[("data.pkl", eager), ("version", b"3")]), "models.resnet.ResNet"),
         (state, "torch.save file"),
         (&archive(&[("bytecode.pkl", b""), ("data.pkl", b"")]), "mobile interpreter"),
-        (&archive(&[("archive_format", b"pt2"), ("models/model.json", b"{}")]), "torch.export program"),
         (&safetensors, "safetensors"),
         (b"\x08\x07\x12\x07pytorch\x1a\x052.1.0", "ONNX"),
         (b"\x1f\x8b\x08", "gzip"),
@@ -118,4 +117,6 @@ fn files_of_other_kinds_are_named() {
         assert!(said.contains("torch.jit.") || said.contains("gzip") || said.contains("lfs"), "{said}");
     }
     assert_eq!(said(&net()), "");
+    let exported = archive(&[("archive_format", b"pt2"), ("models/model.json", b"{}")]);
+    assert_eq!(kind_of(&mut Cursor::new(exported)).unwrap(), Kind::Exported);
 }

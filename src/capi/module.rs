@@ -63,8 +63,8 @@ pub unsafe extern "C" fn jq_load_library(path: *const c_char) -> jq_status {
     enter(|| Ok(crate::load_library(unsafe { argument::path(path, "path")? })?))
 }
 
-/// Loads a TorchScript file, into `*module`; its tensors go to the CPU. The file is checked before libtorch reads it: a
-/// damaged one gives JQ_ERROR_FILE. Any thread.
+/// Loads a TorchScript file, or a program that `torch.export.save` wrote (`.pt2`), into `*module`; its tensors go to the
+/// CPU. The file is checked before libtorch reads it: a damaged one gives JQ_ERROR_FILE. Any thread.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn jq_module_load(path: *const c_char, module: *mut *mut jq_module) -> jq_status {
     enter(|| {

@@ -187,6 +187,7 @@ pub(crate) mod bridge {
         fn node_is_nondeterministic(node: &Node) -> Result<bool>;
         fn node_copy_metadata(node: &Node, from: &Node) -> Result<()>;
         fn node_source_range(node: &Node) -> Result<SourceRange>;
+        fn node_set_source(node: &Node, file: &str, line: usize, code: &str) -> Result<()>;
         fn node_scope(node: &Node) -> Result<String>;
         fn node_set_scope(node: &Node, path: &str) -> Result<()>;
         fn node_has_schema(node: &Node) -> bool;
@@ -346,6 +347,14 @@ pub(crate) mod bridge {
 
         // Tensors
         fn tensor_from_bytes(dtype: i32, shape: &[i64], bytes: &[u8]) -> Result<UniquePtr<Tensor>>;
+        fn tensor_zeros(bytes: usize) -> Result<UniquePtr<Tensor>>;
+        fn tensor_on_memory(
+            memory: &Tensor,
+            dtype: i32,
+            sizes: &[i64],
+            strides: &[i64],
+            offset: i64,
+        ) -> Result<UniquePtr<Tensor>>;
         fn tensor_handle(tensor: &Tensor) -> UniquePtr<Tensor>;
         unsafe fn tensor_from_address(address: usize) -> UniquePtr<Tensor>;
         fn tensor_address(tensor: &Tensor) -> usize;

@@ -13,7 +13,8 @@ use crate::error::{Error, Result};
 const LONGEST: usize = 2000;
 
 impl Module {
-    /// Loads a TorchScript file; tensors go to the CPU wherever they were saved from.
+    /// Loads a TorchScript file, or a program of `torch.export` (`.pt2`), which becomes a TorchScript module; tensors go to
+    /// the CPU wherever they were saved from.
     ///
     /// The file is looked at before libtorch reads it: sizes and check sums of its records, its pickles, and how deeply its
     /// code nests. It is a program all the same: load files of those whom you trust.
@@ -35,10 +36,17 @@ impl Module {
         let path = path.as_ref();
         let metadata = std::fs::metadata(path).map_err(|e| Error::io(path, e))?;
         if !metadata.is_file() {
-            return Err(Error::file(path, "not a file; a TorchScript file (.pt) is expected"));
+            return Err(Error::file(
+                path,
+                "not a file; a TorchScript file (.pt) or an exported program (.pt2) is expected",
+            ));
         }
         let file = File::open(path).map_err(|e| Error::io(path, e))?;
-        let facts = facts_of(&mut BufReader::with_capacity(1 << 18, file)).map_err(|why| Error::file(path, why))?;
+        let mut file = BufReader::with_capacity(1 << 18, file);
+        let facts = match content_of(&mut file).map_err(|why| Error::file(path, why))? {
+            Content::Exported(module) => return Ok((module, Vec::new())),
+            Content::TorchScript(facts) => facts,
+        };
         let loaded = match path.to_str() {
             Some(text) => ffi::module_load_file(text),
             // libtorch opens files by names that are text.
@@ -55,17 +63,32 @@ impl Module {
     pub fn load_bytes(bytes: &[u8]) -> Result<Self> {
         crate::init()?;
         let refused = |why: String| Error::file(Path::new("the bytes given"), why);
-        facts_of(&mut Cursor::new(bytes)).map_err(refused)?;
-        ffi::module_load_bytes(bytes).map(Self::from_raw).map_err(|e| refused(why_not_loaded(e.what())))
+        match content_of(&mut Cursor::new(bytes)).map_err(refused)? {
+            Content::Exported(module) => Ok(module),
+            Content::TorchScript(_) => {
+                ffi::module_load_bytes(bytes).map(Self::from_raw).map_err(|e| refused(why_not_loaded(e.what())))
+            }
+        }
     }
 }
 
+/// What a file holds.
+enum Content {
+    /// A TorchScript archive that libtorch can read.
+    TorchScript(Facts),
+    /// A program of `torch.export`, as a module.
+    Exported(Module),
+}
+
 /// Looks at a file; why it is refused, where it is.
-fn facts_of(file: &mut (impl Read + Seek)) -> Result<Facts, String> {
+fn content_of(file: &mut (impl Read + Seek)) -> Result<Content, String> {
     let kind = archive::kind_of(file).map_err(|e| e.to_string())?;
+    if kind == archive::Kind::Exported {
+        return crate::import::load(file).map(Content::Exported).map_err(|e| e.to_string());
+    }
     match kind.refusal() {
         Some(why) => Err(why),
-        None => archive::check(file).map_err(|refusal| refusal.to_string()),
+        None => archive::check(file).map(Content::TorchScript).map_err(|refusal| refusal.to_string()),
     }
 }
 

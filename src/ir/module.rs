@@ -12,6 +12,7 @@ use super::graph::{Code, Graph};
 use super::ivalue::{IValue, raw_items};
 use super::node::Schema;
 use super::types::Type;
+use crate::archive;
 use crate::error::{Error, Result};
 
 pub use super::ffi::bridge::{AttributeInfo, ExtraFile, FloatChanges};
@@ -127,7 +128,11 @@ impl Module {
     /// Where the file is no such archive.
     pub fn extra_files(path: impl AsRef<Path>) -> Result<Vec<ExtraFile>> {
         let path = path.as_ref();
-        let file = std::fs::File::open(path).map_err(|e| Error::io(path, e))?;
+        let mut file = std::fs::File::open(path).map_err(|e| Error::io(path, e))?;
+        // An exported program becomes a module of its own, which has none.
+        if archive::kind_of(&mut file).is_ok_and(|kind| kind == archive::Kind::Exported) {
+            return Ok(Vec::new());
+        }
         // libtorch opens files by names that are text.
         let descriptor = || format!("/proc/self/fd/{}", std::os::fd::AsRawFd::as_raw_fd(&file));
         let text = path.to_str().map_or_else(descriptor, str::to_owned);

@@ -378,6 +378,14 @@ impl<'g> Node<'g> {
         Ok(ffi::node_source_range(self.raw)?)
     }
 
+    /// Records where it came from: line `line` of `file`, which reads `code`.
+    ///
+    /// # Errors
+    /// Where libtorch refuses.
+    pub fn set_source(self, file: &str, line: usize, code: &str) -> Result<()> {
+        Ok(ffi::node_set_source(self.raw, file, line, code)?)
+    }
+
     /// The path of modules that a traced node was recorded in, or the path that [`Node::set_scope`] gave it.
     ///
     /// # Errors

@@ -11,14 +11,19 @@ mod bridge {
         overload: String,
         names: Vec<String>,
         types: Vec<String>,
+        has_default: Vec<bool>,
+        returns: Vec<String>,
     }
 
     unsafe extern "C++" {
         include!("operators.h");
 
+        type IValue = crate::ir::ffi::bridge::IValue;
         type IValues = crate::ir::ffi::bridge::IValues;
 
         fn operator_schemas(prefix: &str) -> Result<Vec<OperatorSchema>>;
+        fn operator_schema(name: &str, overload: &str) -> Result<OperatorSchema>;
+        fn operator_default(name: &str, overload: &str, argument: usize) -> Result<UniquePtr<IValue>>;
         fn operator_call(name: &str, overload: &str, arguments: UniquePtr<IValues>) -> Result<UniquePtr<IValues>>;
     }
 }
@@ -43,6 +48,10 @@ pub struct Operator {
     pub overload: String,
     /// Names and types of its arguments; types in TorchScript's syntax.
     pub arguments: Vec<(String, String)>,
+    /// The types of its results.
+    pub returns: Vec<String>,
+    /// Which arguments may be left out.
+    has_default: Vec<bool>,
 }
 
 impl Operator {
@@ -51,16 +60,35 @@ impl Operator {
     /// # Errors
     /// What libtorch says.
     pub fn all(prefix: &str) -> Result<Vec<Self>> {
-        let mut found: Vec<_> = bridge::operator_schemas(prefix)?
-            .into_iter()
-            .map(|schema| Self {
-                name: schema.name,
-                overload: schema.overload,
-                arguments: schema.names.into_iter().zip(schema.types).collect(),
-            })
-            .collect();
+        let mut found: Vec<_> = bridge::operator_schemas(prefix)?.into_iter().map(Self::from_schema).collect();
         found.sort_by(|a, b| (&a.name, &a.overload).cmp(&(&b.name, &b.overload)));
         Ok(found)
+    }
+
+    fn from_schema(schema: bridge::OperatorSchema) -> Self {
+        Self {
+            name: schema.name,
+            overload: schema.overload,
+            arguments: schema.names.into_iter().zip(schema.types).collect(),
+            returns: schema.returns,
+            has_default: schema.has_default,
+        }
+    }
+
+    /// The operator of that name and overload; the overload that Python calls `default` is the empty one.
+    ///
+    /// # Errors
+    /// Where there is none.
+    pub fn find(name: &str, overload: &str) -> Result<Self> {
+        Ok(Self::from_schema(bridge::operator_schema(name, overload)?))
+    }
+
+    /// The value of argument number `index` where it is left out; `None` where it cannot be.
+    pub fn default_of(&self, index: usize) -> Option<IValue> {
+        match self.has_default.get(index) {
+            Some(true) => IValue::from_raw(bridge::operator_default(&self.name, &self.overload, index).ok()?).ok(),
+            _ => None,
+        }
     }
 
     /// Calls it with all of its arguments, as libtorch's interpreters do; gives its results.

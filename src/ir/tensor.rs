@@ -112,6 +112,28 @@ impl Tensor {
         Ok(Self(ffi::tensor_from_bytes(dtype as i32, shape, bytes)?))
     }
 
+    /// `len` bytes that `fill` writes, in a tensor of one dimension.
+    ///
+    /// # Errors
+    /// Where memory is short, and those of `fill`.
+    pub(crate) fn filled(len: usize, fill: impl FnOnce(&mut [u8]) -> Result<()>) -> Result<Self> {
+        let tensor = Self(ffi::tensor_zeros(len)?);
+        if len > 0 {
+            // SAFETY: libtorch has just made `len` bytes there and set them to zero; no other handle on them exists yet.
+            fill(unsafe { std::slice::from_raw_parts_mut(tensor.data().cast_mut().cast(), len) })?;
+        }
+        Ok(tensor)
+    }
+
+    /// A tensor on this one's memory; sizes, strides and the offset count elements of `dtype`. That it lies inside is the
+    /// caller's to see to: libtorch makes memory that is too small larger.
+    ///
+    /// # Errors
+    /// What libtorch says.
+    pub(crate) fn view_as(&self, dtype: DType, sizes: &[i64], strides: &[i64], offset: i64) -> Result<Self> {
+        Ok(Self(ffi::tensor_on_memory(&self.0, dtype as i32, sizes, strides, offset)?))
+    }
+
     /// Whether there is a tensor behind the handle (libtorch has undefined ones).
     pub fn is_defined(&self) -> bool {
         ffi::tensor_defined(&self.0)

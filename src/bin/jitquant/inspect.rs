@@ -17,7 +17,7 @@ use crate::output;
 /// Show what a model is: inputs, modules, operators, sizes, what can be quantized, and what not and why.
 #[derive(clap::Args)]
 pub struct Arguments {
-    /// The model, a TorchScript file.
+    /// The model, a TorchScript file (.pt) or an exported program (.pt2).
     model: PathBuf,
     /// The way of quantization that the verdicts are for.
     #[arg(long, value_enum, default_value_t = Mode::Static)]

@@ -16,6 +16,7 @@ mod claim;
 mod compare;
 mod control;
 mod control_report;
+mod convert;
 mod data;
 mod dropped;
 mod feed;
@@ -49,6 +50,8 @@ A first session:
   jitquant quantize model.pt --calibrate data.npz -o model.int8.pt  an INT8 model that any libtorch runs
   jitquant compare model.pt model.int8.pt --data more.npz           how close it is, how small, how fast
 
+A model is a TorchScript file (.pt), or a program that torch.export.save wrote (.pt2).
+
 Exit codes: 0 done; 1 it failed, stderr says why and nothing was written; 2 the arguments make no sense;
 130 and 143 it was ended by Ctrl-C or kill, and left nothing."
 )]
@@ -68,6 +71,7 @@ struct Cli {
 enum Command {
     Quantize(Box<quantize::Arguments>),
     Inspect(inspect::Arguments),
+    Convert(convert::Arguments),
     Compare(compare::Arguments),
     Report(report::Arguments),
     Bench(bench::Arguments),
@@ -108,6 +112,7 @@ fn run(cli: &Cli) -> Result<()> {
     match &cli.command {
         Command::Quantize(arguments) => quantize::run(arguments),
         Command::Inspect(arguments) => inspect::run(arguments),
+        Command::Convert(arguments) => convert::run(arguments),
         Command::Compare(arguments) => compare::run(arguments),
         Command::Report(arguments) => report::run(arguments),
         Command::Bench(arguments) => bench::run(arguments),

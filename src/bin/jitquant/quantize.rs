@@ -44,7 +44,7 @@ Examples:
 --config takes a TOML file with observers by submodule and class; see docs/configuration.md."
 )]
 pub struct Arguments {
-    /// The float model, a TorchScript file.
+    /// The float model, a TorchScript file (.pt) or an exported program (.pt2).
     model: PathBuf,
     /// Where to write the INT8 model.
     #[arg(short, long, value_name = "OUT.pt")]
