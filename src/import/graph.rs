@@ -6,13 +6,13 @@ use std::rc::Rc;
 
 use super::schema::{self, Argument, Program};
 use super::state::Held;
-use super::{canonical, control_flow, quantized, symbolic};
+use super::{canonical, control_flow, methods, quantized, symbolic};
 use crate::archive::shortened;
 use crate::error::{Error, Result};
 use crate::ir::{Graph, IValue, Module, Node, Operator, Type, Value};
 
 /// The most nodes that a program may have, those of its branches as often as they are used.
-const MOST_NODES: usize = 4_000_000;
+const MOST_NODES: usize = 1_000_000;
 
 /// The values of one graph by their names; a branch has its own.
 pub(super) type Scope<'g, 'p> = HashMap<&'p str, Value<'g>>;
@@ -28,14 +28,16 @@ pub(super) struct Builder<'g, 'p> {
     pub at: Node<'g>,
     pub scope: Scope<'g, 'p>,
     /// What is the same in all blocks.
-    shared: Rc<Shared<'p>>,
+    shared: Rc<Shared<'g, 'p>>,
 }
 
-struct Shared<'p> {
+struct Shared<'g, 'p> {
     /// The names that some node, or a graph's results, take.
     used: HashSet<&'p str>,
     operators: RefCell<BTreeMap<(String, String), Option<Rc<Operator>>>>,
     nodes: RefCell<usize>,
+    /// Operators, with the paths of the modules that they were called in.
+    placed: RefCell<Vec<(Node<'g>, &'p str)>>,
 }
 
 impl<'g, 'p> Builder<'g, 'p> {
@@ -44,7 +46,8 @@ impl<'g, 'p> Builder<'g, 'p> {
         let at = graph.block().return_node();
         let mut used = HashSet::new();
         add_used(&program.graph_module.graph, &mut used);
-        let shared = Shared { used, operators: RefCell::default(), nodes: RefCell::default() };
+        let shared =
+            Shared { used, operators: RefCell::default(), nodes: RefCell::default(), placed: RefCell::default() };
         Self { program, module, held, graph, at, scope: Scope::new(), shared: Rc::new(shared) }
     }
 
@@ -56,7 +59,8 @@ impl<'g, 'p> Builder<'g, 'p> {
         self.bind_inputs()?;
         self.nodes(&self.program.graph_module.graph.nodes)?;
         self.write_state()?;
-        self.return_outputs()
+        self.return_outputs()?;
+        methods::outline(self.graph, self.module, &self.shared.placed.take())
     }
 
     /// The same in another place, with names of its own.
@@ -101,11 +105,18 @@ impl<'g, 'p> Builder<'g, 'p> {
     }
 
     /// Tells each new node where it came from.
-    fn tell_origin(&self, before: Node<'g>, node: &schema::Node) -> Result<()> {
-        let Some(place) = Place::of(node) else { return Ok(()) };
+    fn tell_origin(&self, before: Node<'g>, node: &'p schema::Node) -> Result<()> {
+        let place = Place::of(node);
+        let stack = node.metadata.get("nn_module_stack").map(String::as_str).unwrap_or_default();
+        let path = stack.rsplit(';').next().and_then(|entry| entry.split(',').nth(1)).unwrap_or_default();
         let mut new = self.at.prev();
         while new != before && new.kind() != "prim::Param" {
-            new.set_source(&place.file, place.line, &place.code)?;
+            if let Some(place) = &place {
+                new.set_source(&place.file, place.line, &place.code)?;
+            }
+            if !new.kind().starts_with("prim::") {
+                self.shared.placed.borrow_mut().push((new, path));
+            }
             new = new.prev();
         }
         Ok(())
