@@ -34,6 +34,7 @@ pub(super) struct Builder<'g, 'p> {
 struct Shared<'g, 'p> {
     /// The names that some node, or a graph's results, take.
     used: HashSet<&'p str>,
+    writes: bool,
     operators: RefCell<BTreeMap<(String, String), Option<Rc<Operator>>>>,
     nodes: RefCell<usize>,
     /// Operators, with the paths of the modules that they were called in.
@@ -46,8 +47,13 @@ impl<'g, 'p> Builder<'g, 'p> {
         let at = graph.block().return_node();
         let mut used = HashSet::new();
         add_used(&program.graph_module.graph, &mut used);
-        let shared =
-            Shared { used, operators: RefCell::default(), nodes: RefCell::default(), placed: RefCell::default() };
+        let shared = Shared {
+            used,
+            writes: writes(&program.graph_module.graph),
+            operators: RefCell::default(),
+            nodes: RefCell::default(),
+            placed: RefCell::default(),
+        };
         Self { program, module, held, graph, at, scope: Scope::new(), shared: Rc::new(shared) }
     }
 
@@ -171,6 +177,11 @@ impl<'g, 'p> Builder<'g, 'p> {
         self.shared.used.contains(name)
     }
 
+    /// Whether an operator of the program writes into its argument; a decomposed program has none that does.
+    pub fn writes_in_place(&self) -> bool {
+        self.shared.writes
+    }
+
     /// The operator of that name, where a library that is loaded defines it.
     pub fn operator(&self, name: &str, overload: &str) -> Option<Rc<Operator>> {
         let key = (name.to_owned(), overload.to_owned());
@@ -194,6 +205,18 @@ fn add_used<'p>(graph: &'p schema::Graph, used: &mut HashSet<&'p str>) {
             other => used.extend(names(std::slice::from_ref(other)).into_iter().flatten().flatten()),
         }
     }
+}
+
+/// Whether an operator of a graph, or of the graphs within, writes into its argument: such names end in `_`.
+fn writes(graph: &schema::Graph) -> bool {
+    graph.nodes.iter().any(|node| {
+        let name = node.target.rsplit('.').nth(1).unwrap_or_default();
+        let mut inner = node.inputs.iter().filter_map(|input| match &input.arg {
+            Argument::AsGraph(inner) => Some(&inner.graph),
+            _ => None,
+        });
+        (name.ends_with('_') && !name.ends_with("__")) || inner.any(|graph| writes(graph))
+    })
 }
 
 /// The only output of a node.

@@ -47,6 +47,15 @@ fn int8_keeps_what_it_should() {
 }
 
 #[test]
+fn decompositions_keep_linear_layers() {
+    let module = Module::load(program("encoder_decomposed")).unwrap();
+    let verdicts = Quantizer::static_ptq().verdicts(&module).unwrap();
+    let linear: Vec<_> = verdicts.iter().filter(|(layer, _)| layer.operator == "linear").collect();
+    assert_eq!(linear.len(), 6, "{verdicts:?}");
+    assert!(linear.iter().all(|(_, reason)| reason.is_none()), "{linear:?}");
+}
+
+#[test]
 fn layers_are_skipped_by_their_path() {
     let module = Module::load(program("cnn")).unwrap();
     let verdicts = Quantizer::static_ptq().verdicts(&module).unwrap();
