@@ -128,7 +128,10 @@ fn names_are_known_before_they_are_used() {
 
 #[test]
 fn deep_nesting_is_refused() {
-    let open = "{\"as_graph\": {\"graph\": {\"inputs\": [], \"outputs\": [], \"nodes\": [{\"target\": \"\", \"outputs\": [], \"inputs\": [{\"arg\": ";
+    let open = concat!(
+        r#"{"as_graph": {"graph": {"inputs": [], "outputs": [], "#,
+        r#""nodes": [{"target": "", "outputs": [], "inputs": [{"arg": "#
+    );
     let deep = format!("{}null{}", open.repeat(10_000), "}]}]}}}".repeat(10_000));
     let said = changed("model.json", "{\"as_tensor\": {\"name\": \"conv2d\"}}", &deep);
     assert!(said.contains("recursion limit"), "{said}");
