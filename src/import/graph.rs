@@ -31,11 +31,14 @@ pub(super) struct Builder<'g, 'p> {
     shared: Rc<Shared<'g, 'p>>,
 }
 
+/// Operators by name and overload; `None` where no library defines one.
+type Operators = BTreeMap<(String, String), Option<Rc<Operator>>>;
+
 struct Shared<'g, 'p> {
     /// The names that some node, or a graph's results, take.
     used: HashSet<&'p str>,
     writes: bool,
-    operators: RefCell<BTreeMap<(String, String), Option<Rc<Operator>>>>,
+    operators: RefCell<Operators>,
     nodes: RefCell<usize>,
     /// Operators, with the paths of the modules that they were called in.
     placed: RefCell<Vec<(Node<'g>, &'p str)>>,
@@ -225,7 +228,7 @@ pub(super) fn output(node: Node<'_>) -> Result<Value<'_>> {
 }
 
 /// The names that a node's results have; `None` where one is not used.
-pub(super) fn names<'p>(outputs: &'p [Argument]) -> Result<Vec<Option<&'p str>>> {
+pub(super) fn names(outputs: &[Argument]) -> Result<Vec<Option<&str>>> {
     let mut names = Vec::new();
     for output in outputs {
         match output {
