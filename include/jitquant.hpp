@@ -212,7 +212,8 @@ inline void load_library(const std::string &path) {
   detail::check(jq_load_library(path.c_str()));
 }
 
-// torch::jit::load for files that may be damaged: they are checked before libtorch reads them. Tensors go to the CPU.
+// torch::jit::load for files that may be damaged: they are checked before libtorch reads them. Programs that
+// torch.export.save wrote (.pt2) become modules. Tensors go to the CPU.
 inline Module load(const std::string &path) {
   detail::check_library();
   detail::ModuleHandle module;

@@ -3,6 +3,7 @@
 use std::io::{Read, Seek, SeekFrom};
 
 use zip::ZipArchive;
+use zip::read::{ArchiveOffset, Config};
 
 use super::shortened;
 
@@ -97,8 +98,9 @@ fn is_onnx(head: &[u8]) -> bool {
 }
 
 fn kind_of_zip(file: &mut (impl Read + Seek)) -> Kind {
-    // One that is damaged is told what is damaged.
-    let Ok(mut archive) = ZipArchive::new(file) else { return Kind::TorchScript };
+    // It begins where the file does. One that is damaged is told what is damaged.
+    let config = Config { archive_offset: ArchiveOffset::Known(0) };
+    let Ok(mut archive) = ZipArchive::with_config(config, file) else { return Kind::TorchScript };
     let names: Vec<String> = archive.file_names_raw().map(|name| String::from_utf8_lossy(name).into_owned()).collect();
     let has = |part: &str| names.iter().any(|name| name.split_once('/').is_some_and(|(_, name)| name == part));
     let has_folder =

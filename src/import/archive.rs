@@ -15,10 +15,10 @@ use crate::error::{Error, Result};
 /// The longest `model.json` that is taken into memory; what PyTorch writes for large models has some dozens of MB.
 const LARGEST_TEXT: u64 = 1 << 30;
 
-/// How many bytes one byte of a compressed record may stand for, beyond [`FREE_UNPACKED`]: more than any text or weights need,
-/// and less than makes a small file fill the memory.
+/// How many bytes one byte of the file may stand for, all records together, beyond [`FREE_UNPACKED`]: more than any texts and
+/// weights need, and less than makes a small file fill the memory.
 const UNPACKED_RATIO: u64 = 64;
-const FREE_UNPACKED: u64 = 1 << 24;
+const FREE_UNPACKED: u64 = 1 << 28;
 
 /// Where the records of a file lie.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -35,8 +35,8 @@ pub(super) struct Archive<S> {
     /// The records' places, by their names without the archive's folder.
     places: BTreeMap<String, usize>,
     pub layout: Layout,
-    /// The file's size in bytes.
-    len: u64,
+    /// How many bytes may still be read.
+    left: u64,
 }
 
 fn damaged(why: impl std::fmt::Display) -> Error {
@@ -81,7 +81,8 @@ impl<S: Read + Seek> Archive<S> {
             };
             places.insert(inner.to_owned(), place);
         }
-        Ok(Self { zip, places, layout, len })
+        let left = len.saturating_mul(UNPACKED_RATIO).saturating_add(FREE_UNPACKED);
+        Ok(Self { zip, places, layout, left })
     }
 
     pub fn has(&self, name: &str) -> bool {
@@ -113,6 +114,8 @@ impl<S: Read + Seek> Archive<S> {
         }
         let mut content = Vec::new();
         record.read_to_end(&mut content).map_err(|e| in_record(name, e))?;
+        drop(record);
+        self.left = self.left.saturating_sub(size);
         match content.len() as u64 == size {
             true => Ok(content),
             false => Err(in_record(name, format!("it has {} bytes of {size}", content.len()))),
@@ -127,7 +130,10 @@ impl<S: Read + Seek> Archive<S> {
         let mut record = self.record(name)?;
         record.read_exact(bytes).map_err(|e| in_record(name, e))?;
         // The check sum is compared where the record ends.
-        match record.read(&mut [0]).map_err(|e| in_record(name, e))? {
+        let behind = record.read(&mut [0]).map_err(|e| in_record(name, e))?;
+        drop(record);
+        self.left = self.left.saturating_sub(bytes.len() as u64);
+        match behind {
             0 => Ok(()),
             _ => Err(in_record(name, "it is longer than its tensors")),
         }
@@ -139,10 +145,10 @@ impl<S: Read + Seek> Archive<S> {
         if record.encrypted() {
             return Err(in_record(name, "it is encrypted"));
         }
-        let (size, packed) = (record.size(), record.compressed_size());
+        let size = record.size();
         let fits = match record.compression() {
-            CompressionMethod::Stored => size == packed && size <= self.len,
-            CompressionMethod::Deflated => size <= packed.saturating_mul(UNPACKED_RATIO).saturating_add(FREE_UNPACKED),
+            CompressionMethod::Stored => size == record.compressed_size() && size <= self.left,
+            CompressionMethod::Deflated => size <= self.left,
             _ => return Err(in_record(name, "it is compressed in a way that is not read (stored or deflated is)")),
         };
         match fits {

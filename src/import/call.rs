@@ -5,7 +5,7 @@ use super::graph::{Builder, names, output};
 use super::schema::{self, Argument, Float, OptionalTensor, SymBool, SymFloat, SymInt};
 use crate::archive::shortened;
 use crate::error::{Error, Result};
-use crate::ir::{DType, IValue, Node, Operator, Value};
+use crate::ir::{DType, IValue, Node, Operator, Type, Value};
 
 impl<'g, 'p> Builder<'g, 'p> {
     /// Writes the call of an operator.
@@ -171,7 +171,8 @@ impl<'g, 'p> Builder<'g, 'p> {
         self.list(&items, element)
     }
 
-    /// Where Python gives a number for a tensor and TorchScript has no overload for it, the number becomes a tensor.
+    /// Where Python gives a number for a tensor and TorchScript has no overload for it, the number becomes a tensor; where
+    /// it gives a truth value for a number, which TorchScript does not take for one, that becomes 0 or 1.
     fn fit(&self, call: Node<'g>, operator: &Operator) -> Result<()> {
         if call.schema().is_some() {
             return Ok(());
@@ -183,11 +184,19 @@ impl<'g, 'p> Builder<'g, 'p> {
                 "BoolType" => DType::Bool,
                 _ => continue,
             };
-            if matches!(ty.as_str(), "Tensor" | "Optional[Tensor]") {
+            let number = match dtype {
+                DType::Bool => number_of(call, input)?,
+                _ => input,
+            };
+            // The type of what `where` gives depends on the type of what it is given.
+            if matches!(ty.as_str(), "Tensor" | "Optional[Tensor]") || operator.name == "aten::where" {
                 let (dtype, none) = (call.insert_constant(dtype as i64)?, call.insert_constant(IValue::None)?);
-                let inputs = [input, dtype, none, none, none];
-                let node = self.graph.create("aten::scalar_tensor", &inputs, 1)?.insert_before(call)?;
-                call.replace_input(index, output(node)?)?;
+                let inputs = [number, dtype, none, none, none];
+                let tensor = self.graph.create("aten::scalar_tensor", &inputs, 1)?.insert_before(call)?;
+                call.replace_input(index, output(tensor)?)?;
+            } else if ty == "number" && dtype == DType::Bool {
+                call.replace_input(index, number)?;
+                set_truth_type(call, operator)?;
             }
         }
         match call.schema() {
@@ -226,6 +235,24 @@ impl<'g, 'p> Builder<'g, 'p> {
             Some(Argument::AsTensor(named)) => self.value(&named.name),
             _ => Err(Error::invalid(format!("argument '{name}' should be a tensor"))),
         }
+    }
+}
+
+/// 0 or 1.
+fn number_of<'g>(call: Node<'g>, truth: Value<'g>) -> Result<Value<'g>> {
+    let number = output(call.graph().create("aten::Int", &[truth], 1)?.insert_before(call)?)?;
+    number.set_type(&Type::parse("int")?)?;
+    Ok(number)
+}
+
+/// What is filled with a truth value holds truth values, where nothing else is said.
+fn set_truth_type(call: Node<'_>, operator: &Operator) -> Result<()> {
+    let dtype = operator.arguments.iter().position(|(name, _)| name == "dtype");
+    match dtype.and_then(|place| Some((place, call.input(place)?))) {
+        Some((place, dtype)) if operator.name == "aten::full" && matches!(dtype.constant(), Some(IValue::None)) => {
+            call.replace_input(place, call.insert_constant(DType::Bool as i64)?)
+        }
+        _ => Ok(()),
     }
 }
 

@@ -3,7 +3,7 @@
 use super::call::{first_name, given};
 use super::graph::{Builder, names};
 use super::schema::{self, Argument};
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::ir::{IValue, Value};
 
 /// Writes a node in its usual form where it has one; whether it had.
@@ -23,6 +23,14 @@ pub(super) fn translate<'p>(
             builder.bind(first_name(node)?, value)?;
         }
         ("_to_copy" | "lift_fresh_copy", "default") => copy(builder, node)?,
+        // Integer operators lay their results out in another order than float ones, and views ask for one.
+        ("view", "default") if !builder.writes_in_place() => {
+            let size = given(node, "size").ok_or_else(|| Error::invalid("argument 'size' is missing"))?;
+            let inputs = [builder.tensor_of(node, "self")?, builder.argument(size, "List[int]")?];
+            let value = builder.emit_one("aten::reshape", &inputs, "Tensor")?;
+            builder.bind(first_name(node)?, value)?;
+        }
+        ("bmm", "default") => return product_with_matrix(builder, node),
         _ => return Form::of(name).map_or(Ok(false), |form| form.write(builder, node)),
     }
     Ok(true)
@@ -192,6 +200,39 @@ impl From {
             Self::None => builder.constant(IValue::None),
         }
     }
+}
+
+/// Writes a batched product whose second operand is one matrix, repeated for the batch, as `matmul` with that matrix: this is
+/// how decompositions spell a linear layer on three dimensions. Whether it was one.
+fn product_with_matrix<'p>(builder: &mut Builder<'_, 'p>, node: &'p schema::Node) -> Result<bool> {
+    let graph = &builder.program.graph_module.graph;
+    // Names are those of the outermost graph.
+    if !graph.nodes.iter().any(|other| std::ptr::eq(other, node)) {
+        return Ok(false);
+    }
+    let name_of = |argument: Option<&'p Argument>| match argument {
+        Some(Argument::AsTensor(named)) => Some(named.name.as_str()),
+        _ => None,
+    };
+    let source = |name: &str, target: &str| {
+        let made = graph.nodes.iter().find(|node| name_of(node.outputs.first()) == Some(name))?;
+        (made.target == target).then(|| name_of(given(made, "self")))?
+    };
+    let repeated = name_of(given(node, "mat2"));
+    let expanded = repeated.and_then(|name| source(name, "torch.ops.aten.view.default"));
+    let matrix = expanded.and_then(|name| source(name, "torch.ops.aten.expand.default"));
+    let sizes = |name: Option<&str>| -> Option<Vec<Option<i64>>> {
+        Some(graph.tensor_values.get(name?)?.sizes.iter().map(schema::Size::known).collect())
+    };
+    let (Some(name), Some(shape), Some(all)) = (matrix, sizes(matrix), sizes(repeated)) else { return Ok(false) };
+    let is_same = shape.len() == 2 && all.len() == 3 && all[1..] == shape[..] && !shape.contains(&None);
+    if !is_same || sizes(expanded).is_none_or(|between| between != all) {
+        return Ok(false);
+    }
+    let inputs = [builder.tensor_of(node, "self")?, builder.value(name)?];
+    let value = builder.emit_one("aten::matmul", &inputs, "Tensor")?;
+    builder.bind(first_name(node)?, value)?;
+    Ok(true)
 }
 
 /// Writes a copy of another element type or layout in memory as `to` and `clone`, which passes know.

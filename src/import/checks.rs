@@ -57,7 +57,10 @@ impl<'g> Builder<'g, '_> {
             Size::AsInt(size) => size.to_string(),
             Size::AsExpr(formula) => symbol(&formula.expr_str).unwrap_or("?").to_owned(),
         });
-        let wanted = format!("input '{name}' should have the sizes [{}]", wanted.collect::<Vec<_>>().join(", "));
+        let wanted = format!(
+            "input '{name}' should have the sizes [{}], as when the model was exported",
+            wanted.collect::<Vec<_>>().join(", ")
+        );
         let rank = self.emit_one("aten::dim", &[input], "int")?;
         let rank = self.emit_one("aten::eq", &[rank, self.constant(meta.sizes.len() as i64)?], "bool")?;
         self.require(rank, &wanted)?;

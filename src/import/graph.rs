@@ -6,13 +6,13 @@ use std::rc::Rc;
 
 use super::schema::{self, Argument, Program};
 use super::state::Held;
-use super::{canonical, control_flow, quantized, symbolic};
+use super::{canonical, control_flow, methods, quantized, symbolic};
 use crate::archive::shortened;
 use crate::error::{Error, Result};
 use crate::ir::{Graph, IValue, Module, Node, Operator, Type, Value};
 
 /// The most nodes that a program may have, those of its branches as often as they are used.
-const MOST_NODES: usize = 4_000_000;
+const MOST_NODES: usize = 1_000_000;
 
 /// The values of one graph by their names; a branch has its own.
 pub(super) type Scope<'g, 'p> = HashMap<&'p str, Value<'g>>;
@@ -28,14 +28,20 @@ pub(super) struct Builder<'g, 'p> {
     pub at: Node<'g>,
     pub scope: Scope<'g, 'p>,
     /// What is the same in all blocks.
-    shared: Rc<Shared<'p>>,
+    shared: Rc<Shared<'g, 'p>>,
 }
 
-struct Shared<'p> {
+/// Operators by name and overload; `None` where no library defines one.
+type Operators = BTreeMap<(String, String), Option<Rc<Operator>>>;
+
+struct Shared<'g, 'p> {
     /// The names that some node, or a graph's results, take.
     used: HashSet<&'p str>,
-    operators: RefCell<BTreeMap<(String, String), Option<Rc<Operator>>>>,
+    writes: bool,
+    operators: RefCell<Operators>,
     nodes: RefCell<usize>,
+    /// Operators, with the paths of the modules that they were called in.
+    placed: RefCell<Vec<(Node<'g>, &'p str)>>,
 }
 
 impl<'g, 'p> Builder<'g, 'p> {
@@ -44,7 +50,13 @@ impl<'g, 'p> Builder<'g, 'p> {
         let at = graph.block().return_node();
         let mut used = HashSet::new();
         add_used(&program.graph_module.graph, &mut used);
-        let shared = Shared { used, operators: RefCell::default(), nodes: RefCell::default() };
+        let shared = Shared {
+            used,
+            writes: writes(&program.graph_module.graph),
+            operators: RefCell::default(),
+            nodes: RefCell::default(),
+            placed: RefCell::default(),
+        };
         Self { program, module, held, graph, at, scope: Scope::new(), shared: Rc::new(shared) }
     }
 
@@ -56,7 +68,8 @@ impl<'g, 'p> Builder<'g, 'p> {
         self.bind_inputs()?;
         self.nodes(&self.program.graph_module.graph.nodes)?;
         self.write_state()?;
-        self.return_outputs()
+        self.return_outputs()?;
+        methods::outline(self.graph, self.module, &self.shared.placed.take())
     }
 
     /// The same in another place, with names of its own.
@@ -101,11 +114,18 @@ impl<'g, 'p> Builder<'g, 'p> {
     }
 
     /// Tells each new node where it came from.
-    fn tell_origin(&self, before: Node<'g>, node: &schema::Node) -> Result<()> {
-        let Some(place) = Place::of(node) else { return Ok(()) };
+    fn tell_origin(&self, before: Node<'g>, node: &'p schema::Node) -> Result<()> {
+        let place = Place::of(node);
+        let stack = node.metadata.get("nn_module_stack").map(String::as_str).unwrap_or_default();
+        let path = stack.rsplit(';').next().and_then(|entry| entry.split(',').nth(1)).unwrap_or_default();
         let mut new = self.at.prev();
         while new != before && new.kind() != "prim::Param" {
-            new.set_source(&place.file, place.line, &place.code)?;
+            if let Some(place) = &place {
+                new.set_source(&place.file, place.line, &place.code)?;
+            }
+            if !new.kind().starts_with("prim::") {
+                self.shared.placed.borrow_mut().push((new, path));
+            }
             new = new.prev();
         }
         Ok(())
@@ -160,6 +180,11 @@ impl<'g, 'p> Builder<'g, 'p> {
         self.shared.used.contains(name)
     }
 
+    /// Whether an operator of the program writes into its argument; a decomposed program has none that does.
+    pub fn writes_in_place(&self) -> bool {
+        self.shared.writes
+    }
+
     /// The operator of that name, where a library that is loaded defines it.
     pub fn operator(&self, name: &str, overload: &str) -> Option<Rc<Operator>> {
         let key = (name.to_owned(), overload.to_owned());
@@ -185,13 +210,25 @@ fn add_used<'p>(graph: &'p schema::Graph, used: &mut HashSet<&'p str>) {
     }
 }
 
+/// Whether an operator of a graph, or of the graphs within, writes into its argument: such names end in `_`.
+fn writes(graph: &schema::Graph) -> bool {
+    graph.nodes.iter().any(|node| {
+        let name = node.target.rsplit('.').nth(1).unwrap_or_default();
+        let mut inner = node.inputs.iter().filter_map(|input| match &input.arg {
+            Argument::AsGraph(inner) => Some(&inner.graph),
+            _ => None,
+        });
+        (name.ends_with('_') && !name.ends_with("__")) || inner.any(|graph| writes(graph))
+    })
+}
+
 /// The only output of a node.
 pub(super) fn output(node: Node<'_>) -> Result<Value<'_>> {
     node.output(0).ok_or_else(|| Error::invalid(format!("'{}' has no result", node.kind())))
 }
 
 /// The names that a node's results have; `None` where one is not used.
-pub(super) fn names<'p>(outputs: &'p [Argument]) -> Result<Vec<Option<&'p str>>> {
+pub(super) fn names(outputs: &[Argument]) -> Result<Vec<Option<&str>>> {
     let mut names = Vec::new();
     for output in outputs {
         match output {

@@ -7,7 +7,8 @@
 //! 3. [`signature`] makes arguments and results from the trees that Python's caller sees ([`pytree`]);
 //! 4. [`graph`] turns each node into its operator: [`call`] those of libtorch by their schemas, [`symbolic`] sizes and
 //!    checks, [`control_flow`] branches and loops, [`quantized`] the pairs of PT2E, [`canonical`] what decompositions took
-//!    apart and quantization knows as a whole.
+//!    apart and quantization knows as a whole;
+//! 5. [`methods`] makes each layer a method of the module that it belongs to.
 //!
 //! What has no counterpart is refused with the node's name, its line in the model's source, and what to do in Python.
 
@@ -18,6 +19,7 @@ mod checks;
 mod constants;
 mod control_flow;
 mod graph;
+mod methods;
 mod pytree;
 mod quantized;
 mod schema;

@@ -94,15 +94,15 @@ pub(super) fn fold_weights(program: &Program, tensors: &mut Tensors, held: &mut 
         .map(|held| held.path.clone())
         .collect();
     held.retain(|held| !is_scale(held.input));
-    for place in 0..held.len() {
-        let Some(node) = folded(held[place].input) else { continue };
-        let float = dequantize(node, &held[place].path, tensors, &paths)
-            .map_err(|e| Error::invalid(format!("weight '{}': {e}", shortened(&held[place].path))))?;
+    for held in held.iter_mut() {
+        let Some(node) = folded(held.input) else { continue };
+        let float = dequantize(node, &held.path, tensors, &paths)
+            .map_err(|e| Error::invalid(format!("weight '{}': {e}", shortened(&held.path))))?;
         let layer = first_name(node).ok().and_then(|name| nodes.iter().find(|user| takes(user, name)));
-        let path = free_path(layer.unwrap_or(node), &held[place].path, &taken);
+        let path = free_path(layer.unwrap_or(node), &held.path, &taken);
         taken.push(path.clone());
         tensors.insert(path.clone(), float);
-        (held[place].path, held[place].role) = (path, Role::Parameter);
+        (held.path, held.role) = (path, Role::Parameter);
     }
     // The float weight from before is often still there, and nobody uses it.
     let weights: Vec<String> =

@@ -116,6 +116,7 @@ pub(super) struct Device {
 /// An argument or a result of a node, or an input or output of a graph.
 #[derive(Debug, Deserialize)]
 #[serde(rename_all = "snake_case")]
+#[allow(clippy::enum_variant_names)]
 pub(super) enum Argument {
     AsNone(serde::de::IgnoredAny),
     AsTensor(Named),
@@ -263,6 +264,7 @@ pub(super) enum InputSpec {
 
 #[derive(Clone, Debug, Deserialize)]
 #[serde(rename_all = "snake_case")]
+#[allow(clippy::enum_variant_names)]
 pub(super) enum ConstantValue {
     AsNone(serde::de::IgnoredAny),
     AsInt(i64),

@@ -259,6 +259,19 @@ impl Graph {
         Ok(Self::lease(ffi::graph_copy(&self.raw)?, self.code.clone()))
     }
 
+    /// A graph of copies of `nodes`, each after those whose results it takes; its arguments stand for `inputs`, its results
+    /// are the copies of `outputs`.
+    ///
+    /// # Errors
+    /// Where a node takes something that is neither among the inputs nor computed before.
+    pub(crate) fn of_nodes<'g>(nodes: &[Node<'g>], inputs: &[Value<'g>], outputs: &[Value<'g>]) -> Result<Self> {
+        let refs = |values: &[Value<'g>]| -> Vec<_> {
+            values.iter().map(|value| ffi::ValueRef { value: value.raw }).collect()
+        };
+        let nodes: Vec<_> = nodes.iter().map(|node| ffi::NodeRef { node: node.raw }).collect();
+        Ok(Self::lease(ffi::graph_of_nodes(&nodes, &refs(inputs), &refs(outputs))?, Code::default()))
+    }
+
     /// Tells one graph from another while both live.
     pub fn id(&self) -> usize {
         address(&self.raw)

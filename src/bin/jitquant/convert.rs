@@ -52,6 +52,7 @@ struct Written {
 }
 
 pub fn run(arguments: &Arguments) -> Result<()> {
+    jitquant::check_writable(&arguments.output)?;
     let is_input = |path: &PathBuf| std::fs::canonicalize(path).ok();
     ensure!(
         is_input(&arguments.output).is_none() || is_input(&arguments.output) != is_input(&arguments.model),
@@ -66,11 +67,14 @@ pub fn run(arguments: &Arguments) -> Result<()> {
     let schema = module.schema(METHOD)?;
     let describe = |argument: &jitquant::ir::Argument| format!("{}: {}", argument.name, argument.type_name);
     let mut operators = BTreeMap::new();
-    for node in module.graph(METHOD)?.all_nodes() {
+    let mut graph = module.graph(METHOD)?.deep_clone()?;
+    graph.run(jitquant::ir::GeneralPass::Inline)?;
+    for node in graph.all_nodes() {
         if !node.kind().starts_with("prim::") {
             *operators.entry(node.kind().to_owned()).or_insert(0) += 1;
         }
     }
+    drop(graph);
     let written = Written {
         output: arguments.output.clone(),
         file_bytes: std::fs::metadata(&arguments.output)?.len(),
