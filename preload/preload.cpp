@@ -70,8 +70,8 @@ static void look_at(Module &module) {
   inside = false;
 }
 
-// What the symbol means without this library. A program that opened libtorch for itself alone (RTLD_LOCAL) has it behind
-// none that this library could name: it is looked for in libtorch.
+// What the symbol means without this library. A program that opened libtorch for itself alone (RTLD_LOCAL) has it
+// behind none that this library could name: it is looked for in libtorch.
 template <class Function> static Function *next(const char *name) {
   void *found = dlsym(RTLD_NEXT, name);
   if (found == nullptr)

@@ -134,9 +134,9 @@ fn methods_attributes_and_modes_of_a_replaced_model_are_still_there() {
     classifier.define("def version(self) -> int:\n    return 7\n").unwrap();
     classifier.save(&model).unwrap();
     let calib = folder.path().join("calib.jq");
-    let run = |mode: Option<&str>| {
+    let run = |mode: Option<&str>, what: &str| {
         let mut command = alone(&program);
-        command.arg(&model);
+        command.arg(&model).arg(what);
         if let Some(mode) = mode {
             command.env("LD_PRELOAD", INSTALLED.0.path().join("lib/libjitquant_preload.so"));
             command.env("JITQUANT", format!("{mode}:{}", calib.display()));
@@ -146,10 +146,12 @@ fn methods_attributes_and_modes_of_a_replaced_model_are_still_there() {
         assert!(output.status.success() && !err.contains("jitquant:"), "{mode:?}: {out}\n{err}");
         out.into_owned()
     };
-    let float = run(None);
+    let float = run(None, "some");
     assert!(float.starts_with("training 0\ntrain 1\neval 0\nclasses 2, scale 0.5\nversion 7\n"), "{float}");
-    assert_eq!(run(Some("observe")), float);
-    assert_eq!(run(Some("quantize")), float);
+    assert_eq!(run(Some("observe"), "some"), float);
+    assert_eq!(run(Some("quantize"), "some"), float);
+    // A model that is observed stands in for itself in all else, too.
+    assert_eq!(run(Some("observe"), "all"), run(None, "all"));
 }
 
 #[test]

@@ -5,6 +5,7 @@ pub(crate) mod fingerprint;
 pub(crate) mod recorded;
 #[allow(unsafe_code)]
 mod recorder;
+mod stand_in;
 
 use std::collections::HashSet;
 use std::path::PathBuf;
@@ -68,6 +69,10 @@ fn say_once(fingerprint: u64, why: &str) {
 /// Where libtorch refuses to let it be read.
 pub(crate) fn replacement(module: &Module) -> Result<Option<Module>> {
     let Some(mode) = &*MODE else { return Ok(None) };
+    // A model that an application saved while it was observed.
+    if stand_in::has_forward_of_another(module) {
+        return Ok(None);
+    }
     // The application may be in inference mode now and not when it runs the model.
     let _normal = leave_inference_mode();
     let fingerprint = fingerprint(module)?;
@@ -87,19 +92,13 @@ pub(crate) fn replacement(module: &Module) -> Result<Option<Module>> {
     }
 }
 
-/// A module that records its ranges in the file at `path`; every method and attribute is still there.
+/// A module that records its ranges in the file at `path`; all else that it was is still there.
 fn observed(module: &Module, fingerprint: u64, path: &std::path::Path) -> Result<Module> {
-    let prepared = keeping_methods(Quantizer::static_ptq(), module).prepare(module)?;
-    give_attributes(prepared.module(), module, |attribute| !attribute.is_module)?;
+    let prepared = Quantizer::static_ptq().check(false).prepare(module)?;
+    let replacement = stand_in::with_forward_of(prepared.module(), module)?;
     crate::observer::observe_leniently();
     recorder::record(fingerprint, watched(prepared.module())?, path);
-    Ok(prepared.module().clone())
-}
-
-/// The quantizer, with every method of `module` kept beside `forward`.
-fn keeping_methods(quantizer: Quantizer, module: &Module) -> Quantizer {
-    let others = module.method_names().into_iter().filter(|method| method != "forward");
-    others.fold(quantizer, Quantizer::preserve)
+    Ok(replacement)
 }
 
 /// Gives `replacement` the attributes of `module` itself that it lacks and that `wanted` takes, with their values. `training`
@@ -121,7 +120,8 @@ fn give_attributes(replacement: &Module, module: &Module, wanted: impl Fn(&Attri
 
 /// The INT8 module that the recorded ranges give; every method is still there, and every attribute that is no tensor.
 fn quantized(module: &Module, recorded: &Model) -> Result<Module> {
-    let quantizer = keeping_methods(Quantizer::static_ptq().form(ModelForm::Native), module);
+    let others = module.method_names().into_iter().filter(|method| method != "forward");
+    let quantizer = others.fold(Quantizer::static_ptq().form(ModelForm::Native), Quantizer::preserve);
     let prepared = quantizer.prepare(module)?;
     let missing = restore(prepared.module(), recorded)?;
     if let Some(tensor) = missing.first() {

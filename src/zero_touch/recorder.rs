@@ -7,7 +7,7 @@ use std::time::Duration;
 use super::recorded::{Recorded, State};
 use super::say;
 use crate::error::Result;
-use crate::ir::{IValue, Module};
+use crate::ir::{IValue, Module, Tensor};
 
 /// How often the file is written.
 const EVERY: Duration = Duration::from_secs(60);
@@ -88,7 +88,8 @@ impl Recorder {
     fn take(&mut self) -> Result<()> {
         for (fingerprint, observers) in &self.models {
             for (tensor, observer) in observers {
-                let values = |value: &IValue| value.as_tensor().map_or(Ok(Vec::new()), |tensor| tensor.to_vec::<f32>());
+                // The application may have brought them to another type, with the model.
+                let values = |value: &IValue| value.as_tensor().map_or(Ok(Vec::new()), Tensor::to_f32_vec);
                 let state = observer.take_observed()?.iter().map(values).collect::<Result<Vec<_>>>()?;
                 let mut state = state.into_iter();
                 let mut next = || state.next().unwrap_or_default();
