@@ -100,9 +100,12 @@ def squares(self, q: Tensor) -> Tensor:
         torch.slice(torch.slice(whole, 2, first, first + block, 1), 1, first, None, 1).copy_(part.transpose(1, 2))
     return whole
 
+def joined(self, parts: List[Tensor]) -> Tensor:
+    return torch.cat(parts, 1) if len(parts) > 1 else parts[0]
+
 def grams(self, x: List[Tensor], q: List[Tensor], weight: Tensor, dtype: int) -> Tuple[Tensor, Tensor]:
     # Sums in f32.
-    some_x, some_q = torch.cat(x, 1), torch.cat(q, 1)
+    some_x, some_q = self.joined(x), self.joined(q)
     wanted, taken = weight.transpose(1, 2), some_q.transpose(1, 2)
     if 2 * weight.size(1) < weight.size(2):
         towards = torch.matmul(taken, torch.matmul(some_x, wanted)).to(dtype)

@@ -2,7 +2,7 @@
 
 use crate::engine::in_parts;
 use crate::error::{Error, Result};
-use crate::ir::Tensor;
+use crate::ir::{DType, Tensor};
 
 /// How the window of a two-dimensional convolution moves over its input.
 pub(super) struct Window {
@@ -54,15 +54,19 @@ fn in_halves<P: Sync>(
 ) -> Result<[Tensor; 2]> {
     let (first, second) = places.split_at(places.len().div_ceil(2));
     let half = |places: &[P]| {
-        let mut values = vec![1.0f32; groups * places.len() * (columns + 1)];
-        x.with_f32(|x| {
-            in_parts(&mut values, columns + 1, columns + 1, &|first, part| {
-                for (at, row) in (first..).zip(part.chunks_mut(columns + 1)) {
-                    read(x, &places[at % places.len()], at / places.len(), &mut row[..columns]);
-                }
-            });
+        let (rows, width) = (places.len(), columns + 1);
+        let memory = Tensor::filled(groups * rows * width * size_of::<f32>(), |bytes| {
+            x.with_f32(|x| {
+                in_parts(bytemuck::cast_slice_mut(bytes), width, width, &|first, part: &mut [f32]| {
+                    for (at, row) in (first..).zip(part.chunks_mut(width)) {
+                        read(x, &places[at % rows], at / rows, &mut row[..columns]);
+                        row[columns] = 1.0;
+                    }
+                });
+            })
         })?;
-        Tensor::from_slice(&values, &[groups as i64, places.len() as i64, columns as i64 + 1])
+        let [groups, rows, width] = [groups, rows, width].map(|size| size as i64);
+        memory.view_as(DType::F32, &[groups, rows, width], &[rows * width, width, 1], 0)
     };
     Ok([half(first)?, half(second)?])
 }
