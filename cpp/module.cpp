@@ -526,7 +526,8 @@ std::unique_ptr<Tensor> tensor_plain(const Tensor &tensor) {
 size_t tensor_data(const Tensor &tensor) { return reinterpret_cast<size_t>(tensor.const_data_ptr()); }
 
 rust::Slice<const float> tensor_floats(const Tensor &plain) {
-  TORCH_CHECK(plain.is_cpu() && plain.is_contiguous() && plain.scalar_type() == at::kFloat, "not a plain tensor of f32");
+  TORCH_CHECK(plain.is_cpu() && plain.is_contiguous() && plain.scalar_type() == at::kFloat,
+              "not a plain tensor of f32");
   if (plain.numel() == 0)
     return {};
   return {plain.const_data_ptr<float>(), static_cast<size_t>(plain.numel())};
