@@ -218,7 +218,8 @@ impl Rows {
     /// Those of every so many-th output of each group.
     fn of_some(&self, every: usize) -> Self {
         let per_group = self.channels.len() / self.groups;
-        let outputs: Vec<usize> = (0..self.channels.len()).filter(|output| output % per_group % every == 0).collect();
+        let outputs: Vec<usize> =
+            (0..self.channels.len()).filter(|output| (output % per_group).is_multiple_of(every)).collect();
         let rows = |values: &Vec<f32>| outputs.iter().flat_map(|row| self.row(values, *row)).copied().collect();
         Self {
             values: self.values.each_ref().map(rows),
