@@ -21,6 +21,7 @@
 #include <unordered_map>
 
 #include "jitquant/src/ir/ffi.rs.h"
+#include "tensors.h"
 
 namespace jitquant {
 
@@ -528,9 +529,7 @@ size_t tensor_data(const Tensor &tensor) { return reinterpret_cast<size_t>(tenso
 rust::Slice<const float> tensor_floats(const Tensor &plain) {
   TORCH_CHECK(plain.is_cpu() && plain.is_contiguous() && plain.scalar_type() == at::kFloat,
               "not a plain tensor of f32");
-  if (plain.numel() == 0)
-    return {};
-  return {plain.const_data_ptr<float>(), static_cast<size_t>(plain.numel())};
+  return values<float>(plain);
 }
 
 void tensor_read(const Tensor &plain, rust::Slice<uint8_t> into) {

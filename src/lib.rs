@@ -74,6 +74,8 @@ mod import;
 #[allow(unsafe_code)]
 pub mod ir;
 pub mod kernel;
+#[cfg(feature = "torch")]
+mod load;
 pub mod measure;
 #[cfg(feature = "torch")]
 mod methods;

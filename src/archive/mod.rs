@@ -24,6 +24,7 @@ use std::io::{Read, Seek};
 pub(crate) use kind::{Kind, kind_of};
 use records::Records;
 pub(crate) use records::ensure_ends_at_its_end;
+pub(crate) use tensor::{end_of_view, first_few};
 
 /// Why a file is refused, and the record that shows it, where it is one.
 #[derive(Debug)]

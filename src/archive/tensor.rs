@@ -89,32 +89,46 @@ impl Storage {
 
     /// Whether a tensor of these sizes and strides lies inside.
     pub fn check_view(&self, offset: i64, sizes: &[i64], strides: &[i64]) -> Result<(), String> {
-        let described = || format!("a tensor of sizes {:?} and strides {:?} at {offset}", first(sizes), first(strides));
-        if sizes.len() != strides.len() {
-            return Err(format!("{} does not have as many of these as of those", described()));
-        }
-        if sizes.iter().chain(strides).chain([&offset]).any(|number| *number < 0) {
-            return Err(format!("{}: none of these can be negative", described()));
-        }
-        let wrapped = || format!("{} is larger than any memory", described());
-        let count = sizes.iter().try_fold(1i64, |count, size| count.checked_mul(*size));
-        // libtorch multiplies all sizes, in whatever order, and by the bytes of an element.
-        let all = sizes.iter().try_fold(16i64, |count, size| count.checked_mul((*size).max(1)));
-        let (Some(count), Some(_)) = (count, all) else { return Err(wrapped()) };
-        let last = sizes.iter().zip(strides).try_fold(offset, |last, (size, stride)| {
-            (size - 1).max(0).checked_mul(*stride).and_then(|reach| last.checked_add(reach))
-        });
-        let Some(last) = last.and_then(|last| last.checked_mul(16).map(|_| last as u64)) else { return Err(wrapped()) };
         let len = self.len.saturating_mul(self.element.values());
-        match count == 0 || last < len {
+        match end_of_view(offset, sizes, strides)? <= len {
             true => Ok(()),
-            false => Err(format!("{} goes beyond the {len} elements of its storage", described())),
+            false => {
+                Err(format!("{} goes beyond the {len} elements of its storage", described(offset, sizes, strides)))
+            }
         }
     }
 }
 
+/// One more than the place of a tensor's last element, 0 where it has none; sizes, strides and the offset count elements.
+///
+/// # Errors
+/// Why no tensor can have these.
+pub(crate) fn end_of_view(offset: i64, sizes: &[i64], strides: &[i64]) -> Result<u64, String> {
+    let described = || described(offset, sizes, strides);
+    if sizes.len() != strides.len() {
+        return Err(format!("{} does not have as many of these as of those", described()));
+    }
+    if sizes.iter().chain(strides).chain([&offset]).any(|number| *number < 0) {
+        return Err(format!("{}: none of these can be negative", described()));
+    }
+    let wrapped = || format!("{} is larger than any memory", described());
+    let count = sizes.iter().try_fold(1i64, |count, size| count.checked_mul(*size));
+    // libtorch multiplies all sizes, in whatever order, and by the bytes of an element.
+    let all = sizes.iter().try_fold(16i64, |count, size| count.checked_mul((*size).max(1)));
+    let (Some(count), Some(_)) = (count, all) else { return Err(wrapped()) };
+    let last = sizes.iter().zip(strides).try_fold(offset, |last, (size, stride)| {
+        (size - 1).max(0).checked_mul(*stride).and_then(|reach| last.checked_add(reach))
+    });
+    let Some(last) = last.and_then(|last| last.checked_mul(16).map(|_| last as u64)) else { return Err(wrapped()) };
+    Ok(if count == 0 { 0 } else { last + 1 })
+}
+
+fn described(offset: i64, sizes: &[i64], strides: &[i64]) -> String {
+    format!("a tensor of sizes {:?} and strides {:?} at {offset}", first_few(sizes), first_few(strides))
+}
+
 /// Some of many numbers, for a message.
-fn first(numbers: &[i64]) -> &[i64] {
+pub(crate) fn first_few(numbers: &[i64]) -> &[i64] {
     &numbers[..numbers.len().min(8)]
 }
 

@@ -143,7 +143,11 @@ impl<'g, 'p> Builder<'g, 'p> {
         }
     }
 
-    fn symbol(&self, value: &SymInt) -> Result<Value<'g>> {
+    /// A size, known or computed.
+    ///
+    /// # Errors
+    /// Where it is computed by nobody.
+    pub fn symbol(&self, value: &SymInt) -> Result<Value<'g>> {
         match value {
             SymInt::AsName(name) => self.value(name),
             SymInt::AsInt(value) => self.constant(*value),
@@ -210,20 +214,25 @@ impl<'g, 'p> Builder<'g, 'p> {
 
     /// Gives the results their names.
     pub fn bind_results(&mut self, node: &'p schema::Node, call: Node<'g>) -> Result<()> {
-        let names = names(&node.outputs)?;
         let mut values = call.outputs();
-        if let ([list], true) = (&values[..], matches!(node.outputs[..], [Argument::AsTensors(_)])) {
-            let types = vec!["Tensor"; names.len()];
+        if let ([list], [Argument::AsTensors(items)]) = (&values[..], &node.outputs[..]) {
+            let types = vec!["Tensor"; items.len()];
             values = self.emit("prim::ListUnpack", &[*list], &types)?.outputs();
         }
+        self.bind_all(node, &values)
+    }
+
+    /// Gives a node's results their names.
+    ///
+    /// # Errors
+    /// Where there are fewer values than names.
+    pub fn bind_all(&mut self, node: &'p schema::Node, values: &[Value<'g>]) -> Result<()> {
+        let names = names(&node.outputs)?;
         if names.len() > values.len() {
             return Err(Error::invalid(format!("it has {} results, and {} are named", values.len(), names.len())));
         }
-        names
-            .into_iter()
-            .zip(values)
-            .filter_map(|(name, value)| Some((name?, value)))
-            .try_for_each(|(name, value)| self.bind(name, value))
+        let mut named = std::iter::zip(names, values).filter_map(|(name, value)| Some((name?, *value)));
+        named.try_for_each(|(name, value)| self.bind(name, value))
     }
 
     /// The tensor that argument `name` is.

@@ -1,7 +1,7 @@
 //! What decompositions write, as the operators that people and quantization know.
 
 use super::call::{first_name, given};
-use super::graph::{Builder, names};
+use super::graph::{Builder, names, tensor};
 use super::schema::{self, Argument};
 use crate::error::{Error, Result};
 use crate::ir::{IValue, Value};
@@ -205,9 +205,8 @@ impl From {
 /// Writes a batched product whose second operand is one matrix, repeated for the batch, as `matmul` with that matrix: this is
 /// how decompositions spell a linear layer on three dimensions. Whether it was one.
 fn product_with_matrix<'p>(builder: &mut Builder<'_, 'p>, node: &'p schema::Node) -> Result<bool> {
-    let graph = &builder.program.graph_module.graph;
     // Names are those of the outermost graph.
-    if !graph.nodes.iter().any(|other| std::ptr::eq(other, node)) {
+    if !tensor(node).and_then(|name| builder.maker(name)).is_some_and(|maker| std::ptr::eq(maker, node)) {
         return Ok(false);
     }
     let name_of = |argument: Option<&'p Argument>| match argument {
@@ -215,14 +214,25 @@ fn product_with_matrix<'p>(builder: &mut Builder<'_, 'p>, node: &'p schema::Node
         _ => None,
     };
     let source = |name: &str, target: &str| {
-        let made = graph.nodes.iter().find(|node| name_of(node.outputs.first()) == Some(name))?;
+        let made = builder.maker(name)?;
         (made.target == target).then(|| name_of(given(made, "self")))?
     };
     let repeated = name_of(given(node, "mat2"));
     let expanded = repeated.and_then(|name| source(name, "torch.ops.aten.view.default"));
     let matrix = expanded.and_then(|name| source(name, "torch.ops.aten.expand.default"));
     let sizes = |name: Option<&str>| -> Option<Vec<Option<i64>>> {
-        Some(graph.tensor_values.get(name?)?.sizes.iter().map(schema::Size::known).collect())
+        Some(
+            builder
+                .program
+                .graph_module
+                .graph
+                .tensor_values
+                .get(name?)?
+                .sizes
+                .iter()
+                .map(schema::Size::known)
+                .collect(),
+        )
     };
     let (Some(name), Some(shape), Some(all)) = (matrix, sizes(matrix), sizes(repeated)) else { return Ok(false) };
     let is_same = shape.len() == 2 && all.len() == 3 && all[1..] == shape[..] && !shape.contains(&None);

@@ -41,7 +41,14 @@ impl<'g> Builder<'g, '_> {
     /// # Errors
     /// Where it is no number.
     pub fn truth(&self, argument: &Argument) -> Result<Value<'g>> {
-        let value = self.number(argument)?;
+        self.as_bool(self.number(argument)?)
+    }
+
+    /// A number, a truth value or a tensor with one, as a truth value.
+    ///
+    /// # Errors
+    /// What libtorch says.
+    pub fn as_bool(&self, value: Value<'g>) -> Result<Value<'g>> {
         match value.type_of().kind().as_str() {
             "BoolType" => Ok(value),
             _ => self.emit_one("aten::Bool", &[value], "bool"),

@@ -55,10 +55,7 @@ fn operands<'g>(builder: &Builder<'g, '_>, arguments: &[&Argument]) -> Result<Ve
             }
             Argument::AsSymInts(all) => {
                 for item in all {
-                    values.push(match item {
-                        schema::SymInt::AsName(name) => builder.value(name)?,
-                        schema::SymInt::AsInt(value) => builder.constant(*value)?,
-                    });
+                    values.push(builder.symbol(item)?);
                 }
             }
             Argument::AsInts(all) => {
@@ -91,20 +88,6 @@ fn body<'g, 'p>(
     operands(&inner, &graph.outputs.iter().collect::<Vec<_>>())
 }
 
-/// Gives results their names.
-fn bind<'g, 'p>(builder: &mut Builder<'g, 'p>, node: &'p schema::Node, values: &[Value<'g>]) -> Result<()> {
-    let names = names(&node.outputs)?;
-    if names.len() > values.len() {
-        return Err(Error::invalid("the file is damaged: it has fewer results than names"));
-    }
-    for (name, value) in names.into_iter().zip(values) {
-        if let Some(name) = name {
-            builder.bind(name, *value)?;
-        }
-    }
-    Ok(())
-}
-
 fn inline<'p>(
     builder: &mut Builder<'_, 'p>,
     node: &'p schema::Node,
@@ -113,7 +96,7 @@ fn inline<'p>(
 ) -> Result<()> {
     let inputs = operands(builder, arguments)?;
     let results = body(builder, &graph.graph, builder.at, &inputs)?;
-    bind(builder, node, &results)
+    builder.bind_all(node, &results)
 }
 
 fn branch<'p>(
@@ -142,7 +125,7 @@ fn branch<'p>(
     for ty in first {
         choice.add_output()?.set_type(ty)?;
     }
-    bind(builder, node, &choice.outputs())
+    builder.bind_all(node, &choice.outputs())
 }
 
 fn repeat<'p>(
@@ -182,14 +165,11 @@ fn repeat<'p>(
     for result in results {
         block.register_output(result)?;
     }
-    bind(builder, node, &repeated.outputs())
+    builder.bind_all(node, &repeated.outputs())
 }
 
 /// The only result of a loop's test, as a truth value.
 fn condition<'g>(builder: &Builder<'g, '_>, results: &[Value<'g>]) -> Result<Value<'g>> {
     let [value] = results else { return Err(Error::invalid("the loop's test has more than one result")) };
-    match value.type_of().kind().as_str() {
-        "BoolType" => Ok(*value),
-        _ => builder.emit_one("aten::Bool", &[*value], "bool"),
-    }
+    builder.as_bool(*value)
 }

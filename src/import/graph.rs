@@ -38,6 +38,8 @@ struct Shared<'g, 'p> {
     /// The names that some node, or a graph's results, take.
     used: HashSet<&'p str>,
     writes: bool,
+    /// The nodes of the outermost graph by the names of their first results.
+    makers: HashMap<&'p str, &'p schema::Node>,
     operators: RefCell<Operators>,
     nodes: RefCell<usize>,
     /// Operators, with the paths of the modules that they were called in.
@@ -53,6 +55,7 @@ impl<'g, 'p> Builder<'g, 'p> {
         let shared = Shared {
             used,
             writes: writes(&program.graph_module.graph),
+            makers: program.graph_module.graph.nodes.iter().filter_map(|node| Some((tensor(node)?, node))).collect(),
             operators: RefCell::default(),
             nodes: RefCell::default(),
             placed: RefCell::default(),
@@ -185,12 +188,25 @@ impl<'g, 'p> Builder<'g, 'p> {
         self.shared.writes
     }
 
+    /// The node of the outermost graph whose first result is the tensor of that name.
+    pub fn maker(&self, name: &str) -> Option<&'p schema::Node> {
+        self.shared.makers.get(name).copied()
+    }
+
     /// The operator of that name, where a library that is loaded defines it.
     pub fn operator(&self, name: &str, overload: &str) -> Option<Rc<Operator>> {
         let key = (name.to_owned(), overload.to_owned());
         let mut known = self.shared.operators.borrow_mut();
         let find = || Operator::find(name, if overload == "default" { "" } else { overload }).ok().map(Rc::new);
         known.entry(key).or_insert_with(find).clone()
+    }
+}
+
+/// The name of a node's first result, where it is a tensor.
+pub(super) fn tensor(node: &schema::Node) -> Option<&str> {
+    match node.outputs.first() {
+        Some(Argument::AsTensor(named)) => Some(&named.name),
+        _ => None,
     }
 }
 

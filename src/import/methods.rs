@@ -22,7 +22,8 @@ pub(super) fn outline<'g>(graph: &'g Graph, module: &Module, placed: &[(Node<'g>
             continue;
         }
         if layer.owner.is_none() && PRODUCTS.contains(&node.kind()) && module.submodule(path).is_ok() {
-            layer.owner = Some(read(*node, this, path)?);
+            let names = path.split('.').filter(|name| !name.is_empty());
+            layer.owner = Some(node.insert_attribute_path(this, names)?);
         }
         if let Some(owner) = layer.owner.filter(|owner| *owner != this)
             && let Some(path) = owner.attribute_path()
@@ -31,12 +32,6 @@ pub(super) fn outline<'g>(graph: &'g Graph, module: &Module, placed: &[(Node<'g>
         }
     }
     Ok(())
-}
-
-/// The module at a path, read before a node.
-fn read<'g>(before: Node<'g>, this: Value<'g>, path: &str) -> Result<Value<'g>> {
-    let mut names = path.split('.').filter(|name| !name.is_empty());
-    names.try_fold(this, |module, name| before.insert_get_attribute(module, name))
 }
 
 /// What an operator takes.
@@ -130,10 +125,9 @@ impl<'g> Layer<'g> {
 
 /// A tuple of an operator's results.
 fn pack<'g>(node: Node<'g>, results: &[Value<'g>]) -> Result<Node<'g>> {
-    let types: Vec<_> = results.iter().map(|result| result.type_of().annotation()).collect();
-    let all = if types.is_empty() { "()".to_owned() } else { types.join(", ") };
+    let types: Vec<_> = results.iter().map(|result| result.type_of()).collect();
     let tuple = node.graph().create("prim::TupleConstruct", results, 1)?.insert_after(node)?;
-    output(tuple)?.set_type(&Type::parse(&format!("Tuple[{all}]"))?)?;
+    output(tuple)?.set_type(&Type::tuple(&types)?)?;
     Ok(tuple)
 }
 

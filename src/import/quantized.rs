@@ -42,11 +42,7 @@ pub(super) fn translate<'p>(builder: &mut Builder<'_, 'p>, node: &'p schema::Nod
         // Ranges that are found at run time: nobody takes them but the pairs.
         "choose_qparams" | "choose_qparams_symmetric" | "choose_qparams_per_token" if function(node).is_some() => {
             let (scale, zero_point) = (builder.constant(1.0)?, builder.constant(0i64)?);
-            for (name, value) in super::graph::names(&node.outputs)?.into_iter().zip([scale, zero_point]) {
-                if let Some(name) = name {
-                    builder.bind(name, value)?;
-                }
-            }
+            builder.bind_all(node, &[scale, zero_point])?;
         }
         _ => {
             return Err(Error::invalid(format!(
@@ -69,10 +65,9 @@ pub(super) fn fold_weights(program: &Program, tensors: &mut Tensors, held: &mut 
     if !nodes.iter().any(|node| function(node).is_some()) {
         return Ok(());
     }
-    ensure_paired(nodes)?;
+    let users = users(nodes);
+    ensure_paired(nodes, &users)?;
     let paths: BTreeMap<&str, String> = held.iter().map(|held| (held.input, held.path.clone())).collect();
-    let users: BTreeMap<&str, Vec<&schema::Node>> =
-        paths.keys().map(|input| (*input, nodes.iter().filter(|node| takes(node, input)).collect())).collect();
     let folded = |input: &str| match users.get(input).map(Vec::as_slice) {
         Some([node]) if function(node).is_some_and(is_dequantize) => match given(node, "input") {
             Some(Argument::AsTensor(named)) if named.name == input => Some(*node),
@@ -88,17 +83,14 @@ pub(super) fn fold_weights(program: &Program, tensors: &mut Tensors, held: &mut 
         };
         !users.is_empty() && users.iter().all(is_folded)
     };
-    let mut taken: Vec<String> = held
-        .iter()
-        .filter(|held| users.get(held.input).is_some_and(|users| !users.is_empty()))
-        .map(|held| held.path.clone())
-        .collect();
+    let mut taken: Vec<String> =
+        held.iter().filter(|held| users.contains_key(held.input)).map(|held| held.path.clone()).collect();
     held.retain(|held| !is_scale(held.input));
     for held in held.iter_mut() {
         let Some(node) = folded(held.input) else { continue };
         let float = dequantize(node, &held.path, tensors, &paths)
             .map_err(|e| Error::invalid(format!("weight '{}': {e}", shortened(&held.path))))?;
-        let layer = first_name(node).ok().and_then(|name| nodes.iter().find(|user| takes(user, name)));
+        let layer = users.get(first_name(node)?).and_then(|users| users.first().copied());
         let path = free_path(layer.unwrap_or(node), &held.path, &taken);
         taken.push(path.clone());
         tensors.insert(path.clone(), float);
@@ -112,10 +104,11 @@ pub(super) fn fold_weights(program: &Program, tensors: &mut Tensors, held: &mut 
 }
 
 /// Makes sure that what is quantized is dequantized next.
-fn ensure_paired(nodes: &[schema::Node]) -> Result<()> {
+fn ensure_paired(nodes: &[schema::Node], users: &Users<'_>) -> Result<()> {
     for node in nodes.iter().filter(|node| function(node).is_some_and(is_quantize)) {
         let name = first_name(node)?;
-        let other = nodes.iter().find(|user| takes(user, name) && !function(user).is_some_and(is_dequantize));
+        let mut users = users.get(name).into_iter().flatten();
+        let other = users.find(|user| !function(user).is_some_and(is_dequantize));
         if let Some(other) = other {
             return Err(Error::invalid(format!(
                 "node '{}' computes with the integers of '{}': only pairs of quantize and dequantize are read",
@@ -127,13 +120,28 @@ fn ensure_paired(nodes: &[schema::Node]) -> Result<()> {
     Ok(())
 }
 
-/// Whether a node takes the tensor of that name, among others or alone.
-fn takes(node: &schema::Node, name: &str) -> bool {
-    node.inputs.iter().any(|input| match &input.arg {
-        Argument::AsTensor(named) => named.name == name,
-        Argument::AsTensors(all) => all.iter().any(|named| named.name == name),
-        _ => false,
-    })
+/// The nodes that take a tensor, among others or alone, by its name.
+type Users<'p> = BTreeMap<&'p str, Vec<&'p schema::Node>>;
+
+fn users(nodes: &[schema::Node]) -> Users<'_> {
+    let mut users = Users::new();
+    for node in nodes {
+        for input in &node.inputs {
+            let taken = match &input.arg {
+                Argument::AsTensor(named) => std::slice::from_ref(named),
+                Argument::AsTensors(all) => all,
+                _ => &[],
+            };
+            for named in taken {
+                let known = users.entry(named.name.as_str()).or_default();
+                // A node may take one twice.
+                if known.last().is_none_or(|last| !std::ptr::eq(*last, node)) {
+                    known.push(node);
+                }
+            }
+        }
+    }
+    users
 }
 
 /// The parameter's name: `weight` of the module that the node was called in.

@@ -282,8 +282,9 @@ impl<'g, 'p> Builder<'g, 'p> {
             }
         };
         let values = items.into_iter().map(|item| self.put_together(item, leaves)).collect::<Result<Vec<_>>>()?;
-        let types: Vec<String> = values.iter().map(|value| value.type_of().annotation()).collect();
-        let common = types.first().filter(|first| types.iter().all(|ty| ty == *first));
+        let types: Vec<Type> = values.iter().map(|value| value.type_of()).collect();
+        let names_of_types: Vec<String> = types.iter().map(Type::annotation).collect();
+        let common = names_of_types.first().filter(|first| names_of_types.iter().all(|ty| ty == *first));
         match (tree, names, common) {
             (Tree::List(_), _, Some(element)) => self.list(&values, element),
             (_, Some(names), Some(element)) => {
@@ -296,8 +297,7 @@ impl<'g, 'p> Builder<'g, 'p> {
             // Lists and dictionaries of TorchScript hold one type.
             _ => {
                 let tuple = self.emit("prim::TupleConstruct", &values, &[])?;
-                let all = if types.is_empty() { "()".to_owned() } else { types.join(", ") };
-                tuple.add_output()?.set_type(&Type::parse(&format!("Tuple[{all}]"))?)?;
+                tuple.add_output()?.set_type(&Type::tuple(&types)?)?;
                 output(tuple)
             }
         }

@@ -6,7 +6,7 @@ use std::io::{Read, Seek};
 use super::archive::{Archive, Layout, in_record};
 use super::schema::{self, PayloadConfig, Size, TensorMeta};
 use super::state_dict;
-use crate::archive::shortened;
+use crate::archive::{end_of_view, first_few, shortened};
 use crate::error::{Error, Result};
 use crate::ir::{DType, Tensor};
 
@@ -126,8 +126,14 @@ impl View {
     pub fn on(&self, bytes: &Tensor) -> Result<Tensor, String> {
         let element = self.dtype.size();
         let have = bytes.nbytes() / element;
-        let described =
-            || format!("sizes {:?}, strides {:?}, offset {}", first(&self.sizes), first(&self.strides), self.offset);
+        let described = || {
+            format!(
+                "sizes {:?}, strides {:?}, offset {}",
+                first_few(&self.sizes),
+                first_few(&self.strides),
+                self.offset
+            )
+        };
         match self.end() {
             Some(end) if end <= have as u64 => {}
             Some(end) => {
@@ -140,30 +146,9 @@ impl View {
 
     /// One more than the place of the last element; `None` where sizes or strides are none.
     fn end(&self) -> Option<u64> {
-        let is_countable = |number: &i64| *number >= 0;
-        if self.sizes.len() != self.strides.len() || self.sizes.len() > MOST_DIMENSIONS {
-            return None;
-        }
-        if !(self.sizes.iter().all(is_countable) && self.strides.iter().all(is_countable) && self.offset >= 0) {
-            return None;
-        }
-        let count = self.sizes.iter().try_fold(1i64, |count, size| count.checked_mul((*size).max(1)))?;
-        // libtorch counts bytes in 64 bits.
-        count.checked_mul(16)?;
-        if self.sizes.contains(&0) {
-            return Some(0);
-        }
-        let steps = self.sizes.iter().zip(&self.strides);
-        let last = steps
-            .map(|(size, stride)| (size - 1).checked_mul(*stride))
-            .try_fold(self.offset, |at, reach| at.checked_add(reach?))?;
-        u64::try_from(last.checked_mul(16).map(|_| last)?).ok().map(|last| last + 1)
+        let is_plausible = self.sizes.len() <= MOST_DIMENSIONS;
+        end_of_view(self.offset, &self.sizes, &self.strides).ok().filter(|_| is_plausible)
     }
-}
-
-/// Some of many numbers, for a message.
-fn first(numbers: &[i64]) -> &[i64] {
-    &numbers[..numbers.len().min(8)]
 }
 
 #[cfg(test)]

@@ -62,7 +62,7 @@ impl std::fmt::Debug for Module {
     }
 }
 
-pub(super) fn first_line(text: &str) -> &str {
+pub(crate) fn first_line(text: &str) -> &str {
     text.lines().next().unwrap_or_default()
 }
 

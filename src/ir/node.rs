@@ -509,6 +509,18 @@ impl<'g> Node<'g> {
         Ok(value)
     }
 
+    /// Inserts `object.a.b` before it, for the path `a`, `b`; the object itself for an empty one.
+    ///
+    /// # Errors
+    /// Where a class on the way has no such attribute.
+    pub(crate) fn insert_attribute_path<N: AsRef<str>>(
+        self,
+        object: Value<'g>,
+        path: impl IntoIterator<Item = N>,
+    ) -> Result<Value<'g>> {
+        path.into_iter().try_fold(object, |object, name| self.insert_get_attribute(object, name.as_ref()))
+    }
+
     /// Inserts `object.name = value` (`prim::SetAttr`) before it.
     ///
     /// # Errors

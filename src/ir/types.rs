@@ -24,6 +24,16 @@ impl Type {
         ffi::type_text(&self.0)
     }
 
+    /// The tuple of these types.
+    ///
+    /// # Errors
+    /// What libtorch says.
+    pub(crate) fn tuple(items: &[Type]) -> Result<Self> {
+        let items: Vec<_> = items.iter().map(Type::annotation).collect();
+        let items = if items.is_empty() { "()".to_owned() } else { items.join(", ") };
+        Self::parse(&format!("Tuple[{items}]"))
+    }
+
     /// The type in the syntax that [`Type::parse`] reads, e.g. `List[int]`, `Optional[Tensor]`.
     pub fn annotation(&self) -> String {
         ffi::type_annotation(&self.0)

@@ -107,10 +107,7 @@ fn replace_by_calculation<'g>(graph: &'g Graph, observer: &Observer<'g>, quant_t
         (true, QuantType::Dynamic) => insert(at, "aten::_saturate_weight_to_fp16", &[original])?,
         (true, QuantType::Static) => original,
         (false, _) => {
-            let mut object = graph.inputs()[0];
-            for name in observer.path() {
-                object = at.insert_get_attribute(object, name)?;
-            }
+            let object = at.insert_attribute_path(graph.inputs()[0], observer.path())?;
             let qparams = at.insert_method_call(object, "calculate_qparams", &[])?;
             let unpacked = graph.create("prim::TupleUnpack", &[qparams], 2)?.insert_before(at)?;
             let per_channel = is_per_channel(&module)?;

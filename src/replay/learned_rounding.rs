@@ -234,27 +234,28 @@ impl Rows {
 
     /// Rounds `target`, outputs x (columns + 1) in the order `places` of each group.
     fn round(&self, places: &[usize], target: &[f32], factor: &Factor) -> Result<Vec<f32>> {
-        let lower = factor.values()?;
         let (per_group, size) = (self.channels.len() / self.groups, self.columns + 1);
         let isa = Isa::current();
         let mut rounded = vec![0.0; self.channels.len() * size];
-        in_parts(&mut rounded, size, size * size, &|first, part| {
-            let mut from = first;
-            let end = first + part.len() / size;
-            while from < end {
-                let group = from / per_group;
-                let to = ((group + 1) * per_group).min(from + LANES).min(end);
-                let problem = Problem {
-                    places: &places[group * size..(group + 1) * size],
-                    lower: &lower[group * size * size..(group + 1) * size * size],
-                    rows: self.values.each_ref().map(|values| &values[from * self.columns..to * self.columns]),
-                    target: &target[from * size..to * size],
-                    channels: &self.channels[from..to],
-                };
-                round_block(isa, &problem, &mut part[(from - first) * size..(to - first) * size]);
-                from = to;
-            }
-        });
+        factor.with_values(|lower| {
+            in_parts(&mut rounded, size, size * size, &|first, part| {
+                let mut from = first;
+                let end = first + part.len() / size;
+                while from < end {
+                    let group = from / per_group;
+                    let to = ((group + 1) * per_group).min(from + LANES).min(end);
+                    let problem = Problem {
+                        places: &places[group * size..(group + 1) * size],
+                        lower: &lower[group * size * size..(group + 1) * size * size],
+                        rows: self.values.each_ref().map(|values| &values[from * self.columns..to * self.columns]),
+                        target: &target[from * size..to * size],
+                        channels: &self.channels[from..to],
+                    };
+                    round_block(isa, &problem, &mut part[(from - first) * size..(to - first) * size]);
+                    from = to;
+                }
+            });
+        })?;
         Ok(rounded)
     }
 

@@ -52,9 +52,9 @@ impl Factor {
         self.lower.nbytes()
     }
 
-    /// Its values as f32.
-    pub fn values(&self) -> Result<Vec<f32>> {
-        self.lower.to_f32_vec()
+    /// Calls `with` on its values as f32.
+    pub fn with_values<R>(&self, with: impl FnOnce(&[f32]) -> R) -> Result<R> {
+        self.lower.with_f32(with)
     }
 }
 

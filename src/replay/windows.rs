@@ -3,6 +3,7 @@
 use crate::engine::in_parts;
 use crate::error::{Error, Result};
 use crate::ir::{DType, Tensor};
+use crate::kernel::geometry::Sliding;
 
 /// How the window of a two-dimensional convolution moves over its input.
 pub(super) struct Window {
@@ -78,48 +79,46 @@ struct Geometry {
     channels: usize,
     size: [usize; 2],
     results: [usize; 2],
-    kernel: [usize; 2],
-    dilation: [usize; 2],
-    padding: [usize; 2],
-    stride: [usize; 2],
+    axes: [Sliding; 2],
 }
 
 impl Geometry {
     fn of(window: &Window, [channels, height, width]: [usize; 3]) -> Result<Self> {
         let refuse = || Error::invalid("a convolution whose window does not fit its input");
-        let pair = |pair: [i64; 2]| -> Result<[usize; 2]> {
-            let [down, across] = pair.map(|value| usize::try_from(value).ok().filter(|value| *value <= 1 << 20));
-            Ok([down.ok_or_else(refuse)?, across.ok_or_else(refuse)?])
-        };
-        let groups = usize::try_from(window.groups).ok().filter(|groups| *groups > 0).ok_or_else(refuse)?;
-        let (kernel, dilation) = (pair(window.kernel)?, pair(window.dilation)?);
-        let (padding, stride) = (pair(window.padding)?, pair(window.stride)?);
         let size = [height, width];
-        let results = |axis: usize| -> Option<usize> {
-            let reach = dilation[axis] * kernel[axis].checked_sub(1)? + 1;
-            (size[axis] + 2 * padding[axis]).checked_sub(reach)?.checked_div(stride[axis]).map(|steps| steps + 1)
+        let axis = |axis: usize| -> Option<(Sliding, usize)> {
+            let of = |pair: [i64; 2]| usize::try_from(pair[axis]).ok();
+            let sliding = Sliding {
+                kernel: of(window.kernel)?,
+                stride: of(window.stride)?,
+                padding: of(window.padding)?,
+                dilation: of(window.dilation)?,
+            };
+            Some((sliding, sliding.windows(size[axis], 0)?))
         };
-        let results = [results(0).ok_or_else(refuse)?, results(1).ok_or_else(refuse)?];
-        Ok(Self { groups, channels: channels / groups, size, results, kernel, dilation, padding, stride })
+        let (down, across) = (axis(0).ok_or_else(refuse)?, axis(1).ok_or_else(refuse)?);
+        let groups = usize::try_from(window.groups).ok().filter(|groups| *groups > 0).ok_or_else(refuse)?;
+        let (axes, results) = ([down.0, across.0], [down.1, across.1]);
+        Ok(Self { groups, channels: channels / groups, size, results, axes })
     }
 
     fn columns(&self) -> usize {
-        self.channels * self.kernel[0] * self.kernel[1]
+        self.channels * self.axes[0].kernel * self.axes[1].kernel
     }
 
     /// Writes what the window at `place` of the results takes of a group's channels; 0 where it lies in the padding.
     fn read(&self, x: &[f32], sample: usize, place: usize, group: usize, row: &mut [f32]) {
-        let from = [place / self.results[1] * self.stride[0], place % self.results[1] * self.stride[1]];
+        let from = [place / self.results[1] * self.axes[0].stride, place % self.results[1] * self.axes[1].stride];
         let at = |axis: usize, step: usize| {
-            let at = from[axis] + step * self.dilation[axis];
-            at.checked_sub(self.padding[axis]).filter(|at| *at < self.size[axis])
+            let at = from[axis] + step * self.axes[axis].dilation;
+            at.checked_sub(self.axes[axis].padding).filter(|at| *at < self.size[axis])
         };
         let mut values = row.iter_mut();
         for channel in 0..self.channels {
             let plane = (sample * self.groups + group) * self.channels + channel;
-            for down in 0..self.kernel[0] {
+            for down in 0..self.axes[0].kernel {
                 let line = at(0, down).map(|y| (plane * self.size[0] + y) * self.size[1]);
-                for (across, value) in (0..self.kernel[1]).zip(&mut values) {
+                for (across, value) in (0..self.axes[1].kernel).zip(&mut values) {
                     *value = line.zip(at(1, across)).map_or(0.0, |(line, x_at)| x[line + x_at]);
                 }
             }

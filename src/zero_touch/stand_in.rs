@@ -65,7 +65,7 @@ fn condition<'g>(at: Node<'g>, object: Value<'g>, module: &Module) -> Result<Opt
         false => None,
     };
     let Some(path) = float_parameter(module)? else { return Ok(evaluates) };
-    let parameter = path.iter().try_fold(object, |owner, name| at.insert_get_attribute(owner, name))?;
+    let parameter = at.insert_attribute_path(object, path)?;
     let dtype = at.insert_operator("prim::dtype", &[parameter])?;
     let is_float = at.insert_operator("aten::eq", &[dtype, at.insert_constant(IValue::Int(DType::F32 as i64))?])?;
     Ok(Some(match evaluates {

@@ -133,10 +133,7 @@ fn branch<'g>(user: Node<'g>, at: Node<'g>, choice: &Choice<'g>, first: usize) -
 
 /// A copy of `user` before `at`, its object the module at `path`.
 fn on_candidate<'g>(user: Node<'g>, at: Node<'g>, path: &[String]) -> Result<Vec<Value<'g>>> {
-    let mut object = user.graph().inputs()[0];
-    for name in path {
-        object = at.insert_get_attribute(object, name)?;
-    }
+    let object = at.insert_attribute_path(user.graph().inputs()[0], path)?;
     let copy = user.copy()?.insert_before(at)?;
     copy.replace_input(0, object)?;
     Ok(copy.outputs())

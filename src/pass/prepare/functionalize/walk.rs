@@ -154,11 +154,7 @@ impl<'g, 'k> Walker<'g, 'k> {
 
     /// `self.path` before `at`.
     fn attribute(&self, path: &str, at: Node<'g>) -> Step<Value<'g>> {
-        let mut value = self.graph.inputs()[0];
-        for name in path.split('.') {
-            value = at.insert_get_attribute(value, name)?;
-        }
-        Ok(value)
+        Ok(at.insert_attribute_path(self.graph.inputs()[0], path.split('.'))?)
     }
 
     /// Notes what a new value is; where `is_alias` is set and it stays written in place, it is itself what is written, else

@@ -1,13 +1,14 @@
-//! Reading TorchScript files.
+//! Reading files of models: TorchScript, and programs of `torch.export`.
 
 use std::fs::File;
 use std::io::{BufReader, Cursor, Read, Seek};
 use std::path::Path;
 
-use super::ffi::bridge as ffi;
-use super::module::{Module, first_line};
 use crate::archive::{self, Facts};
 use crate::error::{Error, Result};
+use crate::import;
+use crate::ir::ffi::bridge as ffi;
+use crate::ir::{Module, first_line};
 
 /// The longest part of a message of libtorch's that is passed on.
 const LONGEST: usize = 2000;
@@ -84,7 +85,7 @@ enum Content {
 fn content_of(file: &mut (impl Read + Seek)) -> Result<Content, String> {
     let kind = archive::kind_of(file).map_err(|e| e.to_string())?;
     if kind == archive::Kind::Exported {
-        return crate::import::load(file).map(Content::Exported).map_err(|e| e.to_string());
+        return import::load(file).map(Content::Exported).map_err(|e| e.to_string());
     }
     match kind.refusal() {
         Some(why) => Err(why),
