@@ -1,4 +1,4 @@
-// Fake quantization's operators; what they do stands in src/qat and src/kernel/fake_quantize.rs.
+// Fake quantization's operators; what they do stands in src/qat and crates/kernels/src/fake_quantize.rs.
 #pragma once
 
 #include "torch.h"

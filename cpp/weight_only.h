@@ -1,4 +1,4 @@
-// Linear layers with weights of 8 or 4 bits and float activations: operators over src/kernel/weight_only.
+// Linear layers with weights of 8 or 4 bits and float activations: operators over crates/kernels/src/weight_only.
 #pragma once
 
 namespace jitquant {

@@ -25,8 +25,8 @@ kernels() {
     # Fewer random cases: each takes several times as long.
     PROPTEST_CASES=${PROPTEST_CASES:-16} LIBTORCH=/nonexistent \
         RUSTFLAGS="-Zsanitizer=$1" CARGO_TARGET_DIR=$folder/sanitize-$1 \
-        cargo +nightly test --quiet "${build_std[@]}" --target "$target" --no-default-features \
-        --test 'kernel_*' --test qat_kernel
+        cargo +nightly test --quiet "${build_std[@]}" --target "$target" --package jitquant-kernels \
+        --test kernels
 }
 
 # A huge allocation fails, as it does without the sanitizer; libtorch keeps what it has until the end.

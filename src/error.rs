@@ -116,6 +116,12 @@ impl<T, E: Into<Error>> Context<T> for std::result::Result<T, E> {
     }
 }
 
+impl From<crate::kernel::Error> for Error {
+    fn from(error: crate::kernel::Error) -> Self {
+        Self::Invalid(error.0)
+    }
+}
+
 #[cfg(feature = "torch")]
 impl From<cxx::Exception> for Error {
     fn from(exception: cxx::Exception) -> Self {

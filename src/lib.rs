@@ -73,7 +73,6 @@ mod import;
 #[cfg(feature = "torch")]
 #[allow(unsafe_code)]
 pub mod ir;
-pub mod kernel;
 #[cfg(feature = "torch")]
 mod load;
 pub mod measure;
@@ -100,6 +99,8 @@ mod replay;
 pub mod watch;
 #[cfg(feature = "torch")]
 mod zero_touch;
+
+pub use jitquant_kernels as kernel;
 
 #[cfg(feature = "torch")]
 pub use check::{Check, SlowLayer};

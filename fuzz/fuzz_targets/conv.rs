@@ -2,7 +2,7 @@
 #![no_main]
 
 use arbitrary::Arbitrary;
-use jitquant::kernel::{ConvShape, Output, PackedConv, Requantize, Residual, Serial};
+use jitquant_kernels::{ConvShape, Output, PackedConv, Requantize, Residual, Serial};
 use jitquant_fuzz::{exactly, finite, on_all, scale};
 use libfuzzer_sys::fuzz_target;
 

@@ -2,7 +2,7 @@
 #![no_main]
 
 use arbitrary::Arbitrary;
-use jitquant::kernel::{Operand, QParams, add, clamp, dequantize, mul, quantize};
+use jitquant_kernels::{Operand, QParams, add, clamp, dequantize, mul, quantize};
 use jitquant_fuzz::{exactly, on_all, scale};
 use libfuzzer_sys::fuzz_target;
 

@@ -2,7 +2,7 @@
 #![no_main]
 
 use arbitrary::Arbitrary;
-use jitquant::kernel::{Bags, EmbeddingBits, EmbeddingTable, embedding, embedding_bag};
+use jitquant_kernels::{Bags, EmbeddingBits, EmbeddingTable, embedding, embedding_bag};
 use jitquant_fuzz::{exactly, on_all};
 use libfuzzer_sys::fuzz_target;
 

@@ -2,7 +2,7 @@
 #![no_main]
 
 use arbitrary::Arbitrary;
-use jitquant::kernel::{Dequantize, DynamicScheme, Output, PackedGemm, Requantize, Residual, Serial};
+use jitquant_kernels::{Dequantize, DynamicScheme, Output, PackedGemm, Requantize, Residual, Serial};
 use jitquant_fuzz::{exactly, finite, on_all, scale};
 use libfuzzer_sys::fuzz_target;
 

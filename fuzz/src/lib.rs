@@ -1,7 +1,7 @@
 //! What the fuzz targets share: memory that AddressSanitizer watches to the byte, and floats that kernels accept.
 #![forbid(unsafe_code)]
 
-use jitquant::kernel::Isa;
+use jitquant_kernels::Isa;
 
 /// `len` elements that repeat `pattern`, in an allocation of exactly that size: a read beyond it is caught.
 pub fn exactly<T: Copy + Default>(len: usize, pattern: &[T]) -> Box<[T]> {

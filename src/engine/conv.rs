@@ -113,7 +113,7 @@ impl ConvolutionWeight {
         let (batch, spatial) = self.input(sizes)?;
         let threads = HostThreads::new();
         with_scratch(self.conv.scratch_len(batch, spatial, &threads)?, |scratch| {
-            self.conv.run(input, batch, spatial, zero_point, output, scratch, &threads)
+            Ok(self.conv.run(input, batch, spatial, zero_point, output, scratch, &threads)?)
         })?
     }
 
@@ -173,7 +173,7 @@ impl ConvolutionWeight {
                 quantize(isa, input, qparams, bytes);
                 self.channels.dequantize(qparams.scale, bias, unbounded, |epilogue| {
                     let output = Output::F32(output, epilogue);
-                    self.conv.run(bytes, batch, spatial, qparams.zero_point as u8, output, scratch, &threads)
+                    Ok(self.conv.run(bytes, batch, spatial, qparams.zero_point as u8, output, scratch, &threads)?)
                 })
             })?
         })

@@ -68,7 +68,7 @@ impl LinearWeight {
             let zero = zero_point(&affine, "input")?;
             self.channels.requantize(&affine, bias, &form, |epilogue| {
                 let output = Output::U8(output, epilogue);
-                self.gemm.run(input, self.inputs(), rows, zero, output, self.outputs(), &HostThreads::new())
+                Ok(self.gemm.run(input, self.inputs(), rows, zero, output, self.outputs(), &HostThreads::new())?)
             })
         })
     }
@@ -87,7 +87,7 @@ impl LinearWeight {
             let zero = zero_point(&affine, "input")?;
             self.channels.dequantize(scale(&affine, "input")?, bias, bounds, |epilogue| {
                 let output = Output::F32(output, epilogue);
-                self.gemm.run(input, self.inputs(), rows, zero, output, self.outputs(), &HostThreads::new())
+                Ok(self.gemm.run(input, self.inputs(), rows, zero, output, self.outputs(), &HostThreads::new())?)
             })
         })
     }
@@ -109,7 +109,7 @@ impl LinearWeight {
             };
             self.channels.dequantize(1.0, bias, bounds, |epilogue| {
                 with_scratch(self.gemm.dynamic_scratch_len(rows), |scratch| {
-                    self.gemm.run_dynamic(input, rows, scheme, output, epilogue, scratch, &HostThreads::new())
+                    Ok(self.gemm.run_dynamic(input, rows, scheme, output, epilogue, scratch, &HostThreads::new())?)
                 })?
             })
         })
@@ -132,7 +132,7 @@ impl LinearWeight {
                 self.channels.dequantize(qparams.scale, bias, bounds, |epilogue| {
                     let zero = qparams.zero_point as u8;
                     let output = Output::F32(output, epilogue);
-                    self.gemm.run(bytes, self.inputs(), rows, zero, output, self.outputs(), &HostThreads::new())
+                    Ok(self.gemm.run(bytes, self.inputs(), rows, zero, output, self.outputs(), &HostThreads::new())?)
                 })
             })?
         })

@@ -29,7 +29,7 @@ impl Operand {
                 row.iter_mut().zip(b[column..].iter().step_by(self.n)).for_each(|(to, from)| *to = signed(*from));
             }
         }
-        PackedGemm::new(Isa::current(), &self.weight, self.n, self.k, &[self.zero_point - 128])
+        Ok(PackedGemm::new(Isa::current(), &self.weight, self.n, self.k, &[self.zero_point - 128])?)
     }
 }
 

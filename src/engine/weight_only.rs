@@ -81,7 +81,7 @@ impl WeightOnlyMatrix {
                 // SAFETY: any bytes are a f32.
                 let (_, scratch, _) = unsafe { bytes.align_to_mut::<f32>() };
                 let scratch = scratch.get_mut(..wanted).ok_or_else(|| Error::invalid("scratch is too short"))?;
-                self.0.run(x, rows, bias, y, scratch, &threads)
+                Ok(self.0.run(x, rows, bias, y, scratch, &threads)?)
             })?
         })
     }

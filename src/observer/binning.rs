@@ -1,8 +1,8 @@
 //! Which bin of a histogram a value falls into, and how many values fall into each.
 #![allow(unsafe_code)]
 
-use super::multiversion::multiversion;
 use crate::kernel::Isa;
+use crate::kernel::multiversion;
 
 /// `count` bins of equal width over a range. A bin holds its left edge; the last one its right edge as well.
 #[derive(Clone, Copy, Debug, PartialEq)]

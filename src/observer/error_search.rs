@@ -1,7 +1,7 @@
 //! Which part of a histogram's range to quantize: the search for the least L2 error.
 
-use super::multiversion::multiversion;
 use crate::kernel::Isa;
+use crate::kernel::multiversion;
 
 /// How many values a quantized number has: torch.ao takes the 256 of 8 bits here, whatever `quant_min` and
 /// `quant_max` are.

@@ -11,7 +11,7 @@
 //! taken in any order, which the compiler uses, and so may callers who split a tensor over threads.
 
 use super::channel_layout::ChannelLayout;
-use super::multiversion::multiversion;
+use crate::kernel::multiversion;
 
 const INFINITY_BITS: i32 = f32::INFINITY.to_bits() as i32;
 const NEG_INFINITY_BITS: u32 = f32::NEG_INFINITY.to_bits();

@@ -44,8 +44,6 @@ mod extremes;
 mod histogram;
 #[cfg(feature = "torch")]
 mod module;
-mod multiversion;
-pub(crate) use multiversion::multiversion;
 #[cfg(feature = "torch")]
 #[allow(unsafe_code)]
 mod operators;

@@ -69,11 +69,11 @@ fn read<'a>(form: &FakeQuantizeForm<'a>) -> Result<FakeQuantize<'a>> {
 }
 
 fn fake_quantize_forward(x: &[f32], y: &mut [f32], form: FakeQuantizeForm) -> Result<()> {
-    no_panic(|| read(&form)?.forward(Isa::current(), x, y, &HostThreads::new()))
+    no_panic(|| Ok(read(&form)?.forward(Isa::current(), x, y, &HostThreads::new())?))
 }
 
 fn fake_quantize_gradient(dy: &[f32], x: &[f32], dx: &mut [f32], form: FakeQuantizeForm) -> Result<()> {
-    no_panic(|| read(&form)?.backward(Isa::current(), dy, x, dx, &HostThreads::new()))
+    no_panic(|| Ok(read(&form)?.backward(Isa::current(), dy, x, dx, &HostThreads::new())?))
 }
 
 fn fake_quantize_gradients(
@@ -86,6 +86,6 @@ fn fake_quantize_gradients(
 ) -> Result<()> {
     no_panic(|| {
         let q = read(&form)?;
-        q.backward_learned(Isa::current(), dy, x, dx, dscale, dzero_point, &HostThreads::new())
+        Ok(q.backward_learned(Isa::current(), dy, x, dx, dscale, dzero_point, &HostThreads::new())?)
     })
 }

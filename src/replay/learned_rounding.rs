@@ -28,7 +28,7 @@ use crate::engine::in_parts;
 use crate::error::Result;
 use crate::ir::Tensor;
 use crate::kernel::Isa;
-use crate::observer::multiversion;
+use crate::kernel::multiversion;
 use crate::pass::prepare::Channel;
 
 /// Windows that a layer's problem is made of, of all that its inputs have.

@@ -1,7 +1,0 @@
-//! The element-wise kernels: every ISA gives the bits of the scalar path, nothing outside the slices is touched, and
-//! the scalar path follows its formula.
-
-#[path = "../guarded/mod.rs"]
-mod guarded;
-mod ops;
-mod quantize;
