@@ -418,6 +418,13 @@ size_t type_contained_len(const Type &type) { return type.ptr->containedTypes().
 std::unique_ptr<Type> type_contained(const Type &type, size_t index) {
   return own(type.ptr->containedTypes().at(index));
 }
+rust::Vec<rust::String> type_field_names(const Type &type) {
+  rust::Vec<rust::String> names;
+  if (const auto tuple = type.ptr->cast<c10::TupleType>(); tuple && tuple->schema())
+    for (const auto &field : tuple->schema()->arguments())
+      names.push_back(field.name());
+  return names;
+}
 bool type_is_subtype_of(const Type &type, const Type &other) {
   if (is_gone(type.ptr) || is_gone(other.ptr))
     return type.ptr == other.ptr;

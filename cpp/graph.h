@@ -112,6 +112,7 @@ rust::String type_class_name(const Type &type);
 bool type_is_module(const Type &type);
 size_t type_contained_len(const Type &type);
 std::unique_ptr<Type> type_contained(const Type &type, size_t index);
+rust::Vec<rust::String> type_field_names(const Type &type);
 bool type_is_subtype_of(const Type &type, const Type &other);
 bool type_equals(const Type &type, const Type &other);
 int32_t type_tensor_dtype(const Type &type);

@@ -382,10 +382,26 @@ bool module_is_training(const Module &module) {
   return training.isBool() && training.toBool();
 }
 
+// A plain tuple is no named tuple for libtorch, whatever its elements are.
+static IValue with_names(const IValue &value, const c10::TypePtr &type) {
+  const auto tuple = type->cast<c10::TupleType>();
+  if (!tuple || !value.isTuple() || value.toTupleRef().size() != tuple->elements().size())
+    return value;
+  std::vector<IValue> items;
+  for (size_t i = 0; i < tuple->elements().size(); ++i)
+    items.push_back(with_names(value.toTupleRef().elements()[i], tuple->elements()[i]));
+  return tuple->schema() ? c10::ivalue::Tuple::createNamed(std::move(items), tuple)
+                         : c10::ivalue::Tuple::create(std::move(items));
+}
+
 std::unique_ptr<IValue> module_run(const Module &module, rust::Str method, std::unique_ptr<IValues> args,
                                    bool gradients) {
   c10::AutoGradMode mode(gradients);
-  return own(module.get_method(text(method))(std::move(*args)));
+  const auto function = module.get_method(text(method));
+  const auto &arguments = function.function().getSchema().arguments();
+  for (size_t i = 0; i < args->size() && i + 1 < arguments.size(); ++i)
+    (*args)[i] = with_names((*args)[i], arguments[i + 1].type());
+  return own(function(std::move(*args)));
 }
 
 std::unique_ptr<Module> module_freeze(const Module &module, rust::Slice<const rust::String> preserved,

@@ -231,6 +231,7 @@ pub(crate) mod bridge {
         fn type_is_module(ty: &Type) -> bool;
         fn type_contained_len(ty: &Type) -> usize;
         fn type_contained(ty: &Type, index: usize) -> Result<UniquePtr<Type>>;
+        fn type_field_names(ty: &Type) -> Vec<String>;
         fn type_is_subtype_of(ty: &Type, other: &Type) -> bool;
         fn type_equals(ty: &Type, other: &Type) -> bool;
         fn type_tensor_dtype(ty: &Type) -> i32;

@@ -77,6 +77,11 @@ impl Type {
         (0..ffi::type_contained_len(&self.0)).filter_map(|i| ffi::type_contained(&self.0, i).ok().map(Type)).collect()
     }
 
+    /// The names of a named tuple's elements; none of another type.
+    pub fn field_names(&self) -> Vec<String> {
+        ffi::type_field_names(&self.0)
+    }
+
     /// Whether a value of this type can stand where `other` is asked for.
     pub fn is_subtype_of(&self, other: &Type) -> bool {
         ffi::type_is_subtype_of(&self.0, &other.0)

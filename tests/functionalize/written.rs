@@ -42,6 +42,10 @@ pure! {
     a_row: "v[1] = y[0]\nv[-1].fill_(3.0)\nreturn self.layer(v) + v";
     an_operator: "w = v + 1.0\nw.add_(y)\nw *= 2.0\nreturn self.layer(w) + v";
     a_view: "w = v.view([16])\nw[3:9].add_(1.0)\nreturn self.layer(v) + v";
+    a_reshaped_tensor: "w = v.reshape([2, 8])\nw[0] = 3.0\nreturn self.layer(v) + v";
+    a_flattened_tensor: "w = v.flatten()\nw[3:9].add_(1.0)\nreturn self.layer(v) + v";
+    a_contiguous_tensor: "w = v.contiguous()\nw.add_(1.0)\nreturn self.layer(v) + v";
+    a_tensor_reshaped_twice: "w = (v + y).reshape([2, 8]).flatten(0, 1)\nw.add_(1.0)\nreturn self.layer(w.reshape([4, 4])) + v";
     a_transposed_view: "v.transpose(0, 1)[0:2].mul_(2.0)\nv.t()[3] = y[1]\nreturn self.layer(v)";
     a_permuted_view: "w = v.unsqueeze(0).permute([2, 0, 1])\nw[1] = 5.0 * y[0:1]\nreturn v";
     a_diagonal: "torch.diagonal(v).fill_(7.0)\nreturn self.layer(v)";
@@ -79,9 +83,9 @@ copied! {
 }
 
 same! {
-    // Whether reshape gave a view is found out when it runs.
-    a_reshaped_tensor: "w = v.reshape([2, 8])\nw[0] = 3.0\nreturn self.layer(v) + v";
-    a_contiguous_tensor: "w = v.contiguous()\nw.add_(1.0)\nreturn self.layer(v) + v";
+    // Whether reshape of another order of memory gives a view is found out when it runs.
+    a_reshaped_transposed_tensor: "w = v.t().reshape([2, 8])\nw[0] = 3.0\nreturn self.layer(v) + v";
+    a_contiguous_transposed_tensor: "w = v.t().contiguous()\nw.add_(1.0)\nreturn self.layer(v) + v";
     either_of_two: "w = v + 1.0\nif bool(x.sum() > 0.0):\n    z = w\nelse:\n    z = v\nz.add_(1.0)\nreturn self.layer(w) + v";
     a_list_that_grows_for_long: "l = [v]\nfor i in range(x.size(0)):\n    l.append(self.layer(l[-1]) + 1.0)\nreturn torch.cat(l, 0)";
     a_list_of_a_branch_s_length: "l = [v]\nif bool(x.sum() > 0.0):\n    l.append(y)\nreturn self.layer(l[-1])";

@@ -1,6 +1,6 @@
 //! Which array or value of the command line is which argument of the model, where arguments are tuples, lists and
 //! dictionaries of tensors as well: array `boxes.0` is the first element of `boxes`, `features.p3` the entry `p3` of
-//! `features`, `pyramid.0.scale` the entry `scale` of the first element of `pyramid`.
+//! `features`, `boxes.low` the element of that name of a named tuple, `pyramid.0.scale` the entry `scale` of the first element of `pyramid`.
 
 use anyhow::{Context, Result, bail, ensure};
 use jitquant::ir::{DType, IValue, Module, Tensor, Type};
@@ -56,7 +56,11 @@ impl Arguments {
         let schema = model.schema(method)?;
         let mut arguments = Vec::new();
         for (index, argument) in schema.arguments.iter().enumerate().skip(1) {
-            let ty = Type::parse(&argument.type_name).ok();
+            let of_graph = || {
+                let ty = model.graph(method).ok()?.inputs().get(index)?.type_of();
+                (ty.kind() == "TupleType").then_some(ty)
+            };
+            let ty = Type::parse(&argument.type_name).ok().or_else(of_graph);
             let default = argument.has_default.then(|| model.argument_default(method, index)).transpose()?;
             arguments.push((argument, ty, default));
         }
@@ -69,7 +73,7 @@ impl Arguments {
         let tensor = || Type::parse("Tensor");
         let mut open = Vec::new();
         for (argument, ty, default) in arguments {
-            // A class of the model's own cannot be named; it is given as it is.
+            // A class of the model's own cannot be named; it is given as it is. Named tuples are known to the graph.
             let ty = ty.map_or_else(tensor, Ok)?;
             open.push(Argument { name: argument.name.clone(), ty, default });
         }
@@ -134,8 +138,10 @@ impl Arguments {
         }
         match ty.kind().as_str() {
             "TupleType" => {
+                let fields = ty.field_names();
+                let field = |index: usize| fields.get(index).cloned().unwrap_or_else(|| index.to_string());
                 let parts = ty.contained().into_iter().enumerate();
-                let parts = parts.map(|(index, ty)| self.form(&format!("{name}.{index}"), &ty, names, given));
+                let parts = parts.map(|(index, ty)| self.form(&format!("{name}.{}", field(index)), &ty, names, given));
                 Ok(Form::Tuple(parts.collect::<Result<_>>()?))
             }
             "ListType" if has_arrays(ty) => {

@@ -13,26 +13,39 @@ use crate::pass::source_of;
 /// # Errors
 /// Where a weight cannot be packed.
 pub fn fold_quantized_prepacking_ops(module: &Module) -> Result<()> {
+    fold_prepacking(module, false)
+}
+
+/// As [`fold_quantized_prepacking_ops`]; where it `shares`, layers with the same weight and bias read one attribute.
+pub(super) fn fold_prepacking(module: &Module, shares: bool) -> Result<()> {
     let prepacks: Vec<_> = OPERATORS.iter().filter_map(|row| Some(row.packing?.prepack)).collect();
     for method in module.method_names() {
         let graph = module.graph(&method)?;
         let mut numbers = 0..;
+        let mut kept: Vec<Packed> = Vec::new();
         for node in block_order(&graph).into_iter().filter(|node| prepacks.contains(&node.kind())) {
             let inputs = node.inputs();
             let Some(constants) = inputs.iter().map(|input| input.constant()).collect::<Option<Vec<_>>>() else {
                 continue;
             };
-            let packed = node.run(&constants).context(|| format!("running {} ({})", node.kind(), source_of(node)))?;
-            let (Some(packed), Some(output)) = (packed.first(), node.output(0)) else {
-                return Err(Error::invalid(format!("{} gives nothing", node.kind())));
+            let output = node.output(0).ok_or_else(|| Error::invalid(format!("{} gives nothing", node.kind())))?;
+            let same = kept.iter().find(|packed| shares && packed.is_of(node.kind(), &constants));
+            let name = match same {
+                Some(packed) => packed.attribute.clone(),
+                None => {
+                    let results =
+                        node.run(&constants).context(|| format!("running {} ({})", node.kind(), source_of(node)))?;
+                    let name = |number| format!("quantized_{method}._jit_pass_packed_weight_{number}");
+                    let free = numbers.by_ref().map(name).find(|name| !module.has_attribute(name)).unwrap_or_default();
+                    let packed = results.first().ok_or_else(|| Error::invalid("a packed weight is missing"))?;
+                    module.register_attribute(&free, &output.type_of(), packed)?;
+                    kept.push(Packed { operator: node.kind().to_owned(), inputs: constants, attribute: free.clone() });
+                    free
+                }
             };
-            let name = |number| format!("quantized_{method}._jit_pass_packed_weight_{number}");
-            let free = numbers.by_ref().map(name).find(|name| !module.has_attribute(name));
-            let name = free.unwrap_or_default();
-            module.register_attribute(&name, &output.type_of(), packed)?;
-            let kept = node.insert_get_attribute(graph.inputs()[0], &name)?;
-            kept.node().copy_metadata(node)?;
-            output.replace_all_uses_with(kept)?;
+            let read = node.insert_get_attribute(graph.inputs()[0], &name)?;
+            read.node().copy_metadata(node)?;
+            output.replace_all_uses_with(read)?;
             node.destroy()?;
             for constant in inputs.into_iter().filter(|input| !input.is_used()).map(Value::node) {
                 constant.destroy()?;
@@ -40,6 +53,27 @@ pub fn fold_quantized_prepacking_ops(module: &Module) -> Result<()> {
         }
     }
     Ok(())
+}
+
+/// A packed weight that is kept, and what it was made of.
+struct Packed {
+    operator: String,
+    inputs: Vec<IValue>,
+    attribute: String,
+}
+
+impl Packed {
+    /// Whether the operator would give the same of these inputs.
+    fn is_of(&self, operator: &str, inputs: &[IValue]) -> bool {
+        let is_same = |(one, other): (&IValue, &IValue)| match (one, other) {
+            (IValue::Tensor(one), IValue::Tensor(other)) => {
+                one.shape() == other.shape() && one.dtype() == other.dtype() && one.equal(other).unwrap_or(false)
+            }
+            (IValue::Tensor(_), _) | (_, IValue::Tensor(_)) => false,
+            _ => format!("{one:?}") == format!("{other:?}"),
+        };
+        self.operator == operator && std::iter::zip(&self.inputs, inputs).all(is_same)
+    }
 }
 
 /// Runs each `quantized::…_prepack` of a graph whose inputs are constant, or computed from constants by operators that

@@ -17,6 +17,7 @@ pub use fusion::quant_fusion;
 pub use prepack::insert_prepack_unpack;
 
 use self::float_readers::read_in_float;
+use self::fold_prepack::fold_prepacking;
 use self::fusion::quant_fusion_by;
 use self::prepack::{insert_prepack_unpack_by, restore_weights};
 use super::QuantType;
@@ -77,7 +78,7 @@ pub(crate) fn finalize_by(
         Conditions::Asked => [preserved, &changed_attributes(&copy, true)?].concat(),
     };
     let frozen = copy.fold_attributes(&preserved).context(|| "freezing the quantized module".into())?;
-    fold_quantized_prepacking_ops(&frozen)?;
+    fold_prepacking(&frozen, conditions == Conditions::Asked)?;
     Ok(frozen)
 }
 

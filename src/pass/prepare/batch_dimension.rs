@@ -84,7 +84,7 @@ impl Ranks {
         let mut changed = 0;
         for ((layer, wanted), seen) in std::iter::zip(layers, &self.0) {
             let lacks = match layer.kind() {
-                "aten::linear" => seen.contains(&1),
+                "aten::linear" => seen.contains(&1) || loses_batch_of_one(layer.inputs()[0]),
                 _ => !seen.is_empty() && seen.iter().all(|rank| rank + 1 == wanted),
             };
             if lacks {
@@ -93,6 +93,24 @@ impl Ranks {
             }
         }
         Ok(changed)
+    }
+}
+
+/// Whether `value` is a vector where the batch has one sample, whatever it is for others: `squeeze` takes that dimension away.
+fn loses_batch_of_one(mut value: Value<'_>) -> bool {
+    loop {
+        let node = value.node();
+        value = match node.kind() {
+            "aten::squeeze" => match node.input(1) {
+                None => return true,
+                Some(dimension) if zero(dimension).is_some() => return true,
+                Some(_) => node.inputs()[0],
+            },
+            "aten::add" | "aten::mul" | "aten::sub" | "aten::div" => node.inputs()[0],
+            _ if is_observer_call(node) || is_mark(node) => node.inputs()[1],
+            _ if keeps_rank(node) && node.kind() != "aten::transpose" => node.inputs()[0],
+            _ => return false,
+        };
     }
 }
 

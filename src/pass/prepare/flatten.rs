@@ -5,7 +5,7 @@ use std::collections::HashSet;
 use super::choices::lower_choices;
 use super::functionalize::show_next_rounds;
 use crate::error::{Context, Result};
-use crate::ir::{GeneralPass, Graph, Module};
+use crate::ir::{DType, GeneralPass, Graph, IValue, Module};
 use crate::pass::changed_attributes::{changed_attributes, may_train};
 
 /// A module that computes what `module` computes, its methods inlined and its weights constants.
@@ -28,6 +28,7 @@ pub fn flatten(module: &Module, preserve: &[String]) -> Result<Module> {
             let mut graph = part.graph(&method)?;
             graph.run(GeneralPass::InlineForkWait)?;
             inline_functions(&graph)?;
+            take_numbers(&graph)?;
             lower_choices(&part, &mut graph)?;
             show_next_rounds(&graph)?;
         }
@@ -52,6 +53,27 @@ pub fn flatten(module: &Module, preserve: &[String]) -> Result<Module> {
     }
     // What is left of its attributes changes when it runs, and must not change in `module`.
     frozen.copy_instance()
+}
+
+/// Makes numbers of constant tensors without dimensions that arithmetic takes as its second operand, where their type is that of
+/// a Python number. Tracing made tensors of them. libtorch's executor takes them for numbers, which do not change the type of
+/// the other operand; when it freezes a model, it does not.
+fn take_numbers(graph: &Graph) -> Result<()> {
+    let arithmetic = ["aten::add", "aten::sub", "aten::mul", "aten::div"];
+    for node in graph.all_nodes().into_iter().filter(|node| arithmetic.contains(&node.kind())) {
+        let is_of_two = node.input(0).is_some_and(|first| first.type_of().is_tensor() && first.constant().is_none());
+        let Some(IValue::Tensor(tensor)) = node.input(1).filter(|_| is_of_two).and_then(|value| value.constant())
+        else {
+            continue;
+        };
+        let number = match tensor.dtype().filter(|_| tensor.shape().is_empty()) {
+            Some(DType::F64) => IValue::Double(tensor.to_vec::<f64>()?[0]),
+            Some(DType::I64) => IValue::Int(tensor.to_vec::<i64>()?[0]),
+            _ => continue,
+        };
+        node.replace_input(1, node.insert_constant(number)?)?;
+    }
+    Ok(())
 }
 
 /// Replaces calls of TorchScript functions by their bodies: functions have no path.

@@ -1,5 +1,9 @@
 //! The INT8 forms of linear layers between float operators ([`super::lone_linear`]), from libtorch's operators.
 
+use std::cell::RefCell;
+use std::collections::HashMap;
+use std::hash::{DefaultHasher, Hash, Hasher};
+
 use super::lone_linear::{LoneLinear, ROWS, mark_of, norm_before};
 use super::round_weights::rounded;
 use super::weight_grid::WeightGrid;
@@ -257,6 +261,29 @@ struct Packer<'m> {
     module: &'m Module,
     /// TorchScript that quantizes and packs.
     code: Module,
+    /// What was packed, by what it was made of ([`digest`]), and the attribute that has it: layers that share a weight share it
+    /// packed as well.
+    packed: RefCell<HashMap<u128, String>>,
+}
+
+/// A number that weights with another content have another one of.
+fn digest(weight: &Tensor, scale: &Tensor, zero_point: &Tensor, bias: Option<&[f32]>) -> Result<u128> {
+    let mut halves = [0u8, 1].map(|seed| {
+        let mut hasher = DefaultHasher::new();
+        hasher.write_u8(seed);
+        hasher
+    });
+    let shape = weight.shape();
+    let qparams = [scale.raw_bytes()?, zero_point.raw_bytes()?];
+    weight.with_f32(|values| {
+        for half in &mut halves {
+            (&shape, &qparams, bias.is_some()).hash(half);
+            half.write(bytemuck::cast_slice(values));
+            half.write(bytemuck::cast_slice(bias.unwrap_or_default()));
+        }
+    })?;
+    let [high, low] = halves.map(|half| u128::from(half.finish()));
+    Ok(high << 64 | low)
 }
 
 impl<'m> Packer<'m> {
@@ -271,7 +298,7 @@ impl<'m> Packer<'m> {
     return ops.quantized.linear_prepack(quantized, bias)
 ",
         )?;
-        Ok(Self { module, code })
+        Ok(Self { module, code, packed: RefCell::default() })
     }
 
     /// The packed weight as a value before `layer`; and the weight as it is packed.
@@ -285,19 +312,34 @@ impl<'m> Packer<'m> {
         let float = weight.tensor()?;
         let grid = WeightGrid::of(&float, observer)?;
         let float = rounded(&float, observer)?.unwrap_or(float);
+        let [scale, zero_point] = &grid.qparams;
+        let digest = digest(&float, scale, zero_point, bias)?;
+        let known = self.packed.borrow().get(&digest).cloned();
+        let name = match known {
+            Some(name) => name,
+            None => {
+                let name = self.pack(&float, &grid, bias)?;
+                self.packed.borrow_mut().insert(digest, name.clone());
+                name
+            }
+        };
+        Ok((layer.insert_get_attribute(layer.graph().inputs()[0], &name)?, float.to_f32_vec()?))
+    }
+
+    /// Packs a weight; the attribute that keeps it.
+    fn pack(&self, float: &Tensor, grid: &WeightGrid, bias: Option<&[f32]>) -> Result<String> {
         let bias = match bias {
             Some(bias) => Tensor::from_slice(bias, &[bias.len() as i64])?.into(),
             None => IValue::None,
         };
         let [scale, zero_point] = &grid.qparams;
-        let packed = self
-            .code
-            .call("pack", &[(&float).into(), scale.into(), zero_point.into(), IValue::Int(grid.axis), bias])?;
+        let packed =
+            self.code.call("pack", &[float.into(), scale.into(), zero_point.into(), IValue::Int(grid.axis), bias])?;
         let IValue::Other(object) = &packed else { return Err(Error::invalid("a packed weight should be an object")) };
         let name = (0..).map(|number| format!("_packed_linear_{number}")).find(|name| !self.module.has_attribute(name));
         let name = name.unwrap_or_default();
         self.module.register_attribute(&name, &object.type_of()?, &packed)?;
-        Ok((layer.insert_get_attribute(layer.graph().inputs()[0], &name)?, float.to_f32_vec()?))
+        Ok(name)
     }
 
     fn quantize_static<'g>(

@@ -44,7 +44,7 @@ DATA is one of
   x=a.npy                      the input called x, for models with several inputs: give one such DATA for each
   photos/                      a folder of PNG and JPEG images (see --resize, --crop, --mean, --std, --grayscale)
 An argument that is a tuple, list or dictionary of tensors is put together of arrays with its name and a point before
-theirs: boxes.0 and boxes.1, features.p3. Numbers, truths and texts are given by --input.
+theirs: boxes.0 and boxes.1, features.p3; of a named tuple by field: boxes.low. Numbers, truths and texts are given by --input.
 The first dimension of every array counts the samples; a single number (in an .npz, beside arrays) goes to every batch.
 The samples of several DATA follow one another.";
 

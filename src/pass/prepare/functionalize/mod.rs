@@ -13,7 +13,9 @@
 //! [`views`]); a list or dictionary is its items ([`containers`]). Who reads gets the value of that time. Branches end in
 //! new results of `prim::If` ([`branches`]), loops carry what they write or are written out ([`loops`]).
 //!
-//! What cannot be told before the model runs (whether `reshape` gave a view or a copy, how often a loop runs) is found out
+//! `reshape` gives a view of what lies in row-major order ([`layout`]).
+//!
+//! What cannot be told before the model runs (whether `reshape` of another order gave a view or a copy, how often a loop runs) is found out
 //! on the way: then it is noted, with the reason, and the walk begins again on a fresh copy of the graph. A noted tensor
 //! stays written in place, on a copy of its own that every reader copies again at its time; a noted list stays a list. No
 //! observer and no quantized operator ever meets either.
@@ -22,6 +24,7 @@ mod branches;
 mod containers;
 mod dicts;
 mod fold;
+mod layout;
 mod loops;
 mod rounds;
 mod state;

@@ -139,12 +139,15 @@ impl<'g> Walker<'g, '_> {
                 let element = at.insert_constant(IValue::Int(element))?;
                 of("aten::select_scatter", &[rest[0], element])
             }
+            ("aten::contiguous", None) => Ok(new),
             ("aten::view" | "aten::squeeze", None) if overload != "dtype" && overload != "dimname" => {
                 operator(at, node, "aten::reshape_as", &[new, base])
             }
-            ("aten::view_as" | "aten::_unsafe_view" | "aten::unsqueeze", None) => {
-                operator(at, node, "aten::reshape_as", &[new, base])
-            }
+            (
+                "aten::view_as" | "aten::_unsafe_view" | "aten::unsqueeze" | "aten::reshape" | "aten::reshape_as"
+                | "aten::flatten" | "aten::ravel",
+                None,
+            ) => operator(at, node, "aten::reshape_as", &[new, base]),
             ("aten::t" | "aten::transpose" | "aten::swapaxes" | "aten::swapdims" | "aten::mT", None) => {
                 self.apply(view, new, at)
             }

@@ -1,8 +1,9 @@
 //! The walk through a graph in the order in which it runs.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::rc::Rc;
 
+use super::layout::views_of_row_major;
 use super::state::{ARGUMENTS, HEAP, Knowledge, Known, Object, Site, State, Storage, Views};
 use super::views::{SHARING_LISTS, Sharing, View, copy_of, sharing};
 use crate::error::Error;
@@ -37,6 +38,8 @@ pub(super) struct Walker<'g, 'k> {
     pub knowledge: &'k mut Knowledge,
     /// The place of each node in the graph as it was.
     pub sites: HashMap<Node<'g>, usize>,
+    /// The places of nodes that give a view where a copy would be possible.
+    views: HashSet<usize>,
     pub known: HashMap<Value<'g>, Known<'g>>,
     pub state: State<'g>,
     /// One for each loop around the current node.
@@ -80,11 +83,14 @@ pub(super) fn source(node: Node<'_>) -> String {
 
 impl<'g, 'k> Walker<'g, 'k> {
     pub fn new(graph: &'g Graph, knowledge: &'k mut Knowledge) -> Self {
-        let sites = graph.all_nodes().into_iter().enumerate().map(|(index, node)| (node, index)).collect();
+        let sites: HashMap<_, _> =
+            graph.all_nodes().into_iter().enumerate().map(|(index, node)| (node, index)).collect();
+        let views = views_of_row_major(graph).into_iter().filter_map(|node| sites.get(&node).copied()).collect();
         Self {
             graph,
             knowledge,
             sites,
+            views,
             known: HashMap::new(),
             state: State::default(),
             logs: Vec::new(),
@@ -510,7 +516,7 @@ impl<'g, 'k> Walker<'g, 'k> {
 
     /// An operator that writes nothing that is followed.
     fn plain(&mut self, node: Node<'g>) -> Step<()> {
-        let shares = sharing(node);
+        let shares = self.sharing(node);
         let outputs = node.outputs();
         if shares != Sharing::None
             && let Some(input) = node.input(0)
@@ -568,6 +574,14 @@ impl<'g, 'k> Walker<'g, 'k> {
             }
         }
         self.fold(node)
+    }
+
+    /// How the result of `node` shares memory with its first input.
+    fn sharing(&self, node: Node<'g>) -> Sharing {
+        match sharing(node) {
+            Sharing::Perhaps if self.sites.get(&node).is_some_and(|site| self.views.contains(site)) => Sharing::View,
+            sharing => sharing,
+        }
     }
 
     /// `node` gives one or more views of the tensor `object`, or perhaps a copy.
