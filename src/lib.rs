@@ -50,8 +50,6 @@ pub mod analysis;
 #[cfg(feature = "torch")]
 mod archive;
 #[cfg(feature = "torch")]
-mod batch_undo;
-#[cfg(feature = "torch")]
 #[allow(unsafe_code)]
 // What makes the C library: for C programs, and no part of the Rust API.
 #[doc(hidden)]
@@ -82,8 +80,6 @@ pub mod observer;
 #[cfg(feature = "torch")]
 pub mod pass;
 #[cfg(feature = "torch")]
-mod pipeline;
-#[cfg(feature = "torch")]
 pub mod plugin;
 #[cfg(feature = "torch")]
 #[allow(unsafe_code)]
@@ -91,7 +87,9 @@ pub mod qat;
 #[cfg(feature = "torch")]
 pub mod qconfig;
 #[cfg(feature = "torch")]
-mod range_choice;
+mod quantizer;
+#[cfg(feature = "torch")]
+mod ranges;
 #[cfg(feature = "torch")]
 mod replay;
 
@@ -116,7 +114,7 @@ pub use methods::{Methods, Rounding};
 #[cfg(feature = "torch")]
 pub use pass::WeightOnly;
 #[cfg(feature = "torch")]
-pub use pipeline::{Converted, FloatLayer, ModelForm, Prepared, Quantizer, Report, StockEngine};
+pub use quantizer::{Converted, FloatLayer, ModelForm, Prepared, Quantizer, Report, StockEngine};
 
 /// Registers jitquant's operators with libtorch; later calls do nothing.
 ///

@@ -28,10 +28,20 @@ use crate::error::{Error, Result};
 use crate::ir::{Module, join_path};
 use crate::methods::Methods;
 use crate::observer::{ObserverConfig, ObserverKind, QRange};
-use crate::pass::QuantType;
 
 /// The longest file that is read, in bytes.
 const LONGEST: u64 = 1 << 24;
+
+/// When activations are quantized.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum QuantType {
+    /// With ranges that calibration found.
+    #[default]
+    Static,
+    /// With the range of each input as it comes.
+    Dynamic,
+}
 
 /// The observers of one part of a model: templates, copied for each tensor that is observed.
 #[derive(Clone, Debug)]

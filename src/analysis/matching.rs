@@ -3,13 +3,12 @@
 
 use std::collections::HashMap;
 
-use super::METHOD;
 use super::int8_layer::{Int8Layer, TakenIn, Weight, float_weight, read};
 use super::layer::{FloatNorm, LayerFigures, OutputFigures, WeightFigures};
 use super::outline::{OutlineNode, outline};
 use super::timing::Span;
 use crate::error::Result;
-use crate::ir::{Graph, Module, Node, Value};
+use crate::ir::{FORWARD, Graph, Module, Node, Value};
 use crate::pass::{layer_of, source_of};
 
 /// Weights nearer than this are one weight before and after rounding: 8 bits leave 30 dB and more, different layers of
@@ -62,7 +61,7 @@ struct Candidate<'g> {
 
 /// Pairs the layers of two flat modules.
 pub(super) fn pair(float: &Module, int8: &Module) -> Result<Matched> {
-    let (float_graph, int8_graph) = (float.graph(METHOD)?, int8.graph(METHOD)?);
+    let (float_graph, int8_graph) = (float.graph(FORWARD)?, int8.graph(FORWARD)?);
     let mut candidates = Vec::new();
     for node in float_graph.nodes() {
         if let Some(layer) = layer_of(node, "") {

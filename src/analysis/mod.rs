@@ -28,14 +28,11 @@ pub use timing::LayerTime;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use crate::error::{Context, Error, Result};
-use crate::ir::{IValue, Module};
+use crate::ir::{FORWARD, IValue, Module};
 use crate::pass::for_fbgemm;
 use crate::pass::prepare::{canonicalize, flatten, prepare};
 use matching::Place;
 use timing::Known;
-
-/// The method that is compared.
-const METHOD: &str = "forward";
 
 /// A float model and an INT8 one made from it, layer beside layer.
 #[derive(Debug)]
@@ -61,15 +58,15 @@ impl LayerComparison {
     pub fn new(float: &Module, int8: &Module) -> Result<Self> {
         crate::init()?;
         let int8 = evaluating(int8).and_then(|int8| flatten(&int8, &[])).context(|| "reading the INT8 model".into())?;
-        for_fbgemm(&mut int8.graph(METHOD)?)?;
+        for_fbgemm(&mut int8.graph(FORWARD)?)?;
         let float = evaluating(float)?;
         let float = match kinds(&int8)?.iter().any(|kind| kind.contains("batch_norm")) {
             true => {
                 let flat = flatten(&float, &[])?;
-                canonicalize(&mut flat.graph(METHOD)?)?;
+                canonicalize(&mut flat.graph(FORWARD)?)?;
                 flat
             }
-            false => prepare(&float, METHOD, &[])?.0,
+            false => prepare(&float, FORWARD, &[])?.0,
         };
         let matched = matching::pair(&float, &int8)?;
         if matched.layers.is_empty() {
@@ -83,8 +80,8 @@ impl LayerComparison {
             |side: fn(&Place) -> &timing::Span| places.iter().map(|place| side(place).result.clone()).collect();
         let (in_float, in_int8): (Vec<_>, Vec<_>) = (results(|place| &place.float), results(|place| &place.int8));
         Ok(Self {
-            float: tap::Tapped::new(float, METHOD, "_jitquant_results", &in_float)?,
-            int8: tap::Tapped::new(int8, METHOD, "_jitquant_results", &in_int8)?,
+            float: tap::Tapped::new(float, FORWARD, "_jitquant_results", &in_float)?,
+            int8: tap::Tapped::new(int8, FORWARD, "_jitquant_results", &in_int8)?,
             layers: matched.layers,
             places,
             outline: matched.outline,
@@ -135,21 +132,21 @@ impl LayerComparison {
             let module = tapped.module();
             let names = timing::starts(module, self.places.iter().map(side))?;
             // The graph's arguments need no tap.
-            let graph = module.graph(METHOD)?;
+            let graph = module.graph(FORWARD)?;
             let arguments = graph.inputs().into_iter().skip(1).map(|value| value.debug_name());
             let mut known: Known = arguments.zip(inputs.iter().map(IValue::from)).collect();
             if !names.is_empty() {
                 // The method stays with the module's class: each call needs one of its own.
                 static CALLS: AtomicUsize = AtomicUsize::new(0);
                 let tap = format!("_jitquant_starts_{}", CALLS.fetch_add(1, Ordering::Relaxed));
-                let tensors = tap::Tapped::new(module.clone(), METHOD, &tap, &names)?.run(inputs)?;
+                let tensors = tap::Tapped::new(module.clone(), FORWARD, &tap, &names)?.run(inputs)?;
                 known.extend(names.into_iter().zip(tensors.into_iter().map(IValue::Tensor)));
             }
             Ok(known)
         };
         let (in_float, in_int8) = (known(&self.float, |place| &place.float)?, known(&self.int8, |place| &place.int8)?);
         let (float, int8) = (self.float.module(), self.int8.module());
-        let graphs = (float.graph(METHOD)?, int8.graph(METHOD)?);
+        let graphs = (float.graph(FORWARD)?, int8.graph(FORWARD)?);
         let time = |place: &Place| {
             let in_int8 = (&graphs.1, int8, &place.int8, &in_int8);
             timing::in_turns((&graphs.0, float, &place.float, &in_float), in_int8)
@@ -187,5 +184,5 @@ fn evaluating(module: &Module) -> Result<Module> {
 }
 
 fn kinds(module: &Module) -> Result<Vec<String>> {
-    Ok(module.graph(METHOD)?.all_nodes().into_iter().map(|node| node.kind().to_owned()).collect())
+    Ok(module.graph(FORWARD)?.all_nodes().into_iter().map(|node| node.kind().to_owned()).collect())
 }

@@ -5,9 +5,8 @@ use std::time::Duration;
 
 use serde::Serialize;
 
-use super::METHOD;
 use crate::error::{Error, Result};
-use crate::ir::{Graph, IValue, Module, Node, Value};
+use crate::ir::{FORWARD, Graph, IValue, Module, Node, Value};
 use crate::measure;
 
 /// Median times of a layer, in seconds.
@@ -121,8 +120,8 @@ impl<'g> Program<'g> {
 
 /// The names of the values that spans start from, once each, without the graph's own arguments.
 pub(super) fn starts<'a>(module: &Module, spans: impl Iterator<Item = &'a Span>) -> Result<Vec<String>> {
-    let arguments: Vec<String> = module.graph(METHOD)?.inputs().into_iter().map(|value| value.debug_name()).collect();
-    let graph = module.graph(METHOD)?;
+    let arguments: Vec<String> = module.graph(FORWARD)?.inputs().into_iter().map(|value| value.debug_name()).collect();
+    let graph = module.graph(FORWARD)?;
     let tensors: std::collections::HashSet<String> = graph
         .nodes()
         .flat_map(|node| node.outputs())

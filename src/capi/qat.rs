@@ -13,8 +13,8 @@ use super::strings::{self, jq_strings};
 use super::value::{self, jq_value};
 use crate::error::Result;
 use crate::ir::{IValue, Module};
-use crate::pipeline::Quantizer;
 use crate::qat::QatModule;
+use crate::quantizer::Quantizer;
 
 /// A module that is trained for quantization. Free it with `jq_qat_free`.
 pub struct jq_qat {

@@ -9,8 +9,7 @@ mod speed;
 pub(crate) use self::fit::{Fit, Misfit};
 pub use self::speed::SlowLayer;
 use crate::error::{Context, Result};
-use crate::ir::{IValue, Module};
-use crate::pipeline::METHOD;
+use crate::ir::{FORWARD, IValue, Module};
 use crate::replay::samples_in;
 use crate::watch::step;
 
@@ -99,7 +98,7 @@ impl<'b> Reference<'b> {
         let copy = float.clone_with_own_state()?;
         for (done, batch) in batches.iter().enumerate() {
             step("checking the INT8 model", done, 2 * batches.len())?;
-            outputs.push(copy.call::<IValue>(METHOD, &copies(batch)?).context(|| "running the float model".into())?);
+            outputs.push(copy.call::<IValue>(FORWARD, &copies(batch)?).context(|| "running the float model".into())?);
         }
         Ok(Self { float, batches, outputs, sizes_vary: sizes_vary(float)?, least_db })
     }
@@ -121,7 +120,7 @@ impl<'b> Reference<'b> {
         let mut fit = Fit::default();
         for (done, (batch, float)) in std::iter::zip(self.batches, &self.outputs).enumerate() {
             step("checking the INT8 model", self.batches.len() + done, 2 * self.batches.len())?;
-            let output = match fresh.call::<IValue>(METHOD, &copies(batch)?) {
+            let output = match fresh.call::<IValue>(FORWARD, &copies(batch)?) {
                 Ok(output) => output,
                 Err(error) => return Ok(Err(Misfit::Fails(error.to_string()))),
             };
@@ -141,7 +140,7 @@ impl<'b> Reference<'b> {
     /// Whether two copies of the float model give different outputs for the same batch.
     fn is_random(&self) -> Result<bool> {
         let (Some(batch), Some(output)) = (self.batches.first(), self.outputs.first()) else { return Ok(false) };
-        let again = self.float.clone_with_own_state()?.call::<IValue>(METHOD, &copies(batch)?)?;
+        let again = self.float.clone_with_own_state()?.call::<IValue>(FORWARD, &copies(batch)?)?;
         let mut fit = Fit::default();
         let same = fit.add(output, &again, samples_in(batch).max(1), self.sizes_vary)?;
         Ok(same.and_then(|()| fit.verdict(SAME_DB)).is_err())

@@ -4,11 +4,10 @@ use std::time::Duration;
 
 use super::copies;
 use crate::analysis::LayerComparison;
-use crate::control::first_samples;
 use crate::error::Result;
-use crate::ir::{IValue, Module};
+use crate::ir::{FORWARD, IValue, Module};
 use crate::measure::{in_turns, quantile};
-use crate::pipeline::METHOD;
+use crate::replay::first_samples;
 
 /// How long both models are measured, all together, where that is three runs or more.
 const BUDGET: Duration = Duration::from_millis(300);
@@ -34,7 +33,7 @@ pub struct SlowLayer {
 pub(super) fn measure(float: &Module, int8: &Module, batch: &[IValue]) -> Result<Option<(f64, Vec<SlowLayer>)>> {
     let single = first_samples(batch, 1)?;
     let models = [float, int8];
-    let run = |index: usize| -> Result<()> { models[index].call::<IValue>(METHOD, &copies(&single)?).map(drop) };
+    let run = |index: usize| -> Result<()> { models[index].call::<IValue>(FORWARD, &copies(&single)?).map(drop) };
     let Ok(times) = in_turns(models.len(), 2, 3, BUDGET, run) else { return Ok(None) };
     let speed_up = quantile(&times[0], 0.5) / quantile(&times[1], 0.5);
     let slower = if speed_up < 1.0 { slow_layers(float, int8, &single).unwrap_or_default() } else { Vec::new() };

@@ -4,9 +4,9 @@ use serde::{Deserialize, Serialize};
 
 use super::{Clock, Data, Goal};
 use crate::error::{Context, Error, Result};
-use crate::ir::{IValue, Module, Tensor};
+use crate::ir::{FORWARD, IValue, Module, Tensor};
 use crate::measure::{Comparison, top_classes};
-use crate::pipeline::METHOD;
+use crate::replay::samples_of;
 
 /// A model's outputs for a batch as plain numbers.
 #[derive(Clone, Debug, PartialEq)]
@@ -107,7 +107,7 @@ impl<'d> Evaluation<'d> {
             done(first, total);
             let samples = samples_of(inputs);
             let output =
-                float.call_on_copies(METHOD, inputs).context(|| "the float model on evaluation data".into())?;
+                float.call_on_copies(FORWARD, inputs).context(|| "the float model on evaluation data".into())?;
             let labels = data.labels.as_ref().map(|labels| labels.get(first..first + samples));
             let labels = match labels {
                 Some(None) => return Err(Error::invalid("there are fewer labels than evaluation samples")),
@@ -154,7 +154,7 @@ impl<'d> Evaluation<'d> {
                 break;
             }
             clock.check()?;
-            let output = module.call_on_copies(METHOD, batch.inputs)?;
+            let output = module.call_on_copies(FORWARD, batch.inputs)?;
             let outputs = Outputs::of(&output, batch.samples)?;
             let reference = &batch.reference;
             if outputs.values.len() != reference.values.len() {
@@ -186,28 +186,6 @@ impl<'d> Evaluation<'d> {
             int8_accuracy: has_labels.then(|| share(correct.1)),
         })
     }
-}
-
-/// How many samples a batch has: the first dimension of its first tensor that has dimensions.
-pub(super) fn samples_of(inputs: &[IValue]) -> usize {
-    let mut tensors = inputs.iter().flat_map(IValue::tensors);
-    tensors.find_map(|tensor| tensor.shape().first().copied()).map_or(1, |size| size.max(1) as usize)
-}
-
-/// The first `count` samples of a batch. What does not count samples stays as it is.
-pub(crate) fn first_samples(batch: &[IValue], count: usize) -> Result<Vec<IValue>> {
-    let samples = samples_of(batch);
-    let cut = |tensor: &Tensor| -> Result<IValue> {
-        let whole = || IValue::Tensor(tensor.clone());
-        let (shape, Some(dtype)) = (tensor.shape(), tensor.dtype()) else { return Ok(whole()) };
-        if shape.first() != Some(&(samples as i64)) || samples <= count {
-            return Ok(whole());
-        }
-        let bytes = tensor.raw_bytes()?;
-        let shape = [&[count as i64], &shape[1..]].concat();
-        Tensor::from_bytes(dtype, &shape, &bytes[..bytes.len() / samples * count]).map(IValue::Tensor)
-    };
-    batch.iter().map(|value| value.map_tensors(&cut)).collect()
 }
 
 #[cfg(test)]

@@ -14,17 +14,17 @@ use std::time::Duration;
 use serde::Serialize;
 
 use super::cut::{NEVER, Network};
-use super::evaluation::{first_samples, samples_of};
 use super::profile::{Conversions, NodeTimes, passes};
 use super::timing::{ModelTimes, Runs, medians};
 use super::workshop::{Plan, Workshop};
 use super::{Clock, Data, Progress, Ranges};
 use crate::engine;
 use crate::error::{Error, Result};
-use crate::ir::{Graph, IValue, Module, Node, Value};
+use crate::ir::{FORWARD, Graph, IValue, Module, Node, Value};
 use crate::pass::op_table::Operator;
 use crate::pass::{QuantType, layer_of, tag_layer, tag_of};
-use crate::pipeline::{METHOD, Quantizer};
+use crate::quantizer::Quantizer;
+use crate::replay::{first_samples, samples_of};
 
 /// How long operators are timed, and then whole models.
 const TIMING: Duration = Duration::from_secs(2);
@@ -97,7 +97,7 @@ pub fn only_faster(
     let mut tell = |stage: &str| progress(&Progress { stage, done: 0, total: 0, found: None });
     tell("making a model to time");
     let flat = workshop.flat().deep_clone()?.copy_instance()?;
-    let flat_graph = flat.graph(METHOD)?;
+    let flat_graph = flat.graph(FORWARD)?;
     let nodes = flat_graph.all_nodes().into_iter().filter(|node| layer_of(*node, "").is_some());
     nodes.enumerate().try_for_each(|(number, node)| tag_layer(node, number).map(drop))?;
     let make = |workshop: &mut Workshop<'_>, plan: &Plan| {
@@ -108,7 +108,7 @@ pub fn only_faster(
         Ok::<Module, Error>(module)
     };
     let all = make(&mut workshop, &Plan::default())?;
-    let all_graph = all.graph(METHOD)?;
+    let all_graph = all.graph(FORWARD)?;
     tell("timing each layer");
     let [in_float, in_int8] = passes([(&flat, &flat_graph), (&all, &all_graph)], &inputs, TIMING)?;
     let mut conversions = Conversions::new(kernels == Runs::Native)?;
@@ -179,7 +179,7 @@ pub fn only_faster(
 
 /// The layers that take float and give float, quantized inside: no conversion is saved by having others beside them.
 fn lone_layers(prepared: &Module) -> Result<BTreeSet<usize>> {
-    let graph = prepared.graph(METHOD)?;
+    let graph = prepared.graph(FORWARD)?;
     let is_marked = |node: Node<'_>| {
         let path = node.input(0)?.node().input(0)?.attribute_path()?;
         path.first()?.starts_with("_observer_lone_").then_some(())

@@ -22,12 +22,13 @@
 //! # Ok::<(), jitquant::Error>(())
 //! ```
 
+mod convert;
 mod cut;
 mod evaluation;
 mod latency;
 mod outcome;
 mod profile;
-pub(crate) mod ranges;
+mod ranges;
 mod repair;
 mod search;
 mod shares;
@@ -38,13 +39,10 @@ mod workshop;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
-pub(crate) use self::evaluation::first_samples;
 pub use self::evaluation::{Figures, Outputs};
 pub use self::latency::{Latency, LayerTimes, only_faster};
 pub use self::outcome::{LayerShare, Outcome, Remedy};
 pub use self::ranges::Ranges;
-pub(crate) use self::ranges::{restore, watched};
-pub(crate) use self::repair::Patient;
 pub use self::search::tune;
 pub use self::timing::{ModelTimes, Runs};
 
@@ -77,7 +75,7 @@ impl Data {
         let mut data = Self { labels: labels.map(|_| Vec::new()), ..Self::default() };
         let mut first = 0;
         for (index, batch) in batches.into_iter().enumerate() {
-            let samples = evaluation::samples_of(&batch);
+            let samples = crate::replay::samples_of(&batch);
             if index % nth != nth - 1 {
                 data.calibration.push(batch);
             } else {

@@ -6,7 +6,7 @@ use super::Ranges;
 use super::evaluation::Figures;
 use super::timing::ModelTimes;
 use crate::pass::Layer;
-use crate::pipeline::Converted;
+use crate::quantizer::Converted;
 
 /// A layer and its share of the loss.
 #[derive(Clone, Debug, PartialEq, Serialize)]

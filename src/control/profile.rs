@@ -4,9 +4,8 @@ use std::collections::HashMap;
 use std::time::{Duration, Instant};
 
 use crate::error::{Context, Error, Result};
-use crate::ir::{Graph, Held, IValue, Module, Node, Stretch, Tensor, Value, last_uses};
+use crate::ir::{FORWARD, Graph, Held, IValue, Module, Node, Stretch, Tensor, Value, last_uses};
 use crate::measure::quantile;
-use crate::pipeline::METHOD;
 use crate::replay::given;
 
 /// The least number of passes that are timed.
@@ -68,7 +67,7 @@ impl<'g> Pass<'g> {
     }
 
     fn run(&self, inputs: &[IValue], times: &mut [NodeTimes], counts: bool) -> Result<()> {
-        let mut values: HashMap<Value<'g>, Held> = given(self.module, METHOD, self.graph, inputs)?;
+        let mut values: HashMap<Value<'g>, Held> = given(self.module, FORWARD, self.graph, inputs)?;
         for (place, node, stretch) in &self.steps {
             let begin = Instant::now();
             let results = stretch.run(|value| values.get(&value));

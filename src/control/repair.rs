@@ -13,7 +13,7 @@ use crate::check::{Fit, Misfit, Reference};
 use crate::error::{Error, Result};
 use crate::ir::{IValue, Module};
 use crate::pass::Layer;
-use crate::pipeline::{Converted, Quantizer};
+use crate::quantizer::{Converted, Quantizer};
 
 /// Layers that are left in float one by one at most.
 const MOST_CULPRITS: usize = 8;

@@ -11,7 +11,7 @@
 
 use std::time::{Duration, Instant};
 
-use super::evaluation::{Evaluation, Figures, Part, first_samples, samples_of};
+use super::evaluation::{Evaluation, Figures, Part};
 use super::outcome::{LayerShare, Outcome, Remedy};
 use super::ranges::hash_of_batches;
 use super::state::State;
@@ -23,9 +23,10 @@ use crate::error::{Error, Result};
 use crate::ir::Module;
 use crate::methods::Rounding;
 use crate::pass::Layer;
-use crate::pipeline::{ModelForm, Quantizer};
+use crate::quantizer::{ModelForm, Quantizer};
+use crate::ranges::{Fnv, fingerprint};
+use crate::replay::{first_samples, samples_of};
 use crate::watch::step;
-use crate::zero_touch::fingerprint::{Fnv, fingerprint};
 
 /// A remedy is taken where it leaves so much of the noise at most.
 pub(super) const TAKEN_BELOW: f64 = 0.97;

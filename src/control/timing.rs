@@ -6,9 +6,9 @@ use serde::{Deserialize, Serialize};
 
 use crate::engine;
 use crate::error::Result;
-use crate::ir::{IValue, Module};
+use crate::ir::{FORWARD, IValue, Module};
 use crate::measure::{in_turns, quantile};
-use crate::pipeline::{METHOD, ModelForm};
+use crate::quantizer::ModelForm;
 
 /// What runs the operators of an INT8 model.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -69,7 +69,7 @@ const LEAST_ROUNDS: usize = 7;
 pub(super) fn medians(modules: &[&Module], inputs: &[IValue], at_least: Duration) -> Result<Vec<f64>> {
     // The models may write into what they are given.
     let inputs = inputs.iter().map(IValue::deep_clone).collect::<Result<Vec<_>>>()?;
-    let run = |index: usize| modules[index].call::<IValue>(METHOD, &inputs).map(drop);
+    let run = |index: usize| modules[index].call::<IValue>(FORWARD, &inputs).map(drop);
     let times = in_turns(modules.len(), 3, LEAST_ROUNDS, at_least, run)?;
     Ok(times.iter().map(|times| quantile(times, 0.5)).collect())
 }

@@ -2,16 +2,15 @@
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 
-use super::ranges::{Ranges, watched_in};
-use super::{Clock, Data, Progress};
+use super::{Clock, Data, Progress, Ranges};
 use crate::error::{Context, Error, Result};
-use crate::ir::{IValue, Module, Node, Value};
+use crate::ir::{FORWARD, IValue, Module, Node, Value};
 use crate::methods::{Methods, Rounding};
 use crate::observer::ObserverKind;
 use crate::pass::op_table::{Operator, ReluFusion};
 use crate::pass::{Layer, QuantType, layer_of};
-use crate::pipeline::{Converted, METHOD, Prepared, Quantizer};
-use crate::range_choice;
+use crate::quantizer::{Converted, Prepared, Quantizer};
+use crate::ranges::{choice, watched_in};
 use crate::watch::watched;
 
 /// What distinguishes one try from the quantizer that the user gave.
@@ -197,10 +196,10 @@ impl<'d> Workshop<'d> {
     pub fn prepared(&mut self, plan: &Plan) -> Result<Prepared> {
         let prepared = self.calibrated(self.quantizer(plan), &mut |_| {})?;
         if let Some(choice) = self.range {
-            range_choice::decide(prepared.module(), choice)?;
+            choice::decide(prepared.module(), choice)?;
         }
         if !plan.searches.is_empty() {
-            let graph = prepared.module().graph(METHOD)?;
+            let graph = prepared.module().graph(FORWARD)?;
             for tensor in watched_in(prepared.module(), &graph) {
                 let Some(kind) = plan.searches.get(&tensor.key) else { continue };
                 tensor.observer.set_attribute("search", &kind.name().into())?;
@@ -231,7 +230,7 @@ impl<'d> Workshop<'d> {
     pub fn tensors(&self) -> Result<Vec<Observed>> {
         let prepared = self.prepare(&self.quantizer)?;
         let quantized: BTreeSet<usize> = prepared.numbered_layers().into_iter().map(|(number, _)| number).collect();
-        let graph = prepared.module().graph(METHOD)?;
+        let graph = prepared.module().graph(FORWARD)?;
         let layers = graph.all_nodes().into_iter().filter(|node| layer_of(*node, "").is_some()).enumerate();
         let numbers: HashMap<Node<'_>, usize> = layers.map(|(number, node)| (node, number)).collect();
         let mut tensors = Vec::new();

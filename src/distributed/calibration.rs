@@ -10,8 +10,8 @@ use crate::error::{Context, Error, Result};
 use crate::ir::{IValue, Module, Tensor};
 use crate::observer::{UNSET, average_range};
 use crate::pass::prepare::ROWS;
-use crate::pipeline::Prepared;
-use crate::zero_touch::State;
+use crate::quantizer::Prepared;
+use crate::ranges::State;
 
 /// The calibration of one module by all processes of a group, or by this one alone.
 ///

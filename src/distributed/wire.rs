@@ -1,6 +1,6 @@
 //! Observers' states as bytes, little-endian: a length before whatever has one.
 
-use crate::zero_touch::State;
+use crate::ranges::State;
 
 #[derive(Default)]
 pub(super) struct Writer {

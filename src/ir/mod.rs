@@ -31,6 +31,9 @@ pub use tensor::{DType, Element, Tensor};
 pub use types::Type;
 pub use value::{Use, Value};
 
+/// The method that is quantized.
+pub(crate) const FORWARD: &str = "forward";
+
 /// The snippets of `docs/ir.md`.
 #[cfg(doctest)]
 #[doc = include_str!("../../docs/ir.md")]

@@ -48,18 +48,9 @@ pub(crate) use unfit_weight::unfit_weight;
 pub(crate) use unquantized::why_unquantized;
 pub use weight_only::WeightOnly;
 
+pub use crate::qconfig::QuantType;
+
 /// The snippets of `docs/passes.md`.
 #[cfg(doctest)]
 #[doc = include_str!("../../docs/passes.md")]
 struct Guide;
-
-/// When activations are quantized.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
-#[non_exhaustive]
-pub enum QuantType {
-    /// With ranges that calibration found.
-    #[default]
-    Static,
-    /// With the range of each input as it comes.
-    Dynamic,
-}

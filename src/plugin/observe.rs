@@ -8,7 +8,7 @@ use crate::error::{Error, Result};
 use crate::ir::{Graph, IValue};
 use crate::observer::{UNSET, observe_min_max};
 use crate::pass::observed_in_graph;
-use crate::zero_touch::fingerprint::{Fnv, unmangled};
+use crate::ranges::{Fnv, unmangled};
 
 /// What a tensor's values were.
 #[derive(Clone, Debug, PartialEq)]

@@ -9,7 +9,7 @@ use super::targets::Targets;
 use crate::analysis::add_tap;
 use crate::distributed::{Calibration, Group};
 use crate::error::{Context, Error, Result};
-use crate::ir::{DType, IValue, Module, Node, Tensor, Value, join_path};
+use crate::ir::{DType, FORWARD, IValue, Module, Node, Tensor, Value, join_path};
 use crate::methods::{Methods, Rounding};
 use crate::observer::{ObserverConfig, ObserverKind};
 use crate::pass::Layer;
@@ -17,9 +17,9 @@ use crate::pass::op_table::Operator;
 use crate::pass::prepare::{
     canonicalize, flatten, fold_batch_norm, fold_padding, functionalize, observed_weight, weights_as_attributes,
 };
-use crate::pipeline::{METHOD, has_observed};
 use crate::qconfig::{QConfigSpec, Role};
-use crate::range_choice;
+use crate::quantizer::has_observed;
+use crate::ranges::choice;
 use crate::replay::{self, Replay};
 use crate::{Converted, Prepared, Quantizer};
 
@@ -107,11 +107,11 @@ impl QatModule {
         if flat.modules().iter().any(|(_, module)| module.has_method("folded_weight")) {
             return Err(Error::invalid("fit_layers needs a module of QatModule::prepare_folded"));
         }
-        if !replay::is_straight(&flat.graph(METHOD)?) {
+        if !replay::is_straight(&flat.graph(FORWARD)?) {
             return Ok(());
         }
         let methods = Replay { rounding: Rounding::Learned, bias_correction: false, is_required: true };
-        replay::replay(flat, METHOD, batches, methods).context(|| "fitting layers".into())?;
+        replay::replay(flat, FORWARD, batches, methods).context(|| "fitting layers".into())?;
         self.require_gradients()
     }
 
@@ -125,7 +125,7 @@ impl QatModule {
             let settled = self.prepared.with_module(settle(copy)?);
             settled.int8(settled.module())
         };
-        let choice = range_choice::choose(|| self.float_copy(), self.module(), batches, int8)?;
+        let choice = choice::choose(|| self.float_copy(), self.module(), batches, int8)?;
         choice.map_or(Ok(()), |choice| self.take_ranges(choice))?;
         Ok(choice)
     }
@@ -135,7 +135,7 @@ impl QatModule {
     /// # Errors
     /// Where libtorch refuses.
     pub fn take_ranges(&self, choice: ObserverKind) -> Result<()> {
-        range_choice::decide(self.module(), choice)
+        choice::decide(self.module(), choice)
     }
 
     /// Gives the module a method `name` that returns what `forward` does, and behind that the tensors of `targets`; a
@@ -144,11 +144,11 @@ impl QatModule {
     /// # Errors
     /// Where a target is not in the model; the message has those that are.
     pub fn add_targets(&self, name: &str, targets: &Targets) -> Result<usize> {
-        let graph = self.module().graph(METHOD)?;
+        let graph = self.module().graph(FORWARD)?;
         let values = targets.values(&graph)?;
         let names: Vec<String> =
             graph.outputs().into_iter().chain(values.iter().copied()).map(|value| value.debug_name()).collect();
-        add_tap(self.module(), METHOD, name, &names)?;
+        add_tap(self.module(), FORWARD, name, &names)?;
         Ok(values.len())
     }
 
@@ -224,7 +224,7 @@ impl QatModule {
     /// Where a range cannot be quantized.
     pub fn weight_steps(&self) -> Result<HashMap<String, Tensor>> {
         let flat = self.module();
-        let graph = flat.graph(METHOD)?;
+        let graph = flat.graph(FORWARD)?;
         let mut steps = HashMap::new();
         for (observer, weight) in graph.all_nodes().into_iter().filter_map(|node| observed_weight(flat, node)) {
             let qparams = observer.call::<IValue>("calculate_qparams", &[])?;
@@ -312,7 +312,7 @@ enum BatchNorms {
 
 /// Gives the layers that are quantized and have no bias one of zeros.
 fn add_biases(flat: &Module) -> Result<()> {
-    let graph = flat.graph(METHOD)?;
+    let graph = flat.graph(FORWARD)?;
     for node in graph.all_nodes() {
         let Some((_, weight)) = observed_weight(flat, node) else { continue };
         let Some(index) = Operator::of(node).and_then(|row| row.bias) else { continue };
@@ -329,7 +329,7 @@ fn add_biases(flat: &Module) -> Result<()> {
 /// The results of linear layers that stay in float in the INT8 model too ([`crate::pass::float_results`]) are not rounded in
 /// training: those that the model returns, or that no quantized operator takes.
 fn leave_results_in_float(flat: &Module) -> Result<()> {
-    let graph = flat.graph(METHOD)?;
+    let graph = flat.graph(FORWARD)?;
     for call in graph.all_nodes().into_iter().filter(|node| node.kind() == "prim::CallMethod") {
         let (Some(path), Some(value)) = (call.input(0).and_then(Value::attribute_path), call.input(1)) else {
             continue;
@@ -379,13 +379,13 @@ fn flatten_for_training(
 ) -> Result<(Module, Vec<(Layer, String)>, Vec<BatchNorm>)> {
     // Training changes its parameters, which must not be the caller's.
     let flat = flatten(&module.deep_clone()?, preserve)?;
-    let written = functionalize(&mut flat.graph(METHOD)?).context(|| "following writes in place".into())?;
-    canonicalize(&mut flat.graph(METHOD)?).context(|| "simplifying the graph".into())?;
-    let graph = flat.graph(METHOD)?;
+    let written = functionalize(&mut flat.graph(FORWARD)?).context(|| "following writes in place".into())?;
+    canonicalize(&mut flat.graph(FORWARD)?).context(|| "simplifying the graph".into())?;
+    let graph = flat.graph(FORWARD)?;
     let found = candidates(&graph);
     let kept = fold_batch_norm(&graph).context(|| "folding batch norms".into())?;
     fold_padding(&graph).context(|| "folding paddings".into())?;
-    weights_as_attributes(&flat, METHOD)?;
+    weights_as_attributes(&flat, FORWARD)?;
     let folded = found.into_iter().filter_map(|candidate| candidate.folded()).collect();
     drop(graph);
     let kept = kept.into_iter().map(|(layer, why)| (layer, format!("not folded: {why}")));
@@ -393,7 +393,7 @@ fn flatten_for_training(
 }
 
 fn restore_batch_norms(flat: &Module, batch_norms: &[BatchNorm]) -> Result<()> {
-    let graph = flat.graph(METHOD)?;
+    let graph = flat.graph(FORWARD)?;
     for (number, batch_norm) in batch_norms.iter().enumerate() {
         batch_norm.restore(flat, &graph, &format!("_batch_norm_{number}"))?;
     }
@@ -402,7 +402,7 @@ fn restore_batch_norms(flat: &Module, batch_norms: &[BatchNorm]) -> Result<()> {
 
 /// Makes parameters of the constants that operators take as weight or bias.
 fn parameters_as_attributes(flat: &Module) -> Result<()> {
-    let graph = flat.graph(METHOD)?;
+    let graph = flat.graph(FORWARD)?;
     let mut known: HashMap<Value<'_>, String> = HashMap::new();
     for node in graph.all_nodes() {
         for argument in ["weight", "bias"] {
@@ -449,7 +449,7 @@ fn all_parameters(module: &Module) -> Result<Vec<(String, Tensor)>> {
 
 /// The paths of what observes weights.
 fn weight_observers(flat: &Module) -> Result<Vec<String>> {
-    let graph = flat.graph(METHOD)?;
+    let graph = flat.graph(FORWARD)?;
     let observer = |node: Node<'_>| {
         let index = Operator::of(node)?.weight?;
         let call = Operator::argument(node, index)?.node();
@@ -462,7 +462,7 @@ fn weight_observers(flat: &Module) -> Result<Vec<String>> {
 fn settle(module: &Module) -> Result<Module> {
     let flat = module.deep_clone()?;
     flat.train(false)?;
-    let graph = flat.graph(METHOD)?;
+    let graph = flat.graph(FORWARD)?;
     fold_trained(&flat, &graph).context(|| "folding batch norms".into())?;
     let weights = weight_observers(&flat)?;
     for call in graph.all_nodes().into_iter().filter(|node| node.kind() == "prim::CallMethod") {

@@ -23,7 +23,7 @@ use self::layer::Layer;
 use self::run::branch;
 use self::run::{Side, obstacle};
 pub(crate) use self::run::{float_copy, given, is_straight, trial_copy};
-pub(crate) use self::samples::{Samples, samples_in};
+pub(crate) use self::samples::{Samples, first_samples, samples_in, samples_of};
 use self::solver::Solver;
 use crate::error::{Context, Error, Result};
 use crate::ir::{Graph, IValue, Module, Node, Tensor};

@@ -1,6 +1,7 @@
 //! The calibration batches that are kept to be run again.
 
-use crate::ir::IValue;
+use crate::error::Result;
+use crate::ir::{IValue, Tensor};
 
 /// Samples that are kept at most where not all are asked for: each layer's results on them are in memory at once.
 const MOST_SAMPLES: usize = 128;
@@ -65,6 +66,28 @@ impl Samples {
 pub(crate) fn samples_in(batch: &[IValue]) -> usize {
     let first = batch.iter().flat_map(IValue::tensors).next();
     first.and_then(|tensor| tensor.shape().first().copied()).map_or(1, |rows| rows as usize)
+}
+
+/// How many samples a batch has: the first dimension of its first tensor that has dimensions.
+pub(crate) fn samples_of(inputs: &[IValue]) -> usize {
+    let mut tensors = inputs.iter().flat_map(IValue::tensors);
+    tensors.find_map(|tensor| tensor.shape().first().copied()).map_or(1, |size| size.max(1) as usize)
+}
+
+/// The first `count` samples of a batch. What does not count samples stays as it is.
+pub(crate) fn first_samples(batch: &[IValue], count: usize) -> Result<Vec<IValue>> {
+    let samples = samples_of(batch);
+    let cut = |tensor: &Tensor| -> Result<IValue> {
+        let whole = || IValue::Tensor(tensor.clone());
+        let (shape, Some(dtype)) = (tensor.shape(), tensor.dtype()) else { return Ok(whole()) };
+        if shape.first() != Some(&(samples as i64)) || samples <= count {
+            return Ok(whole());
+        }
+        let bytes = tensor.raw_bytes()?;
+        let shape = [&[count as i64], &shape[1..]].concat();
+        Tensor::from_bytes(dtype, &shape, &bytes[..bytes.len() / samples * count]).map(IValue::Tensor)
+    };
+    batch.iter().map(|value| value.map_tensors(&cut)).collect()
 }
 
 #[cfg(test)]

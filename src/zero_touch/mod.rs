@@ -1,8 +1,6 @@
 //! Quantization of applications that do not know of it: each model that one loads is replaced by one that records its
 //! ranges, or by an INT8 one made with recorded ranges. docs/zero-touch.md is the guide.
 
-pub(crate) mod fingerprint;
-pub(crate) mod recorded;
 #[allow(unsafe_code)]
 mod recorder;
 mod stand_in;
@@ -11,15 +9,12 @@ use std::collections::HashSet;
 use std::path::PathBuf;
 use std::sync::{LazyLock, Mutex, PoisonError};
 
-use self::fingerprint::fingerprint;
-pub(crate) use self::recorded::State;
-use self::recorded::{Model, Recorded};
-use crate::control::{restore, watched};
 use crate::engine;
 use crate::error::{Error, Result};
 use crate::ir::ffi::bridge::leave_inference_mode;
 use crate::ir::{AttributeInfo, Module};
-use crate::pipeline::{ModelForm, Quantizer};
+use crate::quantizer::{ModelForm, Quantizer};
+use crate::ranges::{Model, Recorded, fingerprint, key, restore, watched};
 
 /// The environment variable that says what to do.
 const VARIABLE: &str = "JITQUANT";
@@ -59,7 +54,7 @@ fn say_once(fingerprint: u64, why: &str) {
     static SAID: Mutex<Option<HashSet<u64>>> = Mutex::new(None);
     let mut said = SAID.lock().unwrap_or_else(PoisonError::into_inner);
     if said.get_or_insert_default().insert(fingerprint) {
-        say(&format!("model {} runs in float: {why}", recorded::key(fingerprint)));
+        say(&format!("model {} runs in float: {why}", key(fingerprint)));
     }
 }
 

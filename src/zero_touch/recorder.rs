@@ -4,10 +4,10 @@ use std::path::{Path, PathBuf};
 use std::sync::{Mutex, Once, PoisonError};
 use std::time::Duration;
 
-use super::recorded::{Recorded, State};
 use super::say;
 use crate::error::Result;
 use crate::ir::{IValue, Module, Tensor};
+use crate::ranges::{Recorded, State};
 
 /// How often the file is written.
 const EVERY: Duration = Duration::from_secs(60);

@@ -2,9 +2,8 @@
 //! place: as long as it does not train and computes in float32, which the other one is for.
 
 use crate::error::{Error, Result};
-use crate::ir::{AttributeInfo, DType, Graph, IValue, Module, Node, Value};
+use crate::ir::{AttributeInfo, DType, FORWARD, Graph, IValue, Module, Node, Value};
 
-const METHOD: &str = "forward";
 /// The attribute that holds the other module.
 const OTHER: &str = "jitquant_observed";
 /// The method that is `forward` as it was.
@@ -21,16 +20,16 @@ pub(super) fn has_forward_of_another(module: &Module) -> bool {
 /// Where `other` does not take or return what `module` does.
 pub(super) fn with_forward_of(other: &Module, module: &Module) -> Result<Module> {
     let copy = module.clone_sharing(|_, _| true)?;
-    copy.clone_method(METHOD, AS_IT_WAS)?;
+    copy.clone_method(FORWARD, AS_IT_WAS)?;
     copy.register_submodule(OTHER, other)?;
-    let mut graph = copy.graph(METHOD)?;
+    let mut graph = copy.graph(FORWARD)?;
     let before: Vec<Node<'_>> = graph.nodes().collect();
     let [result] = graph.outputs()[..] else {
-        return Err(Error::invalid(format!("'{METHOD}' returns {} values", graph.outputs().len())));
+        return Err(Error::invalid(format!("'{FORWARD}' returns {} values", graph.outputs().len())));
     };
     let chosen = choose(&graph, &copy)?;
     if !chosen.type_of().is_subtype_of(&result.type_of()) {
-        return Err(Error::invalid(format!("'{METHOD}' returns a {}", result.type_of())));
+        return Err(Error::invalid(format!("'{FORWARD}' returns a {}", result.type_of())));
     }
     graph.block().register_output(chosen)?;
     graph.block().erase_output(0)?;
@@ -45,7 +44,7 @@ fn choose<'g>(graph: &'g Graph, module: &Module) -> Result<Value<'g>> {
     let end = graph.block().return_node();
     let inputs = graph.inputs();
     let (object, arguments) = (inputs[0], &inputs[1..]);
-    let call = |at: Node<'g>| at.insert_method_call(at.insert_get_attribute(object, OTHER)?, METHOD, arguments);
+    let call = |at: Node<'g>| at.insert_method_call(at.insert_get_attribute(object, OTHER)?, FORWARD, arguments);
     let Some(fits) = condition(end, object, module)? else { return call(end) };
     let branches = graph.create("prim::If", &[fits], 0)?.insert_before(end)?;
     let (other, as_it_was) = (branches.add_block()?, branches.add_block()?);

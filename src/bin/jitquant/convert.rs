@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use anyhow::{Result, ensure};
 use serde::Serialize;
 
-use crate::feed::METHOD;
+use crate::feed::FORWARD;
 use crate::output;
 
 /// Make a TorchScript file of a program of torch.export (.pt2): the same float model, which any libtorch runs.
@@ -64,10 +64,10 @@ pub fn run(arguments: &Arguments) -> Result<()> {
         crate::feed::convert_to_float(&module)?;
     }
     module.save_checked(&arguments.output, &[])?;
-    let schema = module.schema(METHOD)?;
+    let schema = module.schema(FORWARD)?;
     let describe = |argument: &jitquant::ir::Argument| format!("{}: {}", argument.name, argument.type_name);
     let mut operators = BTreeMap::new();
-    let mut graph = module.graph(METHOD)?.deep_clone()?;
+    let mut graph = module.graph(FORWARD)?.deep_clone()?;
     graph.run(jitquant::ir::GeneralPass::Inline)?;
     for node in graph.all_nodes() {
         if !node.kind().starts_with("prim::") {

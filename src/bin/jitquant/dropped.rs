@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use jitquant::Result;
 use jitquant::ir::{IValue, Module};
 
-use crate::feed::METHOD;
+use crate::feed::FORWARD;
 
 /// What to say before `module` is quantized, where `preserved` is kept.
 ///
@@ -22,12 +22,12 @@ pub fn notes(module: &Module, preserved: &[String]) -> Result<Vec<String>> {
                 .to_owned(),
         );
     }
-    let called = called_from(module, METHOD)?;
+    let called = called_from(module, FORWARD)?;
     let is_dropped = |name: &String| !called.contains(name) && !preserved.contains(name) && !name.starts_with("__");
     let dropped: Vec<String> = module.method_names().into_iter().filter(is_dropped).collect();
     if !dropped.is_empty() {
         notes.push(format!(
-            "methods beside {METHOD} are left out: {}; --preserve NAME keeps one",
+            "methods beside {FORWARD} are left out: {}; --preserve NAME keeps one",
             dropped.iter().take(20).cloned().collect::<Vec<_>>().join(", ")
         ));
     }

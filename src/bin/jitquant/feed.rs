@@ -11,7 +11,7 @@ use crate::arguments::Arguments;
 use crate::data::{DataOptions, Dataset};
 
 /// The method that the command line runs.
-pub const METHOD: &str = "forward";
+pub const FORWARD: &str = "forward";
 
 /// Data, its labels, and the order of the model's arguments.
 pub struct Feed {
@@ -30,7 +30,7 @@ impl Feed {
             dataset.convert_float64();
         }
         let names: Vec<String> = dataset.inputs().map(|input| input.name.clone()).collect();
-        let arguments = Arguments::of(model, METHOD, &names, &options.given)?;
+        let arguments = Arguments::of(model, FORWARD, &names, &options.given)?;
         dataset.bind(&arguments.arrays(), arguments.required())?;
         for note in dataset.notes() {
             eprintln!("note: {note}");
@@ -75,7 +75,7 @@ impl Feed {
 
     /// Runs `model` on a batch; a refusal says what it was given.
     pub fn run(&self, model: &Module, inputs: &[IValue]) -> Result<IValue> {
-        model.call_on_copies(METHOD, inputs).with_context(|| self.refusal(0, inputs))
+        model.call_on_copies(FORWARD, inputs).with_context(|| self.refusal(0, inputs))
     }
 
     /// What to say where a model refuses the batch that begins with sample `first`.

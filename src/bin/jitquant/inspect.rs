@@ -11,7 +11,7 @@ use jitquant::pass::{Coverage, QuantType};
 use jitquant::qconfig::plain_class_name;
 use serde::Serialize;
 
-use crate::feed::METHOD;
+use crate::feed::FORWARD;
 use crate::output;
 
 /// Show what a model is: inputs, modules, operators, sizes, what can be quantized, and what not and why.
@@ -85,7 +85,7 @@ pub fn run(arguments: &Arguments) -> Result<()> {
 
 /// The graph of `forward` with all calls inlined, as text.
 fn inlined(module: &Module) -> Result<String> {
-    let mut graph = module.graph(METHOD)?.deep_clone()?;
+    let mut graph = module.graph(FORWARD)?.deep_clone()?;
     graph.run(jitquant::ir::GeneralPass::Inline)?;
     Ok(graph.to_string())
 }
@@ -95,7 +95,7 @@ fn inspect(arguments: &Arguments, module: &Module) -> Result<Inspection> {
         Mode::Static => QuantType::Static,
         Mode::Dynamic => QuantType::Dynamic,
     };
-    let schema = module.schema(METHOD)?;
+    let schema = module.schema(FORWARD)?;
     let mut classes = BTreeMap::new();
     let (mut parameters, mut parameter_bytes) = (0, 0);
     let modules = module.modules();
@@ -108,7 +108,7 @@ fn inspect(arguments: &Arguments, module: &Module) -> Result<Inspection> {
             }
         }
     }
-    let mut graph = module.graph(METHOD)?.deep_clone()?;
+    let mut graph = module.graph(FORWARD)?.deep_clone()?;
     graph.run(jitquant::ir::GeneralPass::Inline)?;
     let mut operators = BTreeMap::new();
     for node in graph.all_nodes() {
@@ -117,7 +117,7 @@ fn inspect(arguments: &Arguments, module: &Module) -> Result<Inspection> {
         }
     }
     drop(graph);
-    let quantized = Coverage::of(module, METHOD)?.quantized;
+    let quantized = Coverage::of(module, FORWARD)?.quantized;
     let (layers, refusal) = match Quantizer::new(quant_type).verdicts(module) {
         Ok(verdicts) => {
             let row = |(layer, verdict): (jitquant::pass::Layer, Option<String>)| LayerRow {

@@ -5,12 +5,11 @@
 //! torchvision's residual networks that costs 4 to 9 dB. In other networks one value in a million takes the steps of all
 //! others. The outputs tell which.
 
-use crate::control::ranges::watched_in;
+use super::watched_in;
 use crate::error::Result;
-use crate::ir::{IValue, Module, Tensor};
+use crate::ir::{FORWARD, IValue, Module, Tensor};
 use crate::measure::Comparison;
 use crate::observer::{Histogram, ObserverKind};
-use crate::pipeline::METHOD;
 use crate::replay::{samples_in, trial_copy};
 use crate::watch::step;
 
@@ -60,7 +59,7 @@ pub(crate) fn decide(module: &Module, choice: ObserverKind) -> Result<()> {
 
 /// Those of [`undecided`] that see what the model is given.
 fn undecided_inputs(module: &Module) -> Result<Vec<Module>> {
-    let graph = module.graph(METHOD)?;
+    let graph = module.graph(FORWARD)?;
     let all = watched_in(module, &graph).into_iter().filter(|watched| watched.key.starts_with("input:"));
     Ok(all.map(|watched| watched.observer).filter(is_undecided).collect())
 }
@@ -90,7 +89,7 @@ pub(crate) fn choose(
         for batch in &chosen {
             step("choosing ranges", done, total)?;
             done += 1;
-            let values = module.call_on_copies(METHOD, batch)?;
+            let values = module.call_on_copies(FORWARD, batch)?;
             let parts = values.tensors().iter().map(|tensor| tensor.to_f32_vec()).collect::<Result<Vec<_>>>()?;
             all.push(parts.concat());
         }
@@ -99,7 +98,7 @@ pub(crate) fn choose(
     let float = outputs(&float()?)?;
     let mut best = None;
     for choice in CHOICES {
-        let copy = trial_copy(observed, METHOD)?;
+        let copy = trial_copy(observed, FORWARD)?;
         decide(&copy, choice)?;
         let mut loss = Comparison::default();
         for (float, int8) in std::iter::zip(&float, outputs(&int8(&copy)?)?) {

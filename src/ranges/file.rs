@@ -54,7 +54,7 @@ pub(crate) struct State {
 }
 
 /// A model's name in the file.
-pub(super) fn key(fingerprint: u64) -> String {
+pub(crate) fn key(fingerprint: u64) -> String {
     format!("{fingerprint:016x}")
 }
 

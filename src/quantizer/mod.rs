@@ -1,13 +1,14 @@
 //! From a float module to an INT8 one: prepare, calibrate, convert.
 
+mod batch_undo;
+
 use std::borrow::Cow;
 use std::collections::{BTreeMap, HashSet};
 
-use crate::batch_undo::{Before, find, moving_attributes};
-use crate::check::{self, Check, CheckSamples, Misfit, Reference};
-use crate::control::{Patient, Ranges};
+use self::batch_undo::{Before, find, moving_attributes};
+use crate::check::{self, Check, CheckSamples};
 use crate::error::{Context, Error, Result};
-use crate::ir::{DType, GeneralPass, IValue, Module, Node, Tensor, join_path};
+use crate::ir::{DType, FORWARD, GeneralPass, IValue, Module, Node, Tensor, join_path};
 use crate::methods::{Methods, Rounding};
 use crate::observer::{ObserverKind, Refusal, UNSET, collect_refusals};
 use crate::pass::changed_attributes::{changed_attributes, shared_and_written};
@@ -23,10 +24,9 @@ use crate::pass::{
     pack_transposed, tag_layer, to_native, unfit_weight, weight_only, why_unquantized,
 };
 use crate::qconfig::{MakeObserver, Part, QConfigDict, QConfigSpec, qconfig_for, unknown_path};
-use crate::range_choice;
+use crate::ranges::{Fnv, choice, fingerprint_of};
 use crate::replay::{self, Replay, Samples};
 use crate::watch::step;
-use crate::zero_touch::fingerprint::{Fnv, fingerprint_of};
 
 /// Quantizes modules: which way, with which observers, and which parts.
 ///
@@ -61,7 +61,7 @@ pub struct Quantizer {
     form: ModelForm,
     weight_only: Option<WeightOnly>,
     /// The least SQNR of an output in dB, at the check that ends a conversion; `None` where there is no check.
-    check: Option<f64>,
+    pub(crate) check: Option<f64>,
     engine: StockEngine,
 }
 
@@ -273,9 +273,9 @@ impl Quantizer {
 
     /// The module as one flat graph, and what stays in it as it is (batch norms, writes in place), with why.
     pub(crate) fn flatten(&self, module: &Module) -> Result<(Module, Vec<(Layer, String)>)> {
-        let flat = prepare(module, METHOD, &self.preserve)?;
+        let flat = prepare(module, FORWARD, &self.preserve)?;
         if self.quantizes_attention() {
-            mark_products(&flat.0, METHOD).context(|| "marking products of attention".into())?;
+            mark_products(&flat.0, FORWARD).context(|| "marking products of attention".into())?;
         }
         Ok(flat)
     }
@@ -298,7 +298,7 @@ impl Quantizer {
         }
         step("preparing the graph", 2, 4)?;
         let (flat, kept) = flatten(&copy)?;
-        let graph = flat.graph(METHOD)?;
+        let graph = flat.graph(FORWARD)?;
         let mut planned = Vec::new();
         for node in graph.all_nodes() {
             let Some(layer) = layer_of(node, "") else { continue };
@@ -362,7 +362,7 @@ impl Quantizer {
         let Flat { module: flat, qconfigs, layers, float } = self.flat(module, make, flatten)?;
         if layers.iter().all(|planned| planned.reason.is_some()) {
             return Err(Error::invalid(match layers.first().and_then(|planned| planned.reason.as_ref()) {
-                None => format!("'{METHOD}' has no layer that could be quantized (convolution, linear, …)"),
+                None => format!("'{FORWARD}' has no layer that could be quantized (convolution, linear, …)"),
                 Some(reason) => format!("no layer would be quantized; the first one: {reason}"),
             }));
         }
@@ -373,7 +373,7 @@ impl Quantizer {
         let methods = &self.spec.methods;
         methods.check()?;
         let lone = lone_linear(self.quant_type, methods, self.reduce_range);
-        let graph = flat.graph(METHOD)?;
+        let graph = flat.graph(FORWARD)?;
         let nodes = graph.all_nodes().into_iter().filter(|node| layer_of(*node, "").is_some());
         let stay_float: HashSet<_> = std::iter::zip(nodes, &layers)
             .filter(|(_, planned)| planned.reason.is_some())
@@ -388,13 +388,13 @@ impl Quantizer {
             guard_vectors(&graph).context(|| "giving vectors a batch dimension".into())?;
         }
         if self.quant_type == QuantType::Static && self.form == ModelForm::Portable {
-            square_transposed(&flat, METHOD).context(|| "giving transposed convolutions equal channels".into())?;
+            square_transposed(&flat, FORWARD).context(|| "giving transposed convolutions equal channels".into())?;
         }
         let lone_layers = find_lone_linear(&graph, lone, is_quantized);
         let elsewhere = &lone_layers | &stay_float;
-        insert_observers_by_scope(&flat, METHOD, &qconfigs, self.quant_type, &elsewhere)?;
+        insert_observers_by_scope(&flat, FORWARD, &qconfigs, self.quant_type, &elsewhere)?;
         mark_lone_linear(&flat, &graph, lone, &lone_layers)?;
-        scale_transposed_weights(&flat, METHOD, self.form == ModelForm::Native)?;
+        scale_transposed_weights(&flat, FORWARD, self.form == ModelForm::Native)?;
         drop(graph);
         self.prepared(flat, qconfigs, layers, Some(&float))
     }
@@ -410,7 +410,7 @@ impl Quantizer {
         let float = float.filter(|_| self.check.is_some()).map(Module::clone_with_own_state).transpose()?;
         Ok(Prepared {
             state: state_of(&module)?,
-            moving: moving_attributes(&module, METHOD)?,
+            moving: moving_attributes(&module, FORWARD)?,
             module,
             quantizer: self.clone(),
             float,
@@ -441,7 +441,7 @@ impl Quantizer {
         if !has_observers {
             return Err(Error::invalid("the module has no observers: it was not made by Quantizer::prepare"));
         }
-        let layers = layers(observed, METHOD)?.into_iter().map(|layer| PlannedLayer { layer, reason: None }).collect();
+        let layers = layers(observed, FORWARD)?.into_iter().map(|layer| PlannedLayer { layer, reason: None }).collect();
         let default = QConfigSpec { default: self.spec.default.clone(), ..QConfigSpec::default() };
         self.prepared(observed.clone(), default.resolve(observed, self.quant_type)?, layers, None)
     }
@@ -449,9 +449,6 @@ impl Quantizer {
 
 /// Why a layer that was meant to be quantized is not.
 const UNFUSED: &str = "fusion did not recognize what surrounds it";
-
-/// The method that is quantized.
-pub(crate) const METHOD: &str = "forward";
 
 #[derive(Clone, Debug)]
 struct PlannedLayer {
@@ -474,11 +471,11 @@ struct Flat {
 pub struct Prepared {
     module: Module,
     /// What prepared it.
-    quantizer: Quantizer,
+    pub(crate) quantizer: Quantizer,
     /// The model as it came, for the check; `None` where there is none.
-    float: Option<Module>,
+    pub(crate) float: Option<Module>,
     /// What the check runs on.
-    check_samples: CheckSamples,
+    pub(crate) check_samples: CheckSamples,
     quant_type: QuantType,
     form: ModelForm,
     weight_only: Option<WeightOnly>,
@@ -492,7 +489,7 @@ pub struct Prepared {
     /// What of it the code does change, by path.
     moving: Vec<String>,
     /// The calibration batches, where they are run again.
-    inputs: Samples,
+    pub(crate) inputs: Samples,
     batches: usize,
     /// All ranges were restored, or there are none to find.
     has_ranges: bool,
@@ -607,7 +604,7 @@ impl Prepared {
     /// Runs the observed model on a batch, and keeps it.
     fn take_in(&mut self, inputs: Vec<IValue>) -> Result<IValue> {
         // The model may write into what it is given; the caller's tensors, and those kept, are the samples as they came.
-        let (output, refusals) = collect_refusals(|| self.module.call_on_copies(METHOD, &inputs));
+        let (output, refusals) = collect_refusals(|| self.module.call_on_copies(FORWARD, &inputs));
         let output = output?;
         self.settle_refusals(&refusals, &output)?;
         self.keep(inputs)?;
@@ -617,9 +614,9 @@ impl Prepared {
     /// Puts batch dimensions where layers have none, as the first batch that the model takes shows it.
     fn find_ranks(&self, inputs: &[IValue]) -> Result<()> {
         if !self.ranks_known
-            && let Some(ranks) = Dimensions::of_run(&self.module, METHOD, inputs)?
+            && let Some(ranks) = Dimensions::of_run(&self.module, FORWARD, inputs)?
         {
-            let added = ranks.add_dimensions(&self.module, METHOD);
+            let added = ranks.add_dimensions(&self.module, FORWARD);
             added.context(|| "giving layers a batch dimension".into())?;
         }
         Ok(())
@@ -658,72 +655,8 @@ impl Prepared {
         Ok(())
     }
 
-    /// Makes the INT8 module and checks it on up to 32 of the samples that it was calibrated with ([`Quantizer::check`]).
-    /// The prepared module stays as it is.
-    ///
-    /// A layer that breaks the model stays in float; the report says which, and what the check measured
-    /// ([`Report::check`], `None` where there were no samples).
-    ///
-    /// # Errors
-    /// Where static quantization saw no data, a pass refuses the module, or the INT8 model does not fit the float one and
-    /// leaving layers in float does not help.
-    pub fn convert(&self) -> Result<Converted> {
-        crate::init()?;
-        let made = self.convert_unchecked();
-        let Some(least_db) = self.quantizer.check else { return made };
-        let Some(float) = &self.float else { return made };
-        let misfit = match (&made, self.is_ready()) {
-            (Err(Error::Cancelled), _) | (Err(_), false) => return made,
-            (Err(error), true) => Some(Misfit::Fails(error.to_string())),
-            (Ok(_), _) => None,
-        };
-        let batches = self.check_samples.batches();
-        if batches.is_empty() && misfit.is_none() {
-            return made;
-        }
-        let reference = match batches {
-            [] => None,
-            batches => Some(Reference::of(float, batches, least_db)?),
-        };
-        let outcome = match (misfit, &reference, &made) {
-            (None, Some(reference), Ok(converted)) => reference.compare(&converted.module)?,
-            (Some(misfit), ..) => Err(misfit),
-            _ => return made,
-        };
-        let (mut converted, checked, left_in_float) = match (outcome, made) {
-            (Ok(checked), Ok(converted)) => (converted, Some(checked), Vec::new()),
-            (Err(misfit), made) => {
-                tracing::info!("{misfit}; looking for where it begins");
-                let chosen = made.as_ref().ok().and_then(|converted| converted.report.chosen_range);
-                let known = if self.inputs.is_empty() { batches } else { self.inputs.batches() };
-                let patient = Patient {
-                    quantizer: &self.quantizer,
-                    float,
-                    batches: known,
-                    ranges: Ranges::seen(self, chosen)?,
-                    reference: reference.as_ref(),
-                    least_db,
-                };
-                // Where nothing helps, the first error is the one that tells most.
-                let repaired = match (patient.repair(&misfit), made) {
-                    (Err(Error::Cancelled), _) => return Err(Error::Cancelled),
-                    (Err(_), Err(first)) => return Err(first),
-                    (repaired, _) => repaired?,
-                };
-                (repaired.converted, repaired.checked, repaired.left_in_float)
-            }
-            (Ok(_), Err(error)) => return Err(error),
-        };
-        if let (Some((fit, fresh)), Some(batch)) = (checked, batches.first()) {
-            let mut found = Check { left_in_float, ..Check::of(&fit) };
-            found.measure_speed(&float.clone_with_own_state()?, &fresh, batch)?;
-            converted.report.check = Some(found);
-        }
-        Ok(converted)
-    }
-
     /// Whether there is what conversion needs.
-    fn is_ready(&self) -> bool {
+    pub(crate) fn is_ready(&self) -> bool {
         self.weight_only.is_some()
             || self.quant_type == QuantType::Dynamic
             || self.batches > 0
@@ -742,20 +675,20 @@ impl Prepared {
             ));
         }
         step("rounding weights", 0, 3)?;
-        let observed = replay::trial_copy(&self.module, METHOD)?;
+        let observed = replay::trial_copy(&self.module, FORWARD)?;
         self.restore_state(&observed)?;
         if self.quant_type == QuantType::Static {
-            keep_biases_in_range(&observed, METHOD).context(|| "looking at biases".into())?;
+            keep_biases_in_range(&observed, FORWARD).context(|| "looking at biases".into())?;
         }
         if self.methods.equalize && !self.inputs.is_empty() && self.equalize(&observed)? {
             forget_observations(&observed)?;
             for batch in self.inputs.batches() {
-                observed.call_on_copies(METHOD, batch)?;
+                observed.call_on_copies(FORWARD, batch)?;
             }
         }
         let chosen_range = self.choose_range(&observed)?;
         if let Some(choice) = chosen_range {
-            range_choice::decide(&observed, choice)?;
+            choice::decide(&observed, choice)?;
         }
         let replay = Replay {
             rounding: self.rounding(),
@@ -765,9 +698,9 @@ impl Prepared {
         // Before clamps go: the float run needs them.
         let fits = replay.bias_correction || replay.rounding == Rounding::Learned;
         if fits && !self.inputs.is_empty() {
-            replay::replay(&observed, METHOD, &self.batches_to_run()?, replay).context(|| "fitting layers".into())?;
+            replay::replay(&observed, FORWARD, &self.batches_to_run()?, replay).context(|| "fitting layers".into())?;
         } else if replay.rounding != Rounding::Nearest {
-            round_weights(&observed, METHOD).context(|| "rounding weights".into())?;
+            round_weights(&observed, FORWARD).context(|| "rounding weights".into())?;
         }
         self.restore_state(&observed)?;
         let module = self.int8(&observed)?;
@@ -789,7 +722,7 @@ impl Prepared {
 
     /// Equalizes channels where the model runs on the data by itself; whether anything changed.
     fn equalize(&self, observed: &Module) -> Result<bool> {
-        match replay::equalize(observed, METHOD, self.inputs.batches()) {
+        match replay::equalize(observed, FORWARD, self.inputs.batches()) {
             Err(e) if !e.is_cancelled() => {
                 tracing::info!("channels are not equalized: {e}");
                 Ok(false)
@@ -801,23 +734,23 @@ impl Prepared {
     /// The portable module in a form that the engines have which it is for.
     fn portable(&self, module: Module) -> Result<Module> {
         if self.quantizer.engine.lacks_float_results() {
-            for_any_engine(&module, &module.graph(METHOD)?).context(|| "giving results in float".into())?;
+            for_any_engine(&module, &module.graph(FORWARD)?).context(|| "giving results in float".into())?;
         }
         Ok(module)
     }
 
     /// Which range the observers take that leave the choice; `None` where none does, or there is no data to choose by.
     pub(crate) fn choose_range(&self, observed: &Module) -> Result<Option<ObserverKind>> {
-        if self.inputs.is_empty() || !range_choice::is_open(observed) {
+        if self.inputs.is_empty() || !choice::is_open(observed) {
             return Ok(None);
         }
         // Weights are rounded once for all choices.
-        let rounded = replay::trial_copy(observed, METHOD)?;
+        let rounded = replay::trial_copy(observed, FORWARD)?;
         if self.methods.rounding != Rounding::Nearest {
-            round_weights(&rounded, METHOD)?;
+            round_weights(&rounded, FORWARD)?;
         }
-        let chosen = range_choice::choose(
-            || replay::float_copy(observed, METHOD),
+        let chosen = choice::choose(
+            || replay::float_copy(observed, FORWARD),
             &rounded,
             self.inputs.batches(),
             |copy| {
@@ -838,32 +771,32 @@ impl Prepared {
     /// The portable INT8 module of the flat module `observed`, whose ranges and weights are settled; changes it.
     pub(crate) fn int8(&self, observed: &Module) -> Result<Module> {
         if self.quant_type == QuantType::Static {
-            leave_unreached(observed, METHOD)?;
-            settle_clamps(observed, METHOD).context(|| "removing clamps".into())?;
+            leave_unreached(observed, FORWARD)?;
+            settle_clamps(observed, FORWARD).context(|| "removing clamps".into())?;
         }
         let qconfig = |node: Node<'_>| qconfig_for(&self.qconfigs, &node.scope().ok()?);
         let lone = lone_linear(self.quant_type, &self.methods, self.reduce_range);
-        quantize_lone_linear(observed, METHOD, lone, self.methods.smooth, qconfig)?;
+        quantize_lone_linear(observed, FORWARD, lone, self.methods.smooth, qconfig)?;
         if self.quant_type == QuantType::Dynamic {
             separate_from_branches(observed)?;
         }
         step("inserting quantize and dequantize", 1, 3)?;
-        let quantized = insert_quant_dequant_by_conditions(observed, METHOD, self.quant_type)
+        let quantized = insert_quant_dequant_by_conditions(observed, FORWARD, self.quant_type)
             .context(|| "inserting quantize and dequantize".into())?;
         if !self.reduce_range {
             use_full_range(&quantized)?;
         }
         let wants_float = self.quant_type == QuantType::Static && self.methods.float_results;
         if self.form == ModelForm::Native {
-            pack_transposed(&quantized, METHOD).context(|| "packing transposed convolutions".into())?;
+            pack_transposed(&quantized, FORWARD).context(|| "packing transposed convolutions".into())?;
         }
         step("fusing and prepacking quantized operators", 2, 3)?;
         let module = finalize_by(&quantized, self.quant_type, &self.preserve, Conditions::Asked)
             .context(|| "fusing and prepacking quantized operators".into())?;
-        quantize_recurrent(&module, METHOD, qconfig)?;
-        restore_products(&module.graph(METHOD)?)?;
+        quantize_recurrent(&module, FORWARD, qconfig)?;
+        restore_products(&module.graph(FORWARD)?)?;
         if wants_float {
-            float_results(&module.graph(METHOD)?).context(|| "giving results in float".into())?;
+            float_results(&module.graph(FORWARD)?).context(|| "giving results in float".into())?;
         }
         Ok(module)
     }
@@ -871,7 +804,7 @@ impl Prepared {
     /// The kept batches, for a run that does not copy them: copies where the model writes in place.
     fn batches_to_run(&self) -> Result<Cow<'_, [Vec<IValue>]>> {
         let batches = self.inputs.batches();
-        let graph = self.module.graph(METHOD)?;
+        let graph = self.module.graph(FORWARD)?;
         match graph.all_nodes().iter().any(|node| node.kind().starts_with("aten::") && node.kind().ends_with('_')) {
             false => Ok(Cow::Borrowed(batches)),
             true => batches.iter().map(|batch| batch.iter().map(IValue::deep_clone).collect()).collect::<Result<_>>(),
@@ -916,13 +849,13 @@ impl Prepared {
 
     fn convert_weights(&self, form: WeightOnly) -> Result<Converted> {
         step("rounding weights", 0, 1)?;
-        let small = replay::trial_copy(&self.module, METHOD)?;
+        let small = replay::trial_copy(&self.module, FORWARD)?;
         let wanted = |node: Node<'_>| {
             let is_on = layer_of(node, "").is_some_and(|layer| qconfig_for(&self.qconfigs, &layer.path).is_some());
             is_on && !computes_weight(node)
         };
-        let outcome = weight_only::quantize_weights(&small, METHOD, form, wanted)?;
-        small.graph(METHOD)?.run(GeneralPass::ClearProfiling)?;
+        let outcome = weight_only::quantize_weights(&small, FORWARD, form, wanted)?;
+        small.graph(FORWARD)?.run(GeneralPass::ClearProfiling)?;
         let preserved = [&self.preserve[..], &changed_attributes(&small, true)?].concat();
         let module = small.freeze(&preserved, false).context(|| "freezing the quantized module".into())?;
         let planned = self.layers.iter().filter_map(|planned| Some((planned.layer.clone(), planned.reason.clone()?)));
@@ -950,7 +883,7 @@ impl Prepared {
 
     /// Whether a method runs the model again on the calibration data.
     pub fn needs_inputs(&self) -> bool {
-        self.fits_weights() || (self.quant_type == QuantType::Static && range_choice::is_open(&self.module))
+        self.fits_weights() || (self.quant_type == QuantType::Static && choice::is_open(&self.module))
     }
 
     /// Whether weights are rounded by the calibration data, where there is some.
@@ -979,7 +912,7 @@ impl Prepared {
     }
 
     fn report(&self, converted: &Module) -> Result<Report> {
-        let coverage = Coverage::of(converted, METHOD)?;
+        let coverage = Coverage::of(converted, FORWARD)?;
         let float_layer = FloatLayer::new;
         let mut float: Vec<FloatLayer> = self
             .layers
@@ -993,7 +926,7 @@ impl Prepared {
         let mut meant: BTreeMap<(String, String), usize> = BTreeMap::new();
         float.iter().for_each(|l| *meant.entry((l.operator.clone(), l.path.clone())).or_default() += 1);
         let unreached = match self.quant_type {
-            QuantType::Static => unreached_layers(&self.module, METHOD)?,
+            QuantType::Static => unreached_layers(&self.module, FORWARD)?,
             QuantType::Dynamic => Vec::new(),
         };
         let mut unmeant = Vec::new();
@@ -1078,7 +1011,7 @@ fn lone_linear(quant_type: QuantType, methods: &Methods, reduce_range: bool) -> 
 /// Buffers and attributes of an observed flat module that its code may change, by path. Weights, which are parameters,
 /// are not among them, unless the code writes into them.
 fn state_of(module: &Module) -> Result<Vec<(String, IValue)>> {
-    let graph = module.graph(METHOD)?;
+    let graph = module.graph(FORWARD)?;
     let mut written = HashSet::new();
     for node in graph.all_nodes().into_iter().filter(|node| node.kind().ends_with('_')) {
         written.extend(node.input(0).and_then(|target| target.attribute_path()).map(|path| path.join(".")));
@@ -1111,7 +1044,7 @@ fn is_observer(path: &str) -> bool {
 /// Puts a view between a branch's result and its observer: libtorch's passes move what quantizes a branch's result into
 /// the branches, but forget what finds its range at run time.
 fn separate_from_branches(observed: &Module) -> Result<()> {
-    let graph = observed.graph(METHOD)?;
+    let graph = observed.graph(FORWARD)?;
     for call in graph.all_nodes().into_iter().filter(|node| node.kind() == "prim::CallMethod") {
         if let Some(value) = call.input(1).filter(|value| value.node().kind() == "prim::If") {
             call.replace_input(1, call.insert_operator("aten::detach", &[value])?)?;
@@ -1141,7 +1074,7 @@ fn forget_observations(observed: &Module) -> Result<()> {
 /// Has activations use all 8 bits in dynamic quantization. libtorch's passes always leave one out, for AVX2's sums of 16
 /// bits; where VNNI adds up in 32, that costs MiniLM 0.02 of its cosine for nothing.
 fn use_full_range(quantized: &Module) -> Result<()> {
-    let graph = quantized.graph(METHOD)?;
+    let graph = quantized.graph(FORWARD)?;
     for choose in graph.all_nodes().into_iter().filter(|node| node.kind() == "aten::_choose_qparams_per_tensor") {
         choose.replace_input(1, choose.insert_constant(false)?)?;
     }
@@ -1173,9 +1106,9 @@ fn refuse_unfit(module: &Module) -> Result<()> {
              and a change of one would not be seen in the other. Give the model one of them, or a copy (clone())"
         )));
     }
-    if !module.has_method(METHOD) {
+    if !module.has_method(FORWARD) {
         let methods = module.method_names().join(", ");
-        return Err(Error::invalid(format!("the model has no method '{METHOD}'; it has {methods}")));
+        return Err(Error::invalid(format!("the model has no method '{FORWARD}'; it has {methods}")));
     }
     for (path, part) in module.modules() {
         let place = if path.is_empty() { "the model".to_owned() } else { format!("module '{path}'") };
