@@ -17,6 +17,7 @@ mod embedding;
 mod epilogue;
 mod error;
 mod fake_quantize;
+pub mod float;
 mod gemm;
 pub mod geometry;
 mod grouped;

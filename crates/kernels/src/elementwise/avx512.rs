@@ -351,4 +351,14 @@ impl<const VBMI: bool> Simd for Avx512<VBMI> {
     fn if_less(self, a: __m512, b: __m512, yes: __m512, no: __m512) -> __m512 {
         avx512!(_mm512_mask_blend_ps(_mm512_cmp_ps_mask::<_CMP_LT_OQ>(a, b), no, yes))
     }
+
+    #[inline(always)]
+    fn times_exp2(self, x: __m512, n: __m512) -> __m512 {
+        avx512!(_mm512_scalef_ps(x, n))
+    }
+
+    #[inline(always)]
+    fn times_wide_exp2(self, x: __m512, n: __m512) -> __m512 {
+        avx512!(_mm512_scalef_ps(x, n))
+    }
 }

@@ -93,6 +93,40 @@ pub trait Simd: Copy {
     /// `if a < b { yes } else { no }`.
     fn if_less(self, a: Self::F32, b: Self::F32, yes: Self::F32, no: Self::F32) -> Self::F32;
 
+    /// `x` times 2 to the power of `n`, an integer in -126..=127, rounded once.
+    #[inline(always)]
+    fn times_exp2(self, x: Self::F32, n: Self::F32) -> Self::F32 {
+        self.mul(x, self.exp2(self.round(n)))
+    }
+
+    /// As [`times_exp2`](Self::times_exp2) for `n` in -200..=200 and `x` in 0.5..2.
+    #[inline(always)]
+    fn times_wide_exp2(self, x: Self::F32, n: Self::F32) -> Self::F32 {
+        // The first product is exact: only the second one rounds.
+        let first = self.max(self.splat(-100.0), self.min(self.splat(100.0), n));
+        self.times_exp2(self.times_exp2(x, first), self.sub(n, first))
+    }
+
+    /// The vector of `LANES` f32 at `src`.
+    ///
+    /// # Safety
+    /// They can be read.
+    #[inline(always)]
+    unsafe fn load_at(self, src: *const f32) -> Self::F32 {
+        // SAFETY: by the contract.
+        self.load_f32(unsafe { std::slice::from_raw_parts(src, Self::LANES) })
+    }
+
+    /// Stores `LANES` f32 at `dst`.
+    ///
+    /// # Safety
+    /// They can be written, and nobody else reads or writes them meanwhile.
+    #[inline(always)]
+    unsafe fn store_at(self, x: Self::F32, dst: *mut f32) {
+        // SAFETY: by the contract.
+        self.store_f32(x, unsafe { std::slice::from_raw_parts_mut(dst, Self::LANES) });
+    }
+
     /// Four vectors of f32: a block.
     #[inline(always)]
     fn load_f32x4(self, src: &[f32]) -> [Self::F32; 4] {

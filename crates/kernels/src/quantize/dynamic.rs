@@ -17,7 +17,8 @@ pub fn min_max(isa: Isa, x: &[f32]) -> (f32, f32) {
     if min > max { (0.0, 0.0) } else { (min + 0.0, max + 0.0) }
 }
 
-struct MinMax<'a>(&'a [f32]);
+/// The kernel of [`min_max`]: infinities in reverse where there is no number.
+pub(crate) struct MinMax<'a>(pub &'a [f32]);
 
 impl Kernel for MinMax<'_> {
     type Output = (f32, f32);

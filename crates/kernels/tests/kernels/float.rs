@@ -1,0 +1,259 @@
+//! f32 kernels: every ISA gives the bits of the scalar path for any number of threads, nothing outside the slices is touched,
+//! and the scalar path is within its stated error of the exact result in f64.
+
+use crate::guarded::{Path, cases, on_all_paths};
+use crate::threads::Threads;
+use jitquant_kernels::float::{Mask, Rows, Target, activate, log_softmax, scratch_len, softmax};
+use jitquant_kernels::{Activation, Isa, Parallel, QParams, Serial, dynamic_qparams, quantize};
+use proptest::prelude::*;
+
+/// The bits, all NaN alike.
+fn bits(values: &[f32]) -> Vec<u32> {
+    values.iter().map(|x| if x.is_nan() { f32::NAN.to_bits() } else { x.to_bits() }).collect()
+}
+
+/// Ordinary numbers, now and then an extreme.
+fn value() -> impl Strategy<Value = f32> {
+    let extremes = vec![0.0, -0.0, 1e-41, -1e-30, 1e30, -88.0, -104.0, 5.3, 5.31, -5.3, 89.0, f32::MAX, f32::INFINITY];
+    prop_oneof![40 => -6.0f32..6.0, 2 => -100.0f32..100.0, 1 => prop::sample::select(extremes)]
+}
+
+fn values(len: usize) -> impl Strategy<Value = Vec<f32>> {
+    prop_oneof![
+        6 => prop::collection::vec(-4.0f32..4.0, len),
+        3 => prop::collection::vec(value(), len),
+        1 => prop::collection::vec(prop_oneof![value(), Just(f32::NAN), Just(f32::NEG_INFINITY)], len),
+        1 => Just(vec![f32::NEG_INFINITY; len]),
+    ]
+}
+
+/// Lengths below, at and beyond a block.
+fn length() -> impl Strategy<Value = usize> {
+    prop_oneof![0..4usize, 30..35usize, 60..70usize, 1..200usize, Just(1100)]
+}
+
+/// A kernel's results in each form that [`Target`] has.
+#[derive(Debug, PartialEq)]
+struct Forms {
+    values: Vec<u32>,
+    bytes: Vec<u8>,
+    rows: (Vec<u8>, Vec<u32>, Vec<u8>),
+}
+
+const QPARAMS: QParams = QParams::new(0.05, 100);
+
+/// Runs a kernel of `rows` rows of `columns` values, three elements apart from each other, into every form.
+fn forms(
+    path: Path,
+    [rows, columns]: [usize; 2],
+    threads: &dyn Parallel,
+    run: impl Fn(Target<'_>, &mut [f32], &dyn Parallel),
+) -> Forms {
+    let stride = columns + 3;
+    let len = if rows == 0 || columns == 0 { 0 } else { (rows - 1) * stride + columns };
+    let mut values = path.output::<f32>(len);
+    values.fill(7.0);
+    run(Target::F32 { values: &mut values, stride }, &mut [], threads);
+    let mut scratch = path.output::<f32>(scratch_len(columns, threads.threads()));
+    let mut bytes = path.output::<u8>(len);
+    run(Target::U8 { bytes: &mut bytes, stride, qparams: QPARAMS }, &mut scratch, threads);
+    let (mut dynamic, mut scales, mut zero_points) = (path.output(len), path.output::<f32>(rows), path.output(rows));
+    let target = Target::Dynamic { bytes: &mut dynamic, stride, scales: &mut scales, zero_points: &mut zero_points };
+    run(target, &mut scratch, threads);
+    // The bytes are those of the values.
+    for row in 0..if columns == 0 { 0 } else { rows } {
+        let at = row * stride..row * stride + columns;
+        let mut expected = vec![0; columns];
+        quantize(Isa::Scalar, &values[at.clone()], QPARAMS, &mut expected);
+        assert_eq!(bytes[at.clone()], expected);
+        let qparams = dynamic_qparams::<u8>(Isa::Scalar, &values[at.clone()], false);
+        quantize(Isa::Scalar, &values[at.clone()], qparams, &mut expected);
+        assert_eq!(dynamic[at.clone()], expected);
+        assert_eq!((scales[row], zero_points[row]), (qparams.scale, qparams.zero_point as u8));
+        if row + 1 < rows {
+            assert_eq!(values[at.end..at.end + 3], [7.0; 3]);
+            assert_eq!((&bytes[at.end..at.end + 3], &dynamic[at.end..at.end + 3]), (&[0xA5; 3][..], &[0xA5; 3][..]));
+        }
+    }
+    let rows = (dynamic.to_vec(), bits(&scales), zero_points.to_vec());
+    Forms { values: bits(&values), bytes: bytes.to_vec(), rows }
+}
+
+/// The values of the rows.
+fn unstrided(forms: &Forms, columns: usize) -> Vec<f32> {
+    let rows = forms.values.chunks(columns + 3).flat_map(|row| &row[..columns.min(row.len())]);
+    rows.map(|x| f32::from_bits(*x)).collect()
+}
+
+/// On one thread and on three.
+fn on_threads<R: PartialEq + std::fmt::Debug>(run: impl Fn(&dyn Parallel) -> R) -> R {
+    let one = run(&Serial);
+    assert!(one == run(&Threads(3)), "three threads differ");
+    one
+}
+
+fn activation() -> impl Strategy<Value = Activation> {
+    prop::sample::select(ACTIVATIONS.to_vec())
+}
+
+const ACTIVATIONS: [Activation; 14] = [
+    Activation::Relu,
+    Activation::RELU6,
+    Activation::LeakyRelu { negative_slope: 0.1 },
+    Activation::HardSwish,
+    Activation::HardSigmoid,
+    Activation::Sigmoid,
+    Activation::Silu,
+    Activation::Tanh,
+    Activation::Elu { alpha: 1.5, scale: 1.0, input_scale: 1.0 },
+    Activation::Gelu,
+    Activation::GeluTanh,
+    Activation::Exp,
+    Activation::AddScalar(0.7),
+    Activation::MulScalar(-3.0),
+];
+
+/// An upper bound of `|f(x) - exact|`.
+fn bound(activation: Activation, x: f32, exact: f64) -> f64 {
+    let ulp = |units: f64| units * (f64::from(f32::EPSILON) / 2.0 * 2.0 * exact.abs()).max(1.5e-45) + 1e-36;
+    match activation {
+        Activation::Gelu => 2e-7 * f64::from(x).abs() + 1e-45,
+        // The exponent is up to 90, and rounded.
+        Activation::GeluTanh => 3e-7 * f64::from(x).abs() + 1e-36,
+        _ => ulp(2.0),
+    }
+}
+
+fn exact(activation: Activation, x: f32) -> f64 {
+    let wide = f64::from(x);
+    match activation {
+        Activation::Sigmoid => 1.0 / (1.0 + (-wide).exp()),
+        Activation::Silu => wide / (1.0 + (-wide).exp()),
+        Activation::Tanh => wide.tanh(),
+        Activation::Exp => wide.exp(),
+        _ => f64::from(activation.eval(x)),
+    }
+}
+
+proptest! {
+    #![proptest_config(cases())]
+
+    #[test]
+    fn functions_have_the_same_bits_everywhere(
+        (rows, columns, x, bias) in (0..5usize, length()).prop_flat_map(|(rows, columns)| {
+            let bias = prop_oneof![Just(vec![]), values(columns)];
+            (Just(rows), Just(columns), values(rows * (columns + 2)), bias)
+        }),
+        function in activation(),
+    ) {
+        let found = on_all_paths(|path| on_threads(|threads| {
+            let (x, bias) = (path.input(&x), path.input(&bias));
+            forms(path, [rows, columns], threads, |target, scratch, threads| {
+                let x = Rows { data: &x, stride: columns + 2 };
+                activate(path.isa, x, rows, columns, &bias, function, target, scratch, threads);
+            })
+        }));
+        for (i, found) in unstrided(&found, columns).into_iter().enumerate() {
+            let (row, column) = (i / columns, i % columns);
+            let x = x[row * (columns + 2) + column] + bias.get(column).copied().unwrap_or(0.0);
+            let exact = exact(function, x);
+            if x.is_nan() || exact.is_nan() {
+                prop_assert!(found.is_nan(), "{function:?}({x}) = {found}");
+            } else if exact.abs() > f64::from(f32::MAX) {
+                prop_assert!(f64::from(found).signum() == exact.signum() && found.abs() > 3e38, "{function:?}({x}) = {found}");
+            } else {
+                let error = (f64::from(found) - exact).abs();
+                prop_assert!(error <= bound(function, x, exact), "{function:?}({x}) = {found}, not {exact}");
+            }
+        }
+    }
+
+    #[test]
+    fn softmax_of_rows(
+        (sizes, columns, x, masks) in ([1..3usize, 1..3usize, 0..4usize], length()).prop_flat_map(|(sizes, columns)| {
+            let rows = sizes.iter().product::<usize>();
+            (Just(sizes), Just(columns), values(rows * columns), prop::option::of(values(rows * columns)))
+        }),
+        repeated in any::<[bool; 3]>(),
+        scale in prop_oneof![Just(1.0f32), -2.0f32..2.0],
+    ) {
+        let rows = sizes.iter().product::<usize>();
+        let [a, b, c] = [sizes[1] * sizes[2] * columns, sizes[2] * columns, columns];
+        let strides: [usize; 3] = std::array::from_fn(|i| if repeated[i] { 0 } else { [a, b, c][i] });
+        let run = |log: bool| on_all_paths(|path| on_threads(|threads| {
+            let x = path.input(&x);
+            let data = masks.as_ref().map(|mask| path.input(mask));
+            forms(path, [rows, columns], threads, |target, scratch, threads| {
+                let mask = data.as_ref().map(|data| Mask { data, strides });
+                let x = Rows::new(&x, columns);
+                let kernel = if log { log_softmax } else { softmax };
+                kernel(path.isa, x, sizes, columns, scale, mask, target, scratch, threads);
+            })
+        }));
+        let [found, logs] = [run(false), run(true)].map(|forms| unstrided(&forms, columns));
+        for row in 0..if columns == 0 { 0 } else { rows } {
+            let place = [row / sizes[2] / sizes[1], row / sizes[2] % sizes[1], row % sizes[2]];
+            let from: usize = place.iter().zip(strides).map(|(i, stride)| i * stride).sum();
+            let t: Vec<f64> = (0..columns).map(|i| match &masks {
+                Some(mask) => f64::from(x[row * columns + i].mul_add(scale, mask[from + i])),
+                None => f64::from(x[row * columns + i] * scale),
+            }).collect();
+            let max = t.iter().copied().fold(f64::NEG_INFINITY, f64::max);
+            let sum: f64 = t.iter().map(|t| (t - max).exp()).sum();
+            for i in 0..columns {
+                let exact = (t[i] - max).exp() / sum;
+                let (found, log) = (found[row * columns + i], logs[row * columns + i]);
+                if sum.is_nan() {
+                    prop_assert!(found.is_nan() && log.is_nan(), "{found} and {log} of {t:?}");
+                    continue;
+                }
+                // The difference to the maximum is rounded too.
+                let unit = f64::from(f32::EPSILON) / 2.0;
+                let relative = (4.0 + columns as f64 / 32.0) * unit;
+                let rounded = if (t[i] - max).is_finite() { (t[i] - max).abs() } else { 0.0 } * unit;
+                prop_assert!((f64::from(found) - exact).abs() <= exact * (relative + rounded) + 1.3e-38, "{found}, not {exact}");
+                let exact = t[i] - max - sum.ln();
+                if exact.is_finite() && exact.abs() < 1e38 {
+                    prop_assert!((f64::from(log) - exact).abs() <= relative + 2.0 * unit * exact.abs(), "{log}, not {exact}");
+                } else {
+                    prop_assert!(log < -1e38);
+                }
+            }
+        }
+    }
+}
+
+/// The largest error of each function over a sample of all f32, in units of the last place of the result (of 1 for gelu,
+/// divided by the argument): 2^22 numbers, every 1024th.
+#[test]
+#[ignore = "prints figures for the documentation"]
+fn errors_of_functions() {
+    for function in ACTIVATIONS {
+        let (mut worst, mut at) = (0.0, 0.0);
+        for start in 0..64u32 {
+            let x: Vec<f32> = (0..1 << 16).map(|i| f32::from_bits((start << 26) + (i << 10) + 77 * i % 1024)).collect();
+            let mut y = vec![0.0; x.len()];
+            let target = Target::F32 { values: &mut y, stride: x.len() };
+            activate(Isa::current(), Rows::new(&x, x.len()), 1, x.len(), &[], function, target, &mut [], &Serial);
+            for (x, y) in x.into_iter().zip(y) {
+                let exact = exact(function, x);
+                if !x.is_finite() || exact.abs() > f64::from(f32::MAX) || exact.abs() < 1.2e-36 {
+                    assert!(
+                        !x.is_finite() || (f64::from(y) - exact).abs() < 1.3e-36 || y.abs() > 3e38,
+                        "{function:?}({x}) = {y}"
+                    );
+                    continue;
+                }
+                let unit = match function {
+                    Activation::Gelu | Activation::GeluTanh => f64::from(x).abs(),
+                    _ => 2f64.powi(exact.abs().log2().floor() as i32 - 23),
+                };
+                let error = (f64::from(y) - exact).abs() / unit;
+                if error > worst {
+                    (worst, at) = (error, x);
+                }
+            }
+        }
+        println!("{function:?}: {worst:.3e} at {at:e}");
+    }
+}
