@@ -11,10 +11,12 @@
 
 mod activate;
 mod math;
+mod norm;
 mod output;
 mod softmax;
 
 pub use activate::activate;
+pub use norm::{Norm, layer_norm, rms_norm};
 pub use output::{Target, scratch_len};
 pub use softmax::{Mask, log_softmax, softmax};
 

@@ -3,7 +3,9 @@
 
 use crate::guarded::{Path, cases, on_all_paths};
 use crate::threads::Threads;
-use jitquant_kernels::float::{Mask, Rows, Target, activate, log_softmax, scratch_len, softmax};
+use jitquant_kernels::float::{
+    Mask, Norm, Rows, Target, activate, layer_norm, log_softmax, rms_norm, scratch_len, softmax,
+};
 use jitquant_kernels::{Activation, Isa, Parallel, QParams, Serial, dynamic_qparams, quantize};
 use proptest::prelude::*;
 
@@ -131,6 +133,10 @@ fn exact(activation: Activation, x: f32) -> f64 {
         Activation::Silu => wide / (1.0 + (-wide).exp()),
         Activation::Tanh => wide.tanh(),
         Activation::Exp => wide.exp(),
+        Activation::GeluTanh => {
+            let inner = (2.0 / std::f64::consts::PI).sqrt() * (wide + 0.044_715 * wide.powi(3));
+            wide / (1.0 + (-2.0 * inner).exp())
+        }
         _ => f64::from(activation.eval(x)),
     }
 }
@@ -217,6 +223,64 @@ proptest! {
                     prop_assert!((f64::from(log) - exact).abs() <= relative + 2.0 * unit * exact.abs(), "{log}, not {exact}");
                 } else {
                     prop_assert!(log < -1e38);
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn norms_of_rows(
+        (rows, columns, x, residual, weight, bias) in (0..5usize, length()).prop_flat_map(|(rows, columns)| {
+            let residual = prop::option::of(values(rows * columns));
+            let parameter = || prop_oneof![Just(vec![]), prop::collection::vec(-3.0f32..3.0, columns)];
+            (Just(rows), Just(columns), values(rows * (columns + 1)), residual, parameter(), parameter())
+        }),
+        (wants_sum, centred) in any::<(bool, bool)>(),
+        offset in prop::sample::select(vec![0.0f32, 0.0, 10.0, -1000.0]),
+    ) {
+        let eps = 1e-5;
+        let x: Vec<f32> = x.into_iter().map(|x| x + offset).collect();
+        let found = on_all_paths(|path| on_threads(|threads| {
+            let (x, residual) = (path.input(&x), residual.as_ref().map(|residual| path.input(residual)));
+            let (weight, bias) = (path.input(&weight), path.input(&bias));
+            let mut sum = path.output::<f32>(rows * columns);
+            sum.fill(0.0);
+            let sum = std::cell::RefCell::new(sum);
+            let forms = forms(path, [rows, columns], threads, |target, scratch, threads| {
+                let x = Rows { data: &x, stride: columns + 1 };
+                let residual = residual.as_ref().map(|residual| Rows::new(residual, columns));
+                let mut sum = sum.borrow_mut();
+                let sum = (wants_sum && residual.is_some()).then_some(&mut sum[..]);
+                let norm = Norm { columns, weight: &weight, bias: &bias, eps };
+                let kernel = if centred { layer_norm } else { rms_norm };
+                kernel(path.isa, x, residual, sum, rows, norm, target, scratch, threads);
+            });
+            (forms, bits(&sum.into_inner()))
+        }));
+        let (values, sum) = (unstrided(&found.0, columns), found.1);
+        for row in 0..if columns == 0 { 0 } else { rows } {
+            let z: Vec<f32> = (0..columns).map(|c| {
+                x[row * (columns + 1) + c] + residual.as_ref().map_or(0.0, |r| r[row * columns + c])
+            }).collect();
+            if wants_sum && residual.is_some() {
+                prop_assert_eq!(&bits(&z), &sum[row * columns..][..columns]);
+            }
+            let n = columns as f64;
+            let mean = if centred { z.iter().map(|z| f64::from(*z)).sum::<f64>() / n } else { 0.0 };
+            let squares = z.iter().map(|z| (f64::from(*z) - mean).powi(2)).sum::<f64>() / n;
+            let most = z.iter().map(|z| f64::from(z.abs())).fold(0.0, f64::max);
+            for c in 0..columns {
+                let found = values[row * columns + c];
+                if z.iter().any(|z| !z.is_finite()) {
+                    // Without a mean, infinity makes the others 0.
+                    prop_assert!(found.is_nan() || !centred);
+                } else if most < 1e15 {
+                    let gain = weight.get(c).map_or(1.0, |w| f64::from(*w)) / (squares + eps).sqrt();
+                    let bias = bias.get(c).map_or(0.0, |b| f64::from(*b));
+                    let exact = (f64::from(z[c]) - mean) * gain + bias;
+                    let unit = (4.0 + n / 32.0) * f64::from(f32::EPSILON) / 2.0;
+                    let bound = unit * (most * gain.abs() + bias.abs() + exact.abs()) + 1e-37;
+                    prop_assert!((f64::from(found) - exact).abs() <= bound, "{found}, not {exact}");
                 }
             }
         }
