@@ -201,6 +201,27 @@ pub(crate) fn dispatch<K: Kernel>(isa: Isa, kernel: K) -> K::Output {
     kernel.run(super::scalar::Scalar)
 }
 
+/// [`dispatch`] for kernels of f32 alone, which do not look up bytes: AVX-512 is one instance, with or without VBMI.
+pub(crate) fn dispatch_f32<K: Kernel>(isa: Isa, kernel: K) -> K::Output {
+    #[cfg(target_arch = "x86_64")]
+    match isa {
+        Isa::Avx512Vnni | Isa::Amx => {
+            if let Some(simd) = super::avx512::Avx512::<false>::new() {
+                return simd.vectorize(kernel);
+            }
+            return dispatch_f32(Isa::Avx2, kernel);
+        }
+        Isa::Avx2 | Isa::AvxVnni => {
+            if let Some(simd) = super::avx2::Avx2::new() {
+                return simd.vectorize(kernel);
+            }
+        }
+        _ => {}
+    }
+    let _ = isa;
+    kernel.run(super::scalar::Scalar)
+}
+
 /// An 8-bit integer type that tensors are quantized to: `u8` or `i8`.
 pub trait Quantized: Copy + sealed::Sealed + 'static {
     /// The smallest value.

@@ -2,7 +2,7 @@
 
 use super::output::{Sink, check_scratch, task_scratch};
 use super::{Rows, Shared, Target, math, split};
-use crate::elementwise::simd::{Kernel, Simd, dispatch};
+use crate::elementwise::simd::{Kernel, Simd, dispatch_f32};
 use crate::{Activation, Isa, Parallel};
 
 /// `function(x + bias)` for each value of `rows` rows of `columns`; `bias` is one a column or empty.
@@ -53,14 +53,14 @@ pub fn activate(
             // SAFETY: the range is within the row, and each task has its own.
             let out = unsafe { values.slice(from, to - from) };
             let bias = if bias.is_empty() { bias } else { &bias[from..to] };
-            dispatch(isa, Apply { x: &x.data[from..to], bias, function, out });
+            dispatch_f32(isa, Apply { x: &x.data[from..to], bias, function, out });
         });
         return;
     }
     split(threads, rows, 4 * columns, &|task, from, to| {
         // SAFETY: `check_scratch` has seen it, and `split` gives each task number once.
         let scratch = unsafe { task_scratch(&sink, columns, scratch, task) };
-        dispatch(isa, ActivateRows { x, rows: [from, to], columns, bias, function, sink, scratch });
+        dispatch_f32(isa, ActivateRows { x, rows: [from, to], columns, bias, function, sink, scratch });
     });
 }
 

@@ -10,12 +10,16 @@
 #![allow(unsafe_code)]
 
 mod activate;
+mod attention;
 mod math;
+mod matmul;
 mod norm;
 mod output;
 mod softmax;
 
 pub use activate::activate;
+pub use attention::{Attention, attention, attention_scratch_len};
+pub use matmul::{Batch, BatchMut, Product, matmul, matmul_scratch_len};
 pub use norm::{Norm, layer_norm, rms_norm};
 pub use output::{Target, scratch_len};
 pub use softmax::{Mask, log_softmax, softmax};
@@ -67,6 +71,16 @@ fn span(rows: usize, columns: usize, stride: usize) -> Option<usize> {
         return Some(0);
     }
     (rows - 1).checked_mul(stride)?.checked_add(columns)
+}
+
+/// The end of the last row of those numbered by `sizes`, each `columns` long.
+fn end(sizes: [usize; 3], strides: [usize; 3], columns: usize) -> Option<usize> {
+    if sizes.contains(&0) || columns == 0 {
+        return Some(0);
+    }
+    sizes.iter().zip(strides).try_fold(columns, |sum, (size, stride)| {
+        (size - 1).checked_mul(stride).and_then(|offset| offset.checked_add(sum))
+    })
 }
 
 /// A pointer that tasks share, each with elements of its own behind it.

@@ -2,7 +2,7 @@
 
 use super::output::{Sink, check_scratch, task_scratch};
 use super::{LANES, Rows, Shared, Target, span, split, sum_lanes, with_vectors};
-use crate::elementwise::simd::{Kernel, Simd, dispatch};
+use crate::elementwise::simd::{Kernel, Simd, dispatch_f32};
 use crate::{Isa, Parallel};
 
 /// The parameters of a norm over rows of `columns` values.
@@ -102,7 +102,7 @@ fn run<const CENTRED: bool>(
     split(threads, rows, 2 * columns, &|task, from, to| {
         // SAFETY: `check_scratch` has seen it, and `split` gives each task number once.
         let scratch = unsafe { task_scratch(&sink, columns, scratch, task) };
-        dispatch(isa, NormRows::<CENTRED> { x, residual, sum, rows: [from, to], norm, sink, scratch });
+        dispatch_f32(isa, NormRows::<CENTRED> { x, residual, sum, rows: [from, to], norm, sink, scratch });
     });
 }
 

@@ -2,8 +2,8 @@
 
 use super::math::exp_negative;
 use super::output::{Sink, check_scratch, task_scratch};
-use super::{LANES, Rows, Shared, Target, split, sum_lanes, with_vectors};
-use crate::elementwise::simd::{Kernel, Simd, dispatch};
+use super::{LANES, Rows, Shared, Target, end, split, sum_lanes, with_vectors};
+use crate::elementwise::simd::{Kernel, Simd, dispatch_f32};
 use crate::{Isa, Parallel};
 
 /// Values to add to rows that are numbered by three dimensions, `[batch, heads, rows]`; a stride of 0 repeats.
@@ -29,13 +29,7 @@ impl<'a> Mask<'a> {
     }
 
     pub(super) fn check(&self, sizes: [usize; 3], columns: usize) {
-        if sizes.contains(&0) || columns == 0 {
-            return;
-        }
-        let last = sizes.iter().zip(self.strides).try_fold(columns, |sum, (size, stride)| {
-            (size - 1).checked_mul(stride).and_then(|offset| offset.checked_add(sum))
-        });
-        let fits = last.is_some_and(|last| last <= self.data.len());
+        let fits = end(sizes, self.strides, columns).is_some_and(|end| end <= self.data.len());
         assert!(fits, "mask: {sizes:?} rows of {columns} do not fit {} values", self.data.len());
     }
 }
@@ -113,7 +107,7 @@ fn run<const LOG: bool>(
     split(threads, rows, 4 * columns, &|task, from, to| {
         // SAFETY: `check_scratch` has seen it, and `split` gives each task number once.
         let scratch = unsafe { task_scratch(&sink, columns, scratch, task) };
-        dispatch(isa, SoftmaxRows::<LOG> { x, sizes, rows: [from, to], columns, scale, mask, sink, scratch });
+        dispatch_f32(isa, SoftmaxRows::<LOG> { x, sizes, rows: [from, to], columns, scale, mask, sink, scratch });
     });
 }
 
@@ -143,7 +137,7 @@ impl<const LOG: bool> Kernel for SoftmaxRows<'_, LOG> {
             if LOG {
                 with_vectors!(S, log_row::<S; N>(s, out, scale, mask));
             } else {
-                let sum = exponentials(s, out, scale, mask);
+                let sum = exponentials(s, out, scale, mask, false);
                 scale_row(s, out, 1.0 / sum);
             }
             // SAFETY: as above.
@@ -165,10 +159,17 @@ pub(super) fn scale_row<S: Simd>(s: S, row: &mut [f32], factor: f32) {
     }
 }
 
-/// Turns `row` into `exp(t - max t)` with `t = row * scale + mask`, and returns their sum.
+/// Turns `row` into `exp(t - max t)` with `t = row * scale + mask`, and returns their sum. A row that is -inf throughout
+/// becomes NaN, or zeros if `blind_is_zero`.
 #[inline(always)]
-pub(super) fn exponentials<S: Simd>(s: S, row: &mut [f32], scale: f32, mask: Option<&[f32]>) -> f32 {
-    with_vectors!(S, exponential_row::<S; N>(s, row, scale, mask))
+pub(super) fn exponentials<S: Simd>(
+    s: S,
+    row: &mut [f32],
+    scale: f32,
+    mask: Option<&[f32]>,
+    blind_is_zero: bool,
+) -> f32 {
+    with_vectors!(S, exponential_row::<S; N>(s, row, scale, mask, blind_is_zero))
 }
 
 /// The end of a row that is no whole number of [`LANES`], -inf behind it.
@@ -224,8 +225,19 @@ fn prepare<S: Simd, const N: usize>(s: S, row: &mut [f32], scale: f32, mask: Opt
 }
 
 #[inline(always)]
-fn exponential_row<S: Simd, const N: usize>(s: S, row: &mut [f32], scale: f32, mask: Option<&[f32]>) -> f32 {
-    let max = s.splat(prepare::<S, N>(s, row, scale, mask));
+fn exponential_row<S: Simd, const N: usize>(
+    s: S,
+    row: &mut [f32],
+    scale: f32,
+    mask: Option<&[f32]>,
+    blind_is_zero: bool,
+) -> f32 {
+    let mut max = prepare::<S, N>(s, row, scale, mask);
+    if max == f32::NEG_INFINITY && blind_is_zero {
+        // A NaN among them stays one.
+        max = 0.0;
+    }
+    let max = s.splat(max);
     let mut sums = [s.splat(0.0); N];
     let mut blocks = row.chunks_exact_mut(LANES);
     for x in blocks.by_ref() {

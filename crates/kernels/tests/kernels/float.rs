@@ -4,7 +4,8 @@
 use crate::guarded::{Path, cases, on_all_paths};
 use crate::threads::Threads;
 use jitquant_kernels::float::{
-    Mask, Norm, Rows, Target, activate, layer_norm, log_softmax, rms_norm, scratch_len, softmax,
+    Attention, Batch, BatchMut, Mask, Norm, Product, Rows, Target, activate, attention, attention_scratch_len,
+    layer_norm, log_softmax, matmul, matmul_scratch_len, rms_norm, scratch_len, softmax,
 };
 use jitquant_kernels::{Activation, Isa, Parallel, QParams, Serial, dynamic_qparams, quantize};
 use proptest::prelude::*;
@@ -285,6 +286,166 @@ proptest! {
             }
         }
     }
+
+    #[test]
+    fn products_of_matrices(
+        [batch, heads, rows, inner, columns] in sizes(),
+        (left, right, outer, repeated) in (0..4usize, 0..4usize, 0..3usize, any::<[bool; 4]>()),
+        seed in any::<u32>(),
+        masked in any::<bool>(),
+        scale in prop_oneof![Just(1.0f32), -2.0f32..2.0],
+    ) {
+        let product = Product { batch, heads, rows, inner, columns };
+        let mut a = Layout::new([batch, heads, rows, inner], left);
+        let mut b = Layout::new([batch, heads, inner, columns], right);
+        for (layout, [first, second]) in [(&mut a, [repeated[0], repeated[1]]), (&mut b, [repeated[2], repeated[3]])] {
+            layout.strides[0] *= usize::from(!first);
+            layout.strides[1] *= usize::from(!second);
+        }
+        let out = Layout::new([batch, heads, rows, columns], outer);
+        let mask = Layout { strides: [0, rows * columns, columns, 1], len: heads * rows * columns };
+        let (x, y, z) = (numbers(a.len, seed), numbers(b.len, seed ^ 1), numbers(mask.len, seed ^ 2));
+        let found = on_all_paths(|path| on_threads(|threads| {
+            let (x, y, z) = (path.input(&x), path.input(&y), path.input(&z));
+            let mut result = path.output::<f32>(out.len);
+            let mut scratch = path.output::<f32>(matmul_scratch_len(product, threads.threads()));
+            let [a, b] = [(&x, a), (&y, b)].map(|(data, layout)| Batch { data, strides: layout.strides });
+            let mask = masked.then_some(Mask { data: &z, strides: [0, rows * columns, columns] });
+            let to = BatchMut { data: &mut result, strides: [out.strides[0], out.strides[1], out.strides[2]] };
+            matmul(path.isa, product, a, b, scale, mask, to, &mut scratch, threads);
+            bits(&result)
+        }));
+        for [i, j, r, c] in places([batch, heads, rows, columns]) {
+            let terms = (0..inner).map(|k| f64::from(x[a.at([i, j, r, k])]) * f64::from(y[b.at([i, j, k, c])]));
+            let (sum, size) = terms.fold((0.0, 0.0), |(sum, size): (f64, f64), x| (sum + x, size + x.abs()));
+            let z = if masked { f64::from(z[mask.at([0, j, r, c])]) } else { 0.0 };
+            let exact = sum * f64::from(scale) + z;
+            let bound = (size * f64::from(scale.abs()) * (inner + 1) as f64 + z.abs() + exact.abs()) * 6e-8 + 1e-37;
+            let found = f32::from_bits(found[out.at([i, j, r, c])]);
+            prop_assert!((f64::from(found) - exact).abs() <= bound, "{found}, not {exact}");
+        }
+    }
+
+    #[test]
+    fn attention_of_heads(
+        [batch, heads, rows, dim, columns] in sizes(),
+        value_dim in prop_oneof![Just(1usize), 1..40usize, Just(64)],
+        (layouts, outer, repeated) in (any::<[u8; 3]>(), 0..3usize, any::<[bool; 3]>()),
+        seed in any::<u32>(),
+        (masked, causal, blind_is_zero) in any::<(bool, bool, bool)>(),
+        scale in prop_oneof![Just(0.125f32), Just(1.0), -0.5f32..2.0],
+    ) {
+        let options = Attention { batch, heads, rows, columns, dim, value_dim, scale, causal, blind_is_zero };
+        let [q, k, v] = [[rows, dim], [columns, dim], [columns, value_dim]].map(|[m, n]| [batch, heads, m, n]);
+        let [q, k, v] = [(q, layouts[0]), (k, layouts[1]), (v, layouts[2])].map(|(sizes, kind)| Layout::new(sizes, usize::from(kind) % 4));
+        let out = Layout::new([batch, heads, rows, value_dim], outer);
+        let mut mask = Layout::new([batch, heads, rows, columns], 0);
+        for (stride, repeated) in mask.strides.iter_mut().zip(repeated) {
+            *stride *= usize::from(!repeated);
+        }
+        let data = [q.len, k.len, v.len].map(|len| numbers(len, seed ^ len as u32));
+        let mut masks = numbers(mask.len, seed);
+        for (i, x) in masks.iter_mut().enumerate() {
+            // Rows that see little, and rows that see nothing.
+            if (i / columns.max(1) + seed as usize).is_multiple_of(5) || (i + seed as usize).is_multiple_of(3) {
+                *x = f32::NEG_INFINITY;
+            }
+        }
+        let found = on_all_paths(|path| on_threads(|threads| {
+            let [a, b, c] = [0, 1, 2].map(|i| path.input(&data[i]));
+            let (masks, mut result) = (path.input(&masks), path.output::<f32>(out.len));
+            let mut scratch = path.output::<f32>(attention_scratch_len(&options, threads.threads()));
+            let [q, k, v] = [(&a, q), (&b, k), (&c, v)].map(|(data, layout)| Batch { data, strides: layout.strides });
+            let mask = masked.then_some(Mask { data: &masks, strides: [mask.strides[0], mask.strides[1], mask.strides[2]] });
+            let to = BatchMut { data: &mut result, strides: [out.strides[0], out.strides[1], out.strides[2]] };
+            attention(path.isa, &options, q, k, v, mask, to, &mut scratch, threads);
+            bits(&result)
+        }));
+        for [i, j, r, _] in places([batch, heads, rows, 1]) {
+            let seen = if causal { columns.min(r + 1) } else { columns };
+            let (mut most, mut sizes) = (0.0f64, 0.0f64);
+            let scores: Vec<f64> = (0..seen).map(|c| {
+                let terms = (0..dim).map(|d| f64::from(data[0][q.at([i, j, r, d])]) * f64::from(data[1][k.at([i, j, c, d])]));
+                let (sum, size) = terms.fold((0.0, 0.0), |(sum, size): (f64, f64), x| (sum + x, size + x.abs()));
+                let score = sum * f64::from(scale) + if masked { f64::from(masks[mask.at([i, j, r, c])]) } else { 0.0 };
+                if score.is_finite() {
+                    most = most.max(score.abs());
+                }
+                sizes = sizes.max(size * f64::from(scale.abs()));
+                score
+            }).collect();
+            let max = scores.iter().copied().fold(f64::NEG_INFINITY, f64::max);
+            let sum: f64 = scores.iter().map(|x| (x - max).exp()).sum();
+            for d in 0..value_dim {
+                let found = f32::from_bits(found[out.at([i, j, r, d])]);
+                if max == f64::NEG_INFINITY {
+                    prop_assert!(if blind_is_zero || columns == 0 { found == 0.0 } else { found.is_nan() }, "{found} for a blind row");
+                    continue;
+                }
+                let value = |c| f64::from(data[2][v.at([i, j, c, d])]);
+                let exact = (0..seen).map(|c| (scores[c] - max).exp() * value(c)).sum::<f64>() / sum;
+                let largest = (0..seen).map(|c| value(c).abs()).fold(0.0, f64::max);
+                let bound = (dim as f64 * sizes + 2.0 * most + 1.5 * columns as f64 + 8.0) * 6e-8 * largest + 1e-37;
+                prop_assert!((f64::from(found) - exact).abs() <= bound, "{found}, not {exact}");
+            }
+        }
+    }
+}
+
+/// Batch, heads, rows, inner dimension, columns: around the sizes of tiles and blocks.
+fn sizes() -> impl Strategy<Value = [usize; 5]> {
+    let rows = || prop_oneof![0..3usize, 5..8usize, 1..60usize];
+    let columns = || prop_oneof![0..3usize, 15..18usize, 1..70usize, Just(100)];
+    (0..4usize, 1..4usize, rows(), columns(), columns())
+        .prop_map(|(batch, heads, rows, inner, columns)| [batch, heads, rows, inner, columns])
+}
+
+/// Where the values of `[batch, heads, rows, columns]` lie, and how far they reach.
+#[derive(Clone, Copy, Debug)]
+struct Layout {
+    strides: [usize; 4],
+    len: usize,
+}
+
+impl Layout {
+    /// Contiguous, heads within rows as a projection has them, with gaps, transposed.
+    fn new(sizes: [usize; 4], kind: usize) -> Self {
+        let [batch, heads, rows, columns] = sizes;
+        let strides = match kind {
+            0 => [heads * rows * columns, rows * columns, columns, 1],
+            1 => [rows * heads * columns, columns, heads * columns, 1],
+            2 => [heads * rows * (columns + 3) + 5, rows * (columns + 3), columns + 3, 1],
+            _ => [heads * rows * columns, rows * columns, 1, rows],
+        };
+        let _ = batch;
+        let empty = sizes.contains(&0);
+        let len = if empty {
+            0
+        } else {
+            sizes.iter().zip(strides).map(|(size, stride)| (size - 1) * stride).sum::<usize>() + 1
+        };
+        Self { strides, len }
+    }
+
+    fn at(&self, place: [usize; 4]) -> usize {
+        place.iter().zip(self.strides).map(|(i, stride)| i * stride).sum()
+    }
+}
+
+fn places([a, b, c, d]: [usize; 4]) -> impl Iterator<Item = [usize; 4]> {
+    (0..a * b * c * d).map(move |i| [i / d / c / b, i / d / c % b, i / d % c, i % d])
+}
+
+/// Numbers in -2..2 that look random.
+fn numbers(len: usize, seed: u32) -> Vec<f32> {
+    let mut state = seed | 1;
+    let mut next = move || {
+        state ^= state << 13;
+        state ^= state >> 17;
+        state ^= state << 5;
+        (state >> 8) as f32 / (1 << 22) as f32 - 2.0
+    };
+    (0..len).map(|_| next()).collect()
 }
 
 /// The largest error of each function over a sample of all f32, in units of the last place of the result (of 1 for gelu,
