@@ -53,7 +53,7 @@ pub fn activate(
             // SAFETY: the range is within the row, and each task has its own.
             let out = unsafe { values.slice(from, to - from) };
             let bias = if bias.is_empty() { bias } else { &bias[from..to] };
-            dispatch_f32(isa, Apply { x: &x.data[from..to], bias, function, out });
+            dispatch_f32(isa, Apply { x: Some(&x.data[from..to]), bias, function, out });
         });
         return;
     }
@@ -86,16 +86,31 @@ impl Kernel for ActivateRows<'_> {
         for row in rows[0]..rows[1] {
             // SAFETY: the row is one of this task's, and `activate` has made the sink for all rows.
             let out = unsafe { sink.row(row, columns, scratch) };
-            Apply { x: x.row(row, columns), bias, function, out: &mut *out }.run(s);
+            Apply { x: Some(x.row(row, columns)), bias, function, out: &mut *out }.run(s);
             // SAFETY: as above.
             unsafe { sink.finish(s, row, out) };
         }
     }
 }
 
-/// The function over one row.
+/// `function` of each of `values`, in place.
+pub(super) struct InPlace<'a> {
+    pub function: Activation,
+    pub values: &'a mut [f32],
+}
+
+impl Kernel for InPlace<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<S: Simd>(self, s: S) {
+        apply(s, None, &[], self.function, self.values);
+    }
+}
+
+/// The function over one row, which is in `out` if there is no `x`.
 struct Apply<'a> {
-    x: &'a [f32],
+    x: Option<&'a [f32]>,
     bias: &'a [f32],
     function: Activation,
     out: &'a mut [f32],
@@ -116,9 +131,12 @@ macro_rules! each {
     ($s:ident, $from:ident, $bias:ident, $to:ident, |$x:ident| $y:expr) => {{
         let step = S::BYTES;
         let mut first = 0;
-        while first < $from.len() {
-            let end = $from.len().min(first + step);
-            let mut block = $s.load_f32x4(&$from[first..end]);
+        while first < $to.len() {
+            let end = $to.len().min(first + step);
+            let mut block = match $from {
+                Some(from) => $s.load_f32x4(&from[first..end]),
+                None => $s.load_f32x4(&$to[first..end]),
+            };
             if !$bias.is_empty() {
                 let bias = $s.load_f32x4(&$bias[first..end]);
                 for k in 0..4 {
@@ -135,9 +153,9 @@ macro_rules! each {
     }};
 }
 
-/// `function(x + bias)`, `bias` empty or as long as `x`.
+/// `function(x + bias)`, `bias` empty or as long as `x`, which is in `out` if it is None.
 #[inline(always)]
-pub(super) fn apply<S: Simd>(s: S, x: &[f32], bias: &[f32], function: Activation, out: &mut [f32]) {
+fn apply<S: Simd>(s: S, x: Option<&[f32]>, bias: &[f32], function: Activation, out: &mut [f32]) {
     let zero = s.splat(0.0);
     match function {
         Activation::Relu => each!(s, x, bias, out, |x| s.max(zero, x)),

@@ -11,6 +11,7 @@
 
 mod activate;
 mod attention;
+mod binary;
 mod math;
 mod matmul;
 mod norm;
@@ -19,6 +20,7 @@ mod softmax;
 
 pub use activate::activate;
 pub use attention::{Attention, attention, attention_scratch_len};
+pub use binary::{Arithmetic, DIMENSIONS, Strided, arithmetic};
 pub use matmul::{Batch, BatchMut, Product, matmul, matmul_scratch_len};
 pub use norm::{Norm, layer_norm, rms_norm};
 pub use output::{Target, scratch_len};

@@ -4,8 +4,9 @@
 use crate::guarded::{Path, cases, on_all_paths};
 use crate::threads::Threads;
 use jitquant_kernels::float::{
-    Attention, Batch, BatchMut, Mask, Norm, Product, Rows, Target, activate, attention, attention_scratch_len,
-    layer_norm, log_softmax, matmul, matmul_scratch_len, rms_norm, scratch_len, softmax,
+    Arithmetic, Attention, Batch, BatchMut, Mask, Norm, Product, Rows, Strided, Target, activate, arithmetic,
+    attention, attention_scratch_len, layer_norm, log_softmax, matmul, matmul_scratch_len, rms_norm, scratch_len,
+    softmax,
 };
 use jitquant_kernels::{Activation, Isa, Parallel, QParams, Serial, dynamic_qparams, quantize};
 use proptest::prelude::*;
@@ -387,6 +388,74 @@ proptest! {
                 let largest = (0..seen).map(|c| value(c).abs()).fold(0.0, f64::max);
                 let bound = (dim as f64 * sizes + 2.0 * most + 1.5 * columns as f64 + 8.0) * 6e-8 * largest + 1e-37;
                 prop_assert!((f64::from(found) - exact).abs() <= bound, "{found}, not {exact}");
+            }
+        }
+    }
+
+    #[test]
+    fn arithmetic_with_broadcasting(
+        (sizes, order, kinds) in (0..6usize).prop_flat_map(|dimensions| (
+            prop::collection::vec(prop_oneof![6 => 1..5usize, 2 => 15..18usize, 1 => Just(0usize)], dimensions),
+            Just((0..dimensions).collect::<Vec<usize>>()).prop_shuffle(),
+            prop::collection::vec(any::<[bool; 2]>(), dimensions),
+        )),
+        mixed in prop::bool::weighted(0.3),
+        last in prop_oneof![Just(1usize), 1..200usize],
+        op in prop::sample::select(vec![Arithmetic::Add, Arithmetic::Sub, Arithmetic::Mul, Arithmetic::Div]),
+        function in prop::option::of(activation()),
+        seed in any::<u32>(),
+    ) {
+        let (mut sizes, mut order, mut kinds) = (sizes, order, kinds);
+        order.push(sizes.len());
+        sizes.push(last);
+        kinds.push([seed % 7 == 0, seed % 5 == 0]);
+        if !mixed {
+            order.sort_unstable();
+        }
+        // Operands whose dimensions lie in `order`, some of them repeated.
+        let layouts: [(Vec<usize>, usize); 2] = std::array::from_fn(|i| {
+            let (mut strides, mut len) = (vec![0; sizes.len()], 1);
+            for &d in order.iter().rev() {
+                if !kinds[d][i] {
+                    strides[d] = len;
+                    len *= sizes[d];
+                }
+            }
+            (strides, len)
+        });
+        let total = sizes.iter().product::<usize>();
+        let [x, y] = [0, 1].map(|i| numbers(layouts[i].1, seed ^ i as u32));
+        let found = on_all_paths(|path| on_threads(|threads| {
+            let (x, y, mut out) = (path.input(&x), path.input(&y), path.output::<f32>(total));
+            let a = Strided { data: &x, strides: &layouts[0].0 };
+            let b = Strided { data: &y, strides: &layouts[1].0 };
+            arithmetic(path.isa, op, a, b, &sizes, function, &mut out, threads);
+            bits(&out)
+        }));
+        for (i, found) in found.into_iter().enumerate() {
+            let (mut rest, mut at) = (i, [0; 2]);
+            for d in (0..sizes.len()).rev() {
+                for (at, (strides, _)) in at.iter_mut().zip(&layouts) {
+                    *at += rest % sizes[d] * strides[d];
+                }
+                rest /= sizes[d];
+            }
+            let (x, y) = (x[at[0]], y[at[1]]);
+            let z = match op {
+                Arithmetic::Add => x + y,
+                Arithmetic::Sub => x - y,
+                Arithmetic::Mul => x * y,
+                Arithmetic::Div => x / y,
+            };
+            let found = f32::from_bits(found);
+            match function {
+                None => prop_assert_eq!(found.to_bits(), z.to_bits()),
+                Some(function) if z.is_finite() => {
+                    let exact = exact(function, z);
+                    let bound = bound(function, z, exact);
+                    prop_assert!(exact.abs() > 3e38 || (f64::from(found) - exact).abs() <= bound, "{found}, not {exact}");
+                }
+                Some(_) => {}
             }
         }
     }
