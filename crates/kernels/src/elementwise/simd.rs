@@ -107,6 +107,38 @@ pub trait Simd: Copy {
         self.times_exp2(self.times_exp2(x, first), self.sub(n, first))
     }
 
+    /// The sum of the lanes: the upper half is added to the lower one until one is left.
+    #[inline(always)]
+    fn sum_lanes(self, x: Self::F32) -> f32 {
+        fold_lanes(self, x, |a, b| a + b)
+    }
+
+    /// The largest lane, none being NaN.
+    #[inline(always)]
+    fn max_lanes(self, x: Self::F32) -> f32 {
+        fold_lanes(self, x, |a, b| if a > b { a } else { b })
+    }
+
+    /// The smallest lane, none being NaN.
+    #[inline(always)]
+    fn min_lanes(self, x: Self::F32) -> f32 {
+        fold_lanes(self, x, |a, b| if a < b { a } else { b })
+    }
+
+    /// Four values from each of `LANES` rows, `stride` apart, as four vectors at `dst`, `step` apart.
+    ///
+    /// # Safety
+    /// They can be read and written, and nobody else reads or writes the latter meanwhile.
+    #[inline(always)]
+    unsafe fn transpose_4(self, src: *const f32, stride: usize, dst: *mut f32, step: usize) {
+        for row in 0..Self::LANES {
+            for k in 0..4 {
+                // SAFETY: by the contract.
+                unsafe { *dst.wrapping_add(k * step + row) = *src.wrapping_add(row.wrapping_mul(stride) + k) };
+            }
+        }
+    }
+
     /// The vector of `LANES` f32 at `src`.
     ///
     /// # Safety
@@ -166,6 +198,21 @@ pub trait Simd: Copy {
     fn round_x4(self, x: [Self::F32; 4]) -> [Self::I32; 4] {
         [self.round(x[0]), self.round(x[1]), self.round(x[2]), self.round(x[3])]
     }
+}
+
+/// Folds the upper half of the lanes into the lower one until one is left.
+#[inline(always)]
+fn fold_lanes<S: Simd>(s: S, x: S::F32, f: impl Fn(f32, f32) -> f32) -> f32 {
+    let mut lanes = [0.0; 16];
+    s.store_f32(x, &mut lanes[..S::LANES]);
+    let mut half = S::LANES / 2;
+    while half > 0 {
+        for i in 0..half {
+            lanes[i] = f(lanes[i], lanes[i + half]);
+        }
+        half /= 2;
+    }
+    lanes[0]
 }
 
 /// A computation that [`dispatch`] can compile for any ISA.

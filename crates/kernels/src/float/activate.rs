@@ -10,7 +10,7 @@ use crate::{Activation, Isa, Parallel};
 /// Errors against the exact function, measured over all binades of f32 that matter (of the result, in units of its last
 /// place, where nothing else is said): `Exp`, `Sigmoid`, `Silu`, `Tanh`: see the constants in `tests/kernels/float.rs`, at
 /// most 3 units; `Gelu` `1.5e-7 |x|`; `GeluTanh` `2e-7 |x|`; `Elu` as the exponential minus one, 2 units; all others
-/// are as f32 operations in the order of their definition. Results of size below 1e-36 may be 0. NaN stays NaN.
+/// are as f32 operations in the order of their definition. Results of size below 1.1e-36 may be 0. NaN stays NaN.
 ///
 /// `scratch`: [`scratch_len`](super::scratch_len) values where `target` is not f32.
 ///

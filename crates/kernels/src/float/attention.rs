@@ -185,11 +185,13 @@ impl Kernel for Units<'_> {
                     );
                 }
                 for i in row..end {
-                    let line = &mut scores[(i - row) * stride..][..seen];
-                    let (line, hidden) = line.split_at_mut(if causal { seen.min(i + 1) } else { seen });
-                    hidden.fill(0.0);
-                    let mask = mask.map(|mask| mask.at([batch, head, i], line.len()));
-                    let sum = exponentials(s, line, scale, mask, blind_is_zero);
+                    let line = &mut scores[(i - row) * stride..][..stride];
+                    let visible = if causal { seen.min(i + 1) } else { seen };
+                    let mask = mask.map(|mask| mask.at([batch, head, i]));
+                    let sum = exponentials(s, line, visible, scale, mask, blind_is_zero);
+                    if visible < seen {
+                        line[visible..seen].fill(0.0);
+                    }
                     factors[i - row] = if sum == 0.0 { 0.0 } else { 1.0 / sum };
                 }
                 let weights = Left { data: scores.as_ptr(), strides: [stride, 1] };

@@ -5,7 +5,7 @@
 //! A value is one chain of fused multiply-adds in the order of the inner dimension, whatever the tile: the same bits
 //! everywhere.
 
-use super::{Mask, Shared, VALUES_A_TASK, end, split};
+use super::{Mask, Shared, end, split};
 use crate::elementwise::simd::{Kernel, Simd, dispatch_f32};
 use crate::geometry::elements;
 use crate::{Isa, Parallel};
@@ -222,7 +222,7 @@ impl Kernel for Matmul<'_> {
             for row in first..last {
                 // SAFETY: as above; the pointer is not in use any more.
                 let out = unsafe { out.slice(to + row * strides[2], columns) };
-                let mask = mask.at([batch, head, row], columns);
+                let mask = &mask.at([batch, head, row])[..columns];
                 for (out, mask) in out.chunks_mut(S::BYTES).zip(mask.chunks(S::BYTES)) {
                     let (mut x, mask) = (s.load_f32x4(out), s.load_f32x4(mask));
                     for k in 0..4 {
@@ -236,35 +236,65 @@ impl Kernel for Matmul<'_> {
 }
 
 /// Puts a matrix of `[inner, columns]` into panels: `[columns / 16, inner, 16]`, zeros behind the last column.
+///
+/// # Panics
+/// If the matrix does not fit `data`, or the panels are too short.
 #[inline(always)]
 pub(super) fn pack<S: Simd>(s: S, data: &[f32], [inner, columns]: [usize; 2], strides: [usize; 2], panels: &mut [f32]) {
-    if inner == 0 {
+    if inner == 0 || columns == 0 {
         return;
     }
+    assert!(
+        (inner - 1) * strides[0] + (columns - 1) * strides[1] < data.len()
+            && panels.len() >= panels_len(inner, columns)
+    );
     for (group, panel) in panels.chunks_exact_mut(GROUP * inner).enumerate().take(columns.div_ceil(GROUP)) {
         let first = group * GROUP;
         let width = (columns - first).min(GROUP);
-        let data = &data[first * strides[1]..];
-        if strides[1] == 1 {
-            for (k, line) in panel.chunks_exact_mut(GROUP).enumerate() {
-                let from = &data[k * strides[0]..][..width];
-                for (from, line) in from.chunks(S::LANES).zip(line.chunks_exact_mut(S::LANES)) {
-                    s.store_f32(s.load_f32(from), line);
-                }
-                if width < GROUP {
-                    line[width..].fill(0.0);
-                }
-            }
-        } else {
-            if width < GROUP {
-                panel.fill(0.0);
-            }
-            for column in 0..width {
-                let from = &data[column * strides[1]..][..(inner - 1) * strides[0] + 1];
+        let from = data[first * strides[1]..].as_ptr();
+        let to = panel.as_mut_ptr();
+        if width < GROUP {
+            panel.fill(0.0);
+        }
+        match strides {
+            // SAFETY: values `k * strides[0] + column * strides[1]` are inside `data` for each `k` below `inner` and column
+            // below `columns`, as asserted, and the panel has `inner` lines of `GROUP`.
+            [_, 1] if width == GROUP => unsafe {
                 for k in 0..inner {
-                    panel[k * GROUP + column] = from[k * strides[0]];
+                    let (from, to) = (from.wrapping_add(k.wrapping_mul(strides[0])), to.wrapping_add(k * GROUP));
+                    for lane in 0..GROUP / S::LANES {
+                        s.store_at(s.load_at(from.add(lane * S::LANES)), to.add(lane * S::LANES));
+                    }
                 }
-            }
+            },
+            // SAFETY: as above.
+            [1, stride] if width == GROUP => unsafe {
+                let fours = inner / 4 * 4;
+                for k in (0..fours).step_by(4) {
+                    for lane in 0..GROUP / S::LANES {
+                        let from = from.wrapping_add(k.wrapping_add((lane * S::LANES).wrapping_mul(stride)));
+                        s.transpose_4(from, stride, to.add(k * GROUP + lane * S::LANES), GROUP);
+                    }
+                }
+                pack_values(from, [fours, inner, width], strides, to);
+            },
+            // SAFETY: as above.
+            _ => unsafe { pack_values(from, [0, inner, width], strides, to) },
+        }
+    }
+}
+
+/// Lines `from_line..to_line` of a panel, value by value.
+///
+/// # Safety
+/// They are inside the matrix and the panel.
+#[inline(always)]
+unsafe fn pack_values(from: *const f32, [from_line, to_line, width]: [usize; 3], strides: [usize; 2], to: *mut f32) {
+    for k in from_line..to_line {
+        for column in 0..width {
+            let at = k.wrapping_mul(strides[0]).wrapping_add(column.wrapping_mul(strides[1]));
+            // SAFETY: by the contract.
+            unsafe { *to.wrapping_add(k.wrapping_mul(GROUP).wrapping_add(column)) = *from.wrapping_add(at) };
         }
     }
 }
@@ -420,6 +450,3 @@ impl Tile {
         }
     }
 }
-
-/// Ties [`VALUES_A_TASK`] to what a product counts as: eight multiply-adds are a value.
-const _: () = assert!(VALUES_A_TASK >= 1 << 10);

@@ -135,19 +135,15 @@ macro_rules! with_vectors {
 }
 use with_vectors;
 
-/// The sum of all lanes: halves are added until one is left.
+/// The sum of all lanes: the upper half is added to the lower one until one is left.
 #[inline(always)]
-fn sum_lanes<S: Simd, const N: usize>(s: S, lanes: [S::F32; N]) -> f32 {
-    let mut x = [0.0; LANES];
-    for (lane, x) in lanes.into_iter().zip(x.chunks_exact_mut(S::LANES)) {
-        s.store_f32(lane, x);
-    }
-    let mut half = LANES / 2;
+fn sum_lanes<S: Simd, const N: usize>(s: S, mut lanes: [S::F32; N]) -> f32 {
+    let mut half = N / 2;
     while half > 0 {
-        for i in 0..half {
-            x[i] += x[i + half];
+        for k in 0..half {
+            lanes[k] = s.add(lanes[k], lanes[k + half]);
         }
         half /= 2;
     }
-    x[0]
+    s.sum_lanes(lanes[0])
 }

@@ -21,11 +21,11 @@ impl<'a> Mask<'a> {
         Self { data, strides: [0; 3] }
     }
 
-    /// The values for row `[batch, head, row]`.
+    /// The values for row `[batch, head, row]`, and all behind them.
     #[inline(always)]
-    pub(super) fn at(&self, [batch, head, row]: [usize; 3], columns: usize) -> &'a [f32] {
+    pub(super) fn at(&self, [batch, head, row]: [usize; 3]) -> &'a [f32] {
         let [a, b, c] = self.strides;
-        &self.data[batch * a + head * b + row * c..][..columns]
+        &self.data[batch * a + head * b + row * c..]
     }
 
     pub(super) fn check(&self, sizes: [usize; 3], columns: usize) {
@@ -133,11 +133,11 @@ impl<const LOG: bool> Kernel for SoftmaxRows<'_, LOG> {
             let out = unsafe { sink.row(row, columns, scratch) };
             out.copy_from_slice(x.row(row, columns));
             let place = [row / sizes[2] / sizes[1], row / sizes[2] % sizes[1], row % sizes[2]];
-            let mask = mask.map(|mask| mask.at(place, columns));
+            let mask = mask.map(|mask| mask.at(place));
             if LOG {
                 with_vectors!(S, log_row::<S; N>(s, out, scale, mask));
             } else {
-                let sum = exponentials(s, out, scale, mask, false);
+                let sum = exponentials(s, out, columns, scale, mask, false);
                 scale_row(s, out, 1.0 / sum);
             }
             // SAFETY: as above.
@@ -159,37 +159,60 @@ pub(super) fn scale_row<S: Simd>(s: S, row: &mut [f32], factor: f32) {
     }
 }
 
-/// Turns `row` into `exp(t - max t)` with `t = row * scale + mask`, and returns their sum. A row that is -inf throughout
-/// becomes NaN, or zeros if `blind_is_zero`.
+/// Turns the first `len` values of `row` into `exp(t - max t)` with `t = row * scale + mask`, and returns their sum. Where `len`
+/// is no whole number of [`LANES`] and the row goes on for so many, zeros or NaN come behind it. A row that is -inf throughout
+/// becomes NaN, or zeros if `blind_is_zero`. The mask may be longer than the row.
 #[inline(always)]
 pub(super) fn exponentials<S: Simd>(
     s: S,
     row: &mut [f32],
+    len: usize,
     scale: f32,
     mask: Option<&[f32]>,
     blind_is_zero: bool,
 ) -> f32 {
-    with_vectors!(S, exponential_row::<S; N>(s, row, scale, mask, blind_is_zero))
+    with_vectors!(S, exponential_row::<S; N>(s, row, len, scale, mask, blind_is_zero))
 }
 
-/// The end of a row that is no whole number of [`LANES`], -inf behind it.
-#[inline(always)]
-fn tail_of(row: &[f32]) -> [f32; LANES] {
-    let mut tail = [f32::NEG_INFINITY; LANES];
-    tail[..row.len()].copy_from_slice(row);
-    tail
+/// The numbers of the lanes.
+const NUMBERS: [f32; LANES] = {
+    let mut numbers = [0.0; LANES];
+    let mut i = 0;
+    while i < LANES {
+        numbers[i] = i as f32;
+        i += 1;
+    }
+    numbers
+};
+
+/// Calls `$body` with the last lanes of a row, `$rest` of which are its own: where they are if so many follow, else in a copy.
+macro_rules! with_tail {
+    ($row:ident, $len:ident, |$tail:ident, $rest:ident| $body:expr) => {
+        let whole = $len / LANES * LANES;
+        let $rest = $len - whole;
+        if $rest > 0 {
+            if let Some($tail) = $row.get_mut(whole..whole + LANES) {
+                $body
+            } else {
+                let mut copy = [0.0f32; LANES];
+                copy[..$rest].copy_from_slice(&$row[whole..$len]);
+                let $tail = &mut copy;
+                $body
+                $row[whole..$len].copy_from_slice(&copy[..$rest]);
+            }
+        }
+    };
 }
 
-/// `t = row * scale + mask` in place, and its maximum.
+/// `t = row * scale + mask` in place, and its maximum. Behind the row comes -inf, if there are lanes.
 #[inline(always)]
-fn prepare<S: Simd, const N: usize>(s: S, row: &mut [f32], scale: f32, mask: Option<&[f32]>) -> f32 {
+fn prepare<S: Simd, const N: usize>(s: S, row: &mut [f32], len: usize, scale: f32, mask: Option<&[f32]>) -> f32 {
     let factor = s.splat(scale);
     let mut maxima = [s.splat(f32::NEG_INFINITY); N];
-    let whole = row.len() / LANES * LANES;
+    let blocks = row[..len].chunks_exact_mut(LANES);
     match mask {
         Some(mask) => {
-            let mask = &mask[..row.len()];
-            for (x, mask) in row.chunks_exact_mut(LANES).zip(mask.chunks_exact(LANES)) {
+            for (x, mask) in blocks.zip(mask[..len].chunks_exact(LANES)) {
                 for k in 0..N {
                     let at = k * S::LANES..(k + 1) * S::LANES;
                     let t = s.mul_add(s.load_f32(&x[at.clone()]), factor, s.load_f32(&mask[at.clone()]));
@@ -197,12 +220,9 @@ fn prepare<S: Simd, const N: usize>(s: S, row: &mut [f32], scale: f32, mask: Opt
                     s.store_f32(t, &mut x[at]);
                 }
             }
-            for i in whole..row.len() {
-                row[i] = row[i].mul_add(scale, mask[i]);
-            }
         }
         None => {
-            for x in row.chunks_exact_mut(LANES) {
+            for x in blocks {
                 for k in 0..N {
                     let at = k * S::LANES..(k + 1) * S::LANES;
                     let t = s.mul(s.load_f32(&x[at.clone()]), factor);
@@ -210,37 +230,58 @@ fn prepare<S: Simd, const N: usize>(s: S, row: &mut [f32], scale: f32, mask: Opt
                     s.store_f32(t, &mut x[at]);
                 }
             }
-            for x in &mut row[whole..] {
-                *x *= scale;
-            }
         }
     }
-    let mut lanes = tail_of(&row[whole..]);
-    for k in 0..N {
-        let at = k * S::LANES..(k + 1) * S::LANES;
-        let t = s.max(s.load_f32(&lanes[at.clone()]), maxima[k]);
-        s.store_f32(t, &mut lanes[at]);
+    with_tail!(row, len, |tail, rest| {
+        let mut copy = [0.0; LANES];
+        let mask = mask.map(|mask| {
+            let mask = &mask[len - rest..];
+            if mask.len() >= LANES {
+                return &mask[..LANES];
+            }
+            copy[..rest].copy_from_slice(&mask[..rest]);
+            &copy[..]
+        });
+        let end = s.splat(rest as f32);
+        for k in 0..N {
+            let at = k * S::LANES..(k + 1) * S::LANES;
+            let x = s.load_f32(&tail[at.clone()]);
+            let t = match mask {
+                Some(mask) => s.mul_add(x, factor, s.load_f32(&mask[at.clone()])),
+                None => s.mul(x, factor),
+            };
+            let t = s.if_less(s.load_f32(&NUMBERS[at.clone()]), end, t, s.splat(f32::NEG_INFINITY));
+            maxima[k] = s.max(t, maxima[k]);
+            s.store_f32(t, &mut tail[at]);
+        }
+    });
+    let mut half = N / 2;
+    while half > 0 {
+        for k in 0..half {
+            maxima[k] = s.max(maxima[k], maxima[k + half]);
+        }
+        half /= 2;
     }
-    lanes.into_iter().fold(f32::NEG_INFINITY, |max, x| if x > max { x } else { max })
+    s.max_lanes(maxima[0])
 }
 
 #[inline(always)]
 fn exponential_row<S: Simd, const N: usize>(
     s: S,
     row: &mut [f32],
+    len: usize,
     scale: f32,
     mask: Option<&[f32]>,
     blind_is_zero: bool,
 ) -> f32 {
-    let mut max = prepare::<S, N>(s, row, scale, mask);
+    let mut max = prepare::<S, N>(s, row, len, scale, mask);
     if max == f32::NEG_INFINITY && blind_is_zero {
         // A NaN among them stays one.
         max = 0.0;
     }
     let max = s.splat(max);
     let mut sums = [s.splat(0.0); N];
-    let mut blocks = row.chunks_exact_mut(LANES);
-    for x in blocks.by_ref() {
+    for x in row[..len].chunks_exact_mut(LANES) {
         for k in 0..N {
             let at = k * S::LANES..(k + 1) * S::LANES;
             let e = exp_negative(s, s.sub(s.load_f32(&x[at.clone()]), max));
@@ -248,24 +289,25 @@ fn exponential_row<S: Simd, const N: usize>(
             s.store_f32(e, &mut x[at]);
         }
     }
-    let rest = blocks.into_remainder();
-    if !rest.is_empty() {
-        let mut tail = tail_of(rest);
+    with_tail!(row, len, |tail, rest| {
+        let end = s.splat(rest as f32);
         for k in 0..N {
             let at = k * S::LANES..(k + 1) * S::LANES;
             let e = exp_negative(s, s.sub(s.load_f32(&tail[at.clone()]), max));
+            // What the copy has behind the row is no -inf.
+            let e = s.if_less(s.load_f32(&NUMBERS[at.clone()]), end, e, s.splat(0.0));
             sums[k] = s.add(sums[k], e);
             s.store_f32(e, &mut tail[at]);
         }
-        rest.copy_from_slice(&tail[..rest.len()]);
-    }
+    });
     sum_lanes(s, sums)
 }
 
 /// `t - max t - ln(sum of exponentials)` in place.
 #[inline(always)]
 fn log_row<S: Simd, const N: usize>(s: S, row: &mut [f32], scale: f32, mask: Option<&[f32]>) {
-    let max = s.splat(prepare::<S, N>(s, row, scale, mask));
+    let len = row.len();
+    let max = s.splat(prepare::<S, N>(s, row, len, scale, mask));
     let mut sums = [s.splat(0.0); N];
     for x in row.chunks_exact(LANES) {
         for k in 0..N {
@@ -273,12 +315,14 @@ fn log_row<S: Simd, const N: usize>(s: S, row: &mut [f32], scale: f32, mask: Opt
             sums[k] = s.add(sums[k], exp_negative(s, s.sub(x, max)));
         }
     }
-    let whole = row.len() / LANES * LANES;
-    let tail = tail_of(&row[whole..]);
-    for k in 0..N {
-        let x = s.load_f32(&tail[k * S::LANES..(k + 1) * S::LANES]);
-        sums[k] = s.add(sums[k], exp_negative(s, s.sub(x, max)));
-    }
+    with_tail!(row, len, |tail, rest| {
+        let end = s.splat(rest as f32);
+        for k in 0..N {
+            let at = k * S::LANES..(k + 1) * S::LANES;
+            let e = exp_negative(s, s.sub(s.load_f32(&tail[at.clone()]), max));
+            sums[k] = s.add(sums[k], s.if_less(s.load_f32(&NUMBERS[at]), end, e, s.splat(0.0)));
+        }
+    });
     let log = s.splat(f64::from(sum_lanes(s, sums)).ln() as f32);
     for block in row.chunks_mut(S::BYTES) {
         let mut x = s.load_f32x4(block);

@@ -119,11 +119,11 @@ const ACTIVATIONS: [Activation; 14] = [
 
 /// An upper bound of `|f(x) - exact|`.
 fn bound(activation: Activation, x: f32, exact: f64) -> f64 {
-    let ulp = |units: f64| units * (f64::from(f32::EPSILON) / 2.0 * 2.0 * exact.abs()).max(1.5e-45) + 1e-36;
+    let ulp = |units: f64| units * (f64::from(f32::EPSILON) / 2.0 * 2.0 * exact.abs()).max(1.5e-45) + 1.1e-36;
     match activation {
         Activation::Gelu => 2e-7 * f64::from(x).abs() + 1e-45,
         // The exponent is up to 90, and rounded.
-        Activation::GeluTanh => 3e-7 * f64::from(x).abs() + 1e-36,
+        Activation::GeluTanh => 3e-7 * f64::from(x).abs() + 1.1e-36,
         _ => ulp(2.0),
     }
 }
