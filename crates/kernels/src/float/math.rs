@@ -13,7 +13,7 @@ const ROUNDER: f32 = 12_582_912.0;
 const EXP_FLOOR: f32 = -87.33;
 
 /// `(exp(r) - 1 - r) / r²` for `|r| <= ln 2 / 2`, constant term first; error 3e-9 of `exp(r)`.
-const EXP: [f32; 5] = [4.999_999_3e-1, 1.666_652e-1, 4.166_838_8e-2, 8.368_717e-3, 1.381_459_6e-3];
+const EXP: [f32; 5] = [4.999_999_4e-1, 1.666_652e-1, 4.166_839e-2, 8.368_717e-3, 1.381_459_6e-3];
 
 /// `n` and `exp(r) - 1` with `x = n ln 2 + r`.
 #[inline(always)]
@@ -22,7 +22,7 @@ fn reduce<S: Simd>(s: S, x: S::F32) -> (S::F32, S::F32) {
     let n = s.sub(s.mul_add(x, s.splat(std::f32::consts::LOG2_E), rounder), rounder);
     // ln 2 as the nearest f32 and what that lacks.
     let r = s.mul_add(n, s.splat(-std::f32::consts::LN_2), x);
-    let r = s.mul_add(n, s.splat(1.904_654_3e-9), r);
+    let r = s.mul_add(n, s.splat(1.904_654_2e-9), r);
     let mut q = s.splat(EXP[4]);
     for k in (0..4).rev() {
         q = s.mul_add(q, r, s.splat(EXP[k]));
@@ -62,7 +62,7 @@ pub(super) fn sigmoid<S: Simd>(s: S, x: S::F32) -> S::F32 {
     s.div(s.if_less(x, s.splat(0.0), e, one), s.add(one, e))
 }
 
-/// `x * sigmoid(x)`.
+/// `x * sigmoid(x)`, within 2.7 ulp; 0 below -87.33.
 #[inline(always)]
 pub(super) fn silu<S: Simd>(s: S, x: S::F32) -> S::F32 {
     let e = exp_negative(s, negative(s, x));
@@ -70,7 +70,7 @@ pub(super) fn silu<S: Simd>(s: S, x: S::F32) -> S::F32 {
     s.div(s.if_less(x, s.splat(0.0), s.mul(x, e), x), s.add(one, e))
 }
 
-/// `exp(x) - 1` for `x` up to 0, or NaN.
+/// `exp(x) - 1` for `x` up to 0, or NaN; below -20 it is -1.
 #[inline(always)]
 pub(super) fn exp_m1_negative<S: Simd>(s: S, x: S::F32) -> S::F32 {
     let (n, e) = reduce(s, s.max(s.splat(-20.0), x));
@@ -78,7 +78,7 @@ pub(super) fn exp_m1_negative<S: Simd>(s: S, x: S::F32) -> S::F32 {
     s.mul_add(e, power, s.sub(power, one))
 }
 
-/// The hyperbolic tangent.
+/// The hyperbolic tangent, within 2.5 ulp.
 #[inline(always)]
 pub(super) fn tanh<S: Simd>(s: S, x: S::F32) -> S::F32 {
     let e = exp_m1_negative(s, negative(s, s.add(x, x)));
@@ -89,21 +89,21 @@ pub(super) fn tanh<S: Simd>(s: S, x: S::F32) -> S::F32 {
 /// Half of `erf(x / √2) / x` for `|x|` up to [`PHI_END`], a polynomial in `v = 2 x² / PHI_END² - 1`, constant term first.
 /// Error of the normal distribution 2e-8.
 const PHI: [f32; 15] = [
-    0.5 * 2.667_851_251e-1,
-    0.5 * -1.330_370_135e-1,
-    0.5 * 9.852_833_244e-2,
-    0.5 * -7.917_779_94e-2,
-    0.5 * 6.415_890_723e-2,
-    0.5 * -5.059_720_417e-2,
-    0.5 * 3.785_270_667e-2,
-    0.5 * -2.636_850_677e-2,
-    0.5 * 1.765_264_353e-2,
-    0.5 * -1.170_383_811e-2,
-    0.5 * 6.276_464_618e-3,
-    0.5 * -2.187_537_867e-3,
-    0.5 * 1.458_423_731e-3,
-    0.5 * -1.530_656_866e-3,
-    0.5 * 5.691_839_645e-4,
+    1.333_925_6e-1,
+    -6.651_851e-2,
+    4.926_416_7e-2,
+    -3.958_89e-2,
+    3.207_945_5e-2,
+    -2.529_860_3e-2,
+    1.892_635_4e-2,
+    -1.318_425_3e-2,
+    8.826_322e-3,
+    -5.851_919e-3,
+    3.138_232_3e-3,
+    -1.093_769e-3,
+    7.292_118_4e-4,
+    -7.653_284e-4,
+    2.845_919_8e-4,
 ];
 
 /// From here on the normal distribution differs from 1 by less than 6e-8.
@@ -123,11 +123,12 @@ pub(super) fn gelu<S: Simd>(s: S, x: S::F32) -> S::F32 {
     s.mul(x, s.if_less(x, low, s.splat(0.0), phi))
 }
 
-/// `x / 2 * (1 + tanh(√(2/π) (x + 0.044715 x³)))`, which is `x * sigmoid(2 √(2/π) (x + 0.044715 x³))`.
+/// `x / 2 * (1 + tanh(√(2/π) (x + 0.044715 x³)))`, which is `x * sigmoid(2 √(2/π) (x + 0.044715 x³))`,
+/// within `1.2e-7 |x|`.
 #[inline(always)]
 pub(super) fn gelu_tanh<S: Simd>(s: S, x: S::F32) -> S::F32 {
-    const LINEAR: f32 = 1.595_769_1;
-    const CUBIC: f32 = 0.071_354_814;
+    const LINEAR: f32 = 1.595_769;
+    const CUBIC: f32 = 7.135_481_4e-2;
     let u = s.mul(x, s.mul_add(s.mul(x, x), s.splat(CUBIC), s.splat(LINEAR)));
     let e = exp_negative(s, negative(s, u));
     let one = s.splat(1.0);

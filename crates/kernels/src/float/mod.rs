@@ -8,6 +8,8 @@
 //!
 //! Results go to a [`Target`]: as they are, or rounded to bytes on the way.
 #![allow(unsafe_code)]
+// Loops over a fixed number of vectors run in registers, as they are written.
+#![allow(clippy::needless_range_loop)]
 
 mod activate;
 mod attention;
