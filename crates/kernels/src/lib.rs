@@ -38,7 +38,7 @@ pub use depthwise::{DepthwiseShape, PackedDepthwise, Window as ConvWindow};
 pub use epilogue::{Dequantize, Output, Requantize, Residual};
 pub use error::{Error, Result};
 pub use fake_quantize::FakeQuantize;
-pub use gemm::{DynamicScheme, PackedGemm};
+pub use gemm::{DynamicRows, DynamicScheme, PackedGemm};
 pub use grouped::{GroupedShape, PackedGrouped};
 pub use isa::Isa;
 

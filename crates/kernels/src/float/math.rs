@@ -42,10 +42,10 @@ pub(super) fn exp<S: Simd>(s: S, x: S::F32) -> S::F32 {
 /// `exp(x)` for `x` up to 0, or NaN, within 1 ulp; 0 where it would be below 1.2e-38.
 #[inline(always)]
 pub(super) fn exp_negative<S: Simd>(s: S, x: S::F32) -> S::F32 {
-    let floor = s.splat(EXP_FLOOR);
-    let (n, e) = reduce(s, s.max(floor, x));
+    let (n, e) = reduce(s, x);
     let y = s.times_exp2(s.add(e, s.splat(1.0)), n);
-    s.if_less(x, floor, s.splat(0.0), y)
+    // Whatever that was below the floor.
+    s.if_less(x, s.splat(EXP_FLOOR), s.splat(0.0), y)
 }
 
 /// `-|x|`.

@@ -1,6 +1,6 @@
 //! Products of f32 matrices, many of a size.
 //!
-//! A tile of six rows and 16, 32, 48 or 64 columns stays in registers (after Goto and van de Geijn, Anatomy of high-performance
+//! A tile of six rows and up to 64 columns stays in registers (after Goto and van de Geijn, Anatomy of high-performance
 //! matrix multiplication, 2008). The right matrix lies in panels of [`GROUP`] columns, packed by the task that needs them.
 //! A value is one chain of fused multiply-adds in the order of the inner dimension, whatever the tile: the same bits
 //! everywhere.
@@ -336,15 +336,15 @@ pub(super) unsafe fn multiply<S: Simd>(
     stride: usize,
 ) {
     let groups = columns.div_ceil(GROUP);
-    // Panels of a tile: as many as there are registers for, as evenly as they can be shared out.
+    // Panels and rows of a tile: as many as there are registers for, as evenly as they can be shared out.
     let most = match S::LANES {
         16 => 4,
         _ => 1,
     };
     let strips = groups.div_ceil(most);
-    let row_tiles = rows.div_ceil(TILE_ROWS);
     for strip in 0..strips {
         let [first, last] = [strip, strip + 1].map(|i| groups * i / strips);
+        let row_tiles = rows.div_ceil(TILE_ROWS);
         let width = (columns - first * GROUP).min((last - first) * GROUP);
         for tile in 0..row_tiles {
             let [row, end] = [tile, tile + 1].map(|i| rows * i / row_tiles);

@@ -7,8 +7,8 @@ use crate::{QParams, choose_qparams};
 
 /// Where the results of a kernel go, row by row, and in which form.
 ///
-/// For a dynamic range of the whole tensor, store f32 and let `PackedGemm::run_dynamic` or [`dynamic_qparams`]
-/// (crate::dynamic_qparams) find it.
+/// For a dynamic range of the whole tensor, store f32 and let `PackedGemm::run_dynamic` or
+/// [`dynamic_qparams`](crate::dynamic_qparams) find it.
 #[derive(Debug)]
 pub enum Target<'a> {
     /// As they are.
@@ -27,7 +27,8 @@ pub enum Target<'a> {
         /// One scale and zero point.
         qparams: QParams,
     },
-    /// Rounded by each row's own range, as [`quantize_dynamic_rows`](crate::quantize_dynamic_rows) does.
+    /// Rounded by each row's own range, as [`quantize_dynamic_rows`](crate::quantize_dynamic_rows) does: the
+    /// [`DynamicRows`](crate::DynamicRows) that `PackedGemm::run_rows` multiplies.
     Dynamic {
         /// The bytes.
         bytes: &'a mut [u8],
