@@ -43,11 +43,12 @@ pub fn activate(
         return;
     }
     let sink = Sink::new(target, rows, columns);
-    check_scratch(&sink, columns, scratch, threads.threads());
+    let most = threads.threads().max(1);
+    check_scratch(&sink, columns, scratch, most);
     let scratch = Shared(scratch.as_mut_ptr());
     // One long row is cut like many: only a range of its own needs a row as a whole.
     if let (1, Sink::F32(values, _)) = (rows, sink) {
-        split(threads, columns.div_ceil(BLOCK), 4 * BLOCK, &|_, from, to| {
+        split(threads, most, columns.div_ceil(BLOCK), 4 * BLOCK, &|_, from, to| {
             let (from, to) = (from * BLOCK, (to * BLOCK).min(columns));
             // SAFETY: the range is within the row, and each task has its own.
             let out = unsafe { values.slice(from, to - from) };
@@ -56,7 +57,7 @@ pub fn activate(
         });
         return;
     }
-    split(threads, rows, 4 * columns, &|task, from, to| {
+    split(threads, most, rows, 4 * columns, &|task, from, to| {
         // SAFETY: `check_scratch` has seen it, and `split` gives each task number once.
         let scratch = unsafe { task_scratch(&sink, columns, scratch, task) };
         dispatch_f32(isa, ActivateRows { x, rows: [from, to], columns, bias, function, sink, scratch });

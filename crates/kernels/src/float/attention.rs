@@ -102,16 +102,17 @@ pub fn attention(
     if let Some(mask) = mask {
         mask.check([batch, heads, rows], columns);
     }
-    let needed = attention_scratch_len(attention, threads.threads());
+    let most = threads.threads().max(1);
+    let needed = attention_scratch_len(attention, most);
     assert!(scratch.len() >= needed, "{} values of scratch, {needed} are needed", scratch.len());
     if [batch, heads, rows, value_dim].contains(&0) {
         return;
     }
-    let chunks = row_chunks(batch * heads, rows, threads.threads());
+    let chunks = row_chunks(batch * heads, rows, most);
     let (out, scratch) = ((Shared(out.data.as_mut_ptr()), out.strides), Shared(scratch.as_mut_ptr()));
     let len = attention.task_len();
     let cost = (rows.div_ceil(chunks) * columns).saturating_mul(dim + value_dim + 32) / 8 + 1;
-    split(threads, batch * heads * chunks, cost, &|task, from, to| {
+    split(threads, most, batch * heads * chunks, cost, &|task, from, to| {
         // SAFETY: the scratch has been checked for as many tasks as there are threads, and each has its number.
         let scratch = unsafe { scratch.slice(task * len, len) };
         let attention = *attention;

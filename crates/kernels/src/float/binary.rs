@@ -65,13 +65,14 @@ pub fn arithmetic(
     if len == 0 {
         return;
     }
+    let most = threads.threads().max(1);
     let nest = Nest::new(sizes, a.strides, b.strides);
     let out = Shared(out.as_mut_ptr());
     // Along the innermost dimension if it is all there is, else along the others.
     let inner = nest.sizes[DIMENSIONS - 1];
     let lines = len / inner;
     if lines == 1 {
-        split(threads, inner.div_ceil(BLOCK), BLOCK, &|_, from, to| {
+        split(threads, most, inner.div_ceil(BLOCK), BLOCK, &|_, from, to| {
             let (from, to) = (from * BLOCK, (to * BLOCK).min(inner));
             dispatch_f32(
                 isa,
@@ -79,7 +80,7 @@ pub fn arithmetic(
             );
         });
     } else {
-        split(threads, lines, inner, &|_, from, to| {
+        split(threads, most, lines, inner, &|_, from, to| {
             let lines = [from, to];
             dispatch_f32(isa, Lines { isa, op, a: a.data, b: b.data, nest, function, out, lines, part: [0, inner] });
         });

@@ -140,16 +140,17 @@ pub fn matmul(
     if let Some(mask) = mask {
         mask.check([batch, heads, rows], columns);
     }
-    let needed = matmul_scratch_len(product, threads.threads());
+    let most = threads.threads().max(1);
+    let needed = matmul_scratch_len(product, most);
     assert!(scratch.len() >= needed, "{} values of scratch, {needed} are needed", scratch.len());
     if [batch, heads, rows, columns].contains(&0) {
         return;
     }
-    let chunks = row_chunks(batch * heads, rows, threads.threads());
+    let chunks = row_chunks(batch * heads, rows, most);
     let (out, scratch) = ((Shared(out.data.as_mut_ptr()), out.strides), Shared(scratch.as_mut_ptr()));
     let panels = panels_len(inner, columns);
     let cost = (rows.div_ceil(chunks) * columns).saturating_mul(inner) / 8 + 1;
-    split(threads, batch * heads * chunks, cost, &|task, from, to| {
+    split(threads, most, batch * heads * chunks, cost, &|task, from, to| {
         // SAFETY: the scratch has been checked for as many tasks as there are threads, and each has its number.
         let panels = unsafe { scratch.slice(task * panels, panels) };
         dispatch_f32(isa, Matmul { product, a, b, scale, mask, out, units: [from, to], chunks, panels });

@@ -108,11 +108,17 @@ impl<T> Shared<T> {
     }
 }
 
-/// Calls `task(number, from, to)` for ranges that together are `0..items`, as many as there are threads but none worth less
-/// than a thread; `values` is what one item costs.
-fn split(threads: &dyn Parallel, items: usize, values: usize, task: &(dyn Fn(usize, usize, usize) + Sync)) {
+/// Calls `task(number, from, to)` for ranges that together are `0..items`: at most `most`, for which there is scratch, and none
+/// worth less than a thread; `values` is what one item costs.
+fn split(
+    threads: &dyn Parallel,
+    most: usize,
+    items: usize,
+    values: usize,
+    task: &(dyn Fn(usize, usize, usize) + Sync),
+) {
     let worth = (items.saturating_mul(values) / VALUES_A_TASK).max(1);
-    let tasks = threads.threads().min(worth).min(items);
+    let tasks = most.max(1).min(worth).min(items);
     match tasks {
         0 => {}
         1 => task(0, 0, items),

@@ -97,9 +97,10 @@ fn run<const CENTRED: bool>(
         Shared(sum.as_mut_ptr())
     });
     let sink = Sink::new(target, rows, columns);
-    check_scratch(&sink, columns, scratch, threads.threads());
+    let most = threads.threads().max(1);
+    check_scratch(&sink, columns, scratch, most);
     let scratch = Shared(scratch.as_mut_ptr());
-    split(threads, rows, 2 * columns, &|task, from, to| {
+    split(threads, most, rows, 2 * columns, &|task, from, to| {
         // SAFETY: `check_scratch` has seen it, and `split` gives each task number once.
         let scratch = unsafe { task_scratch(&sink, columns, scratch, task) };
         dispatch_f32(isa, NormRows::<CENTRED> { x, residual, sum, rows: [from, to], norm, sink, scratch });

@@ -102,9 +102,10 @@ fn run<const LOG: bool>(
         return;
     }
     let sink = Sink::new(target, rows, columns);
-    check_scratch(&sink, columns, scratch, threads.threads());
+    let most = threads.threads().max(1);
+    check_scratch(&sink, columns, scratch, most);
     let scratch = Shared(scratch.as_mut_ptr());
-    split(threads, rows, 4 * columns, &|task, from, to| {
+    split(threads, most, rows, 4 * columns, &|task, from, to| {
         // SAFETY: `check_scratch` has seen it, and `split` gives each task number once.
         let scratch = unsafe { task_scratch(&sink, columns, scratch, task) };
         dispatch_f32(isa, SoftmaxRows::<LOG> { x, sizes, rows: [from, to], columns, scale, mask, sink, scratch });

@@ -461,6 +461,71 @@ proptest! {
     }
 }
 
+/// Sizes that are worth several threads; the others here mostly are not.
+#[test]
+#[cfg_attr(miri, ignore)]
+fn threads_share_the_work() {
+    let (rows, columns) = (41, 1103);
+    let (x, y) = (numbers(rows * columns, 3), numbers(rows * columns, 4));
+    let (x_rows, y_rows) = (Rows::new(&x, columns), Rows::new(&y, columns));
+    for isa in Isa::available().filter(|&isa| isa != Isa::Scalar) {
+        let path = Path { isa, edge: crate::guarded::Edge::End };
+        on_threads(|threads| {
+            let forms =
+                |run: &dyn Fn(Target<'_>, &mut [f32], &dyn Parallel)| forms(path, [rows, columns], threads, run);
+            let activated = forms(&|target, scratch, threads| {
+                activate(isa, x_rows, rows, columns, &y[..columns], Activation::Silu, target, scratch, threads);
+            });
+            let soft = forms(&|target, scratch, threads| {
+                let mask = Some(Mask { data: &y, strides: [0, 0, columns] });
+                softmax(isa, x_rows, [1, 1, rows], columns, 1.0, mask, target, scratch, threads);
+            });
+            let mut sum = vec![0.0; rows * columns];
+            let sums = std::cell::RefCell::new(&mut sum);
+            let normal = forms(&|target, scratch, threads| {
+                let norm = Norm { columns, weight: &y[..columns], bias: &[], eps: 1e-5 };
+                let sum = &mut **sums.borrow_mut();
+                layer_norm(isa, x_rows, Some(y_rows), Some(sum), rows, norm, target, scratch, threads);
+            });
+            let mut line = vec![0.0; x.len()];
+            let target = Target::F32 { values: &mut line, stride: x.len() };
+            let whole = Rows::new(&x, x.len());
+            activate(isa, whole, 1, x.len(), &y, Activation::Gelu, target, &mut [], threads);
+            let mut added = [vec![0.0; x.len()], vec![0.0; x.len()]];
+            for (added, strides) in added.iter_mut().zip([[columns, 1], [0, 1]]) {
+                let (a, b) = (Strided { data: &x, strides: &[columns, 1] }, Strided { data: &y, strides: &strides });
+                let function = Some(Activation::Tanh);
+                arithmetic(isa, Arithmetic::Add, a, b, &[rows, columns], function, added, threads);
+            }
+            let [added, broadcast] = added.map(|added| bits(&added));
+            (activated, soft, normal, bits(&sum), bits(&line), added, broadcast)
+        });
+        // One head, cut by rows, and many.
+        for (batch, heads, rows) in [(1, 1, 203), (3, 5, 70), (2, 7, 31)] {
+            let (columns, dim) = (rows + 5, 24);
+            let data = numbers(batch * heads * columns * dim, 5);
+            let mask = numbers(rows * columns, 6);
+            on_threads(|threads| {
+                let (scale, causal, blind_is_zero) = (0.2, heads == 5, false);
+                let options =
+                    Attention { batch, heads, rows, columns, dim, value_dim: dim, scale, causal, blind_is_zero };
+                let x = Batch { data: &data, strides: [heads * columns * dim, dim, heads * dim, 1] };
+                let mask = Some(Mask { data: &mask, strides: [0, 0, columns] });
+                let mut out = path.output::<f32>(batch * heads * rows * dim);
+                let mut scratch = path.output::<f32>(attention_scratch_len(&options, threads.threads()));
+                let to = BatchMut { data: &mut out, strides: [heads * rows * dim, dim, heads * dim] };
+                attention(isa, &options, x, x, x, mask, to, &mut scratch, threads);
+                let product = Product { batch, heads, rows, inner: dim, columns };
+                let mut scores = path.output::<f32>(batch * heads * rows * columns);
+                let mut scratch = path.output::<f32>(matmul_scratch_len(product, threads.threads()));
+                let to = BatchMut::new(&mut scores, [heads, rows, columns]);
+                matmul(isa, product, x, x.transposed(), scale, mask, to, &mut scratch, threads);
+                (bits(&out), bits(&scores))
+            });
+        }
+    }
+}
+
 /// Batch, heads, rows, inner dimension, columns: around the sizes of tiles and blocks.
 fn sizes() -> impl Strategy<Value = [usize; 5]> {
     let rows = || prop_oneof![0..3usize, 5..8usize, 1..60usize];
