@@ -11,8 +11,12 @@ use jitquant_kernels::float::{
 };
 use jitquant_kernels::{Activation, Isa, QParams, Serial};
 
-fn values(len: usize) -> Vec<f32> {
-    (0..len).map(|i| ((i * 37 % 101) as f32 - 50.0) / 12.5).collect()
+/// Values that begin at a cache line, as those of a tensor do; they stay until the end.
+fn values(len: usize) -> &'static mut [f32] {
+    let values: Vec<f32> = (0..len + 16).map(|i| ((i * 37 % 101) as f32 - 50.0) / 12.5).collect();
+    let values = values.leak();
+    let begin = values.as_ptr().align_offset(64);
+    &mut values[begin..begin + len]
 }
 
 /// `f` on each instruction set but the scalar one.
@@ -35,7 +39,7 @@ fn heads(criterion: &mut Criterion) {
     ] {
         let x = values(batch * heads * rows * dim);
         let bias = values(heads * rows * rows);
-        let mut out = vec![0.0; x.len()];
+        let out = values(x.len());
         let options = Attention {
             batch,
             heads,
@@ -47,15 +51,15 @@ fn heads(criterion: &mut Criterion) {
             causal: false,
             blind_is_zero: false,
         };
-        let mut scratch = vec![0.0; attention_scratch_len(&options, 1)];
+        let scratch = values(attention_scratch_len(&options, 1));
         // As a projection leaves them: a row has all heads.
         let [a, b, c] = [rows * heads * dim, dim, heads * dim];
         let work = Throughput::Elements((4 * batch * heads * rows * rows * dim) as u64);
         each(&mut group, name, work, |isa| {
-            let x = Batch { data: &x, strides: [a, b, c, 1] };
-            let mask = biased.then_some(Mask { data: &bias, strides: [0, rows * rows, rows] });
-            let out = BatchMut { data: &mut out, strides: [a, b, c] };
-            attention(isa, &options, x, x, x, mask, out, &mut scratch, &Serial);
+            let x = Batch { data: x, strides: [a, b, c, 1] };
+            let mask = biased.then_some(Mask { data: bias, strides: [0, rows * rows, rows] });
+            let out = BatchMut { data: out, strides: [a, b, c] };
+            attention(isa, &options, x, x, x, mask, out, scratch, &Serial);
         });
     }
     group.finish();
@@ -64,14 +68,14 @@ fn heads(criterion: &mut Criterion) {
 fn products(criterion: &mut Criterion) {
     let mut group = criterion.benchmark_group("matmul");
     for (rows, inner, columns) in [(128, 32, 128), (197, 64, 197), (128, 384, 384), (512, 512, 512)] {
-        let (a, b, mut c) = (values(rows * inner), values(inner * columns), vec![0.0; rows * columns]);
+        let (a, b, c) = (values(rows * inner), values(inner * columns), values(rows * columns));
         let product = Product { batch: 1, heads: 1, rows, inner, columns };
-        let mut scratch = vec![0.0; matmul_scratch_len(product, 1)];
+        let scratch = values(matmul_scratch_len(product, 1));
         let work = Throughput::Elements((2 * rows * inner * columns) as u64);
         each(&mut group, &format!("{rows}x{inner}x{columns}"), work, |isa| {
-            let (a, b) = (Batch::new(&a, [1, rows, inner]), Batch::new(&b, [1, inner, columns]));
-            let c = BatchMut::new(&mut c, [1, rows, columns]);
-            matmul(isa, product, a, b, 1.0, None, c, &mut scratch, &Serial);
+            let (a, b) = (Batch::new(a, [1, rows, inner]), Batch::new(b, [1, inner, columns]));
+            let c = BatchMut::new(c, [1, rows, columns]);
+            matmul(isa, product, a, b, 1.0, None, c, scratch, &Serial);
         });
     }
     group.finish();
@@ -82,34 +86,34 @@ fn rows(criterion: &mut Criterion) {
     for (rows, columns) in [(128, 384), (197, 768)] {
         let len = rows * columns;
         let (x, y, weight) = (values(len), values(len), values(columns));
-        let (mut out, mut sum, mut bytes) = (vec![0.0; len], vec![0.0; len], vec![0; len]);
-        let (mut scales, mut zero_points, mut scratch) = (vec![0.0; rows], vec![0; rows], vec![0.0; columns]);
-        let norm = Norm { columns, weight: &weight, bias: &weight, eps: 1e-5 };
-        let (x, y, stride) = (Rows::new(&x, columns), Rows::new(&y, columns), columns);
+        let (out, sum, mut bytes) = (values(len), values(len), vec![0; len]);
+        let (mut scales, mut zero_points, scratch) = (vec![0.0; rows], vec![0; rows], values(columns));
+        let norm = Norm { columns, weight, bias: weight, eps: 1e-5 };
+        let (x, y, stride) = (Rows::new(x, columns), Rows::new(y, columns), columns);
         let bytes_of = |each: usize| Throughput::Bytes((len * each) as u64);
         each(&mut group, &format!("layer_norm/{rows}x{columns}"), bytes_of(8), |isa| {
-            let target = Target::F32 { values: &mut out, stride };
+            let target = Target::F32 { values: out, stride };
             layer_norm(isa, x, None, None, rows, norm, target, &mut [], &Serial);
         });
         each(&mut group, &format!("layer_norm+residual/{rows}x{columns}"), bytes_of(16), |isa| {
-            let target = Target::F32 { values: &mut out, stride };
-            layer_norm(isa, x, Some(y), Some(&mut sum), rows, norm, target, &mut [], &Serial);
+            let target = Target::F32 { values: out, stride };
+            layer_norm(isa, x, Some(y), Some(sum), rows, norm, target, &mut [], &Serial);
         });
         each(&mut group, &format!("layer_norm-u8/{rows}x{columns}"), bytes_of(5), |isa| {
             let target = Target::U8 { bytes: &mut bytes, stride, qparams: QParams::new(0.05, 128) };
-            layer_norm(isa, x, None, None, rows, norm, target, &mut scratch, &Serial);
+            layer_norm(isa, x, None, None, rows, norm, target, scratch, &Serial);
         });
         each(&mut group, &format!("layer_norm-dynamic/{rows}x{columns}"), bytes_of(5), |isa| {
             let (scales, zero_points) = (&mut scales[..], &mut zero_points[..]);
             let target = Target::Dynamic { bytes: &mut bytes, stride, scales, zero_points };
-            layer_norm(isa, x, None, None, rows, norm, target, &mut scratch, &Serial);
+            layer_norm(isa, x, None, None, rows, norm, target, scratch, &Serial);
         });
     }
     let (rows, columns) = (1536, 128);
-    let (x, mut out) = (values(rows * columns), vec![0.0; rows * columns]);
+    let (x, out) = (values(rows * columns), values(rows * columns));
     each(&mut group, "softmax/1536x128", Throughput::Bytes((8 * rows * columns) as u64), |isa| {
-        let (mask, target) = (Mask::row(&x[..columns]), Target::F32 { values: &mut out, stride: columns });
-        softmax(isa, Rows::new(&x, columns), [1, 12, 128], columns, 0.1, Some(mask), target, &mut [], &Serial);
+        let (mask, target) = (Mask::row(&x[..columns]), Target::F32 { values: out, stride: columns });
+        softmax(isa, Rows::new(x, columns), [1, 12, 128], columns, 0.1, Some(mask), target, &mut [], &Serial);
     });
     group.finish();
 }
@@ -118,7 +122,7 @@ fn elements(criterion: &mut Criterion) {
     let mut group = criterion.benchmark_group("elements");
     let (rows, columns) = (128, 1536);
     let len = rows * columns;
-    let (x, bias, mut out) = (values(len), values(columns), vec![0.0; len]);
+    let (x, y, bias, out) = (values(len), values(len), values(columns), values(len));
     for function in [
         Activation::Relu,
         Activation::Gelu,
@@ -130,14 +134,14 @@ fn elements(criterion: &mut Criterion) {
         Activation::HardSwish,
     ] {
         each(&mut group, &format!("{function:?}"), Throughput::Bytes((8 * len) as u64), |isa| {
-            let target = Target::F32 { values: &mut out, stride: columns };
-            activate(isa, Rows::new(&x, columns), rows, columns, &bias, function, target, &mut [], &Serial);
+            let target = Target::F32 { values: out, stride: columns };
+            activate(isa, Rows::new(x, columns), rows, columns, bias, function, target, &mut [], &Serial);
         });
     }
     for (name, strides, bytes) in [("add", [columns, 1], 12), ("add a row", [0, 1], 8), ("add a scalar", [0, 0], 8)] {
         each(&mut group, name, Throughput::Bytes((bytes * len) as u64), |isa| {
-            let (a, b) = (Strided { data: &x, strides: &[columns, 1] }, Strided { data: &x, strides: &strides });
-            arithmetic(isa, Arithmetic::Add, a, b, &[rows, columns], None, &mut out, &Serial);
+            let (a, b) = (Strided { data: x, strides: &[columns, 1] }, Strided { data: y, strides: &strides });
+            arithmetic(isa, Arithmetic::Add, a, b, &[rows, columns], None, out, &Serial);
         });
     }
     group.finish();

@@ -461,6 +461,9 @@ proptest! {
     }
 }
 
+/// A kernel that stores into a target.
+type Run<'a> = &'a dyn Fn(Target<'_>, &mut [f32], &dyn Parallel);
+
 /// Sizes that are worth several threads; the others here mostly are not.
 #[test]
 #[cfg_attr(miri, ignore)]
@@ -471,8 +474,7 @@ fn threads_share_the_work() {
     for isa in Isa::available().filter(|&isa| isa != Isa::Scalar) {
         let path = Path { isa, edge: crate::guarded::Edge::End };
         on_threads(|threads| {
-            let forms =
-                |run: &dyn Fn(Target<'_>, &mut [f32], &dyn Parallel)| forms(path, [rows, columns], threads, run);
+            let forms = |run: Run<'_>| forms(path, [rows, columns], threads, run);
             let activated = forms(&|target, scratch, threads| {
                 activate(isa, x_rows, rows, columns, &y[..columns], Activation::Silu, target, scratch, threads);
             });
