@@ -17,6 +17,7 @@ mod embedding;
 mod epilogue;
 mod error;
 mod fake_quantize;
+pub mod float;
 mod gemm;
 pub mod geometry;
 mod grouped;
@@ -37,7 +38,7 @@ pub use depthwise::{DepthwiseShape, PackedDepthwise, Window as ConvWindow};
 pub use epilogue::{Dequantize, Output, Requantize, Residual};
 pub use error::{Error, Result};
 pub use fake_quantize::FakeQuantize;
-pub use gemm::{DynamicScheme, PackedGemm};
+pub use gemm::{DynamicRows, DynamicScheme, PackedGemm};
 pub use grouped::{GroupedShape, PackedGrouped};
 pub use isa::Isa;
 

@@ -8,6 +8,7 @@
 
 mod dynamic;
 
+pub(crate) use dynamic::MinMax;
 pub use dynamic::{choose_qparams, dynamic_qparams, min_max, quantize_dynamic_rows};
 
 use super::Isa;
@@ -130,7 +131,7 @@ impl<T: Quantized> Kernel for Quantize<'_, T> {
 
 /// Quantizes `x`, with one rounding for the product and the sum if `FUSED`, else two.
 #[inline(always)]
-fn quantize_run<S: Simd, T: Quantized, const FUSED: bool>(
+pub(crate) fn quantize_run<S: Simd, T: Quantized, const FUSED: bool>(
     s: S,
     x: &[f32],
     inv_scale: [S::F32; 4],

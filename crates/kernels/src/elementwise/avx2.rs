@@ -36,6 +36,16 @@ macro_rules! avx2 {
     };
 }
 
+/// Folds the upper half of four lanes into the lower one until one is left.
+macro_rules! fold_128 {
+    ($x:expr, $op:ident) => {{
+        let x = $x;
+        let x = $op(_mm_movehl_ps(x, x), x);
+        _mm_cvtss_f32($op(_mm_movehdup_ps(x), x))
+    }};
+}
+pub(super) use fold_128;
+
 /// `src`, or where it is shorter than `$len` a copy in `$block` with zeros behind it. Not a call of the load itself for the
 /// copy: LLVM inlines no function that calls itself, `#[inline(always)]` or not.
 macro_rules! whole {
@@ -356,5 +366,42 @@ impl Simd for Avx2 {
     #[inline(always)]
     fn if_less(self, a: __m256, b: __m256, yes: __m256, no: __m256) -> __m256 {
         avx2!(_mm256_blendv_ps(no, yes, _mm256_cmp_ps::<_CMP_LT_OQ>(a, b)))
+    }
+
+    #[inline(always)]
+    fn sum_lanes(self, x: __m256) -> f32 {
+        avx2!(fold_128!(_mm_add_ps(_mm256_extractf128_ps::<1>(x), _mm256_castps256_ps128(x)), _mm_add_ps))
+    }
+
+    #[inline(always)]
+    fn max_lanes(self, x: __m256) -> f32 {
+        avx2!(fold_128!(_mm_max_ps(_mm256_extractf128_ps::<1>(x), _mm256_castps256_ps128(x)), _mm_max_ps))
+    }
+
+    #[inline(always)]
+    fn min_lanes(self, x: __m256) -> f32 {
+        avx2!(fold_128!(_mm_min_ps(_mm256_extractf128_ps::<1>(x), _mm256_castps256_ps128(x)), _mm_min_ps))
+    }
+
+    #[inline(always)]
+    unsafe fn transpose_4(self, src: *const f32, stride: usize, dst: *mut f32, step: usize) {
+        // SAFETY: the caller's four values a row and eight a vector; AVX2 is there.
+        unsafe {
+            // Rows i and i + 4: a transposition within the halves puts eight rows in order.
+            macro_rules! rows {
+                ($i:literal) => {{
+                    let low = _mm_loadu_ps(src.wrapping_add(stride.wrapping_mul($i)));
+                    let high = _mm_loadu_ps(src.wrapping_add(stride.wrapping_mul($i + 4)));
+                    _mm256_insertf128_ps::<1>(_mm256_castps128_ps256(low), high)
+                }};
+            }
+            let (a, b, c, d) = (rows!(0), rows!(1), rows!(2), rows!(3));
+            let (ab_low, ab_high) = (_mm256_unpacklo_ps(a, b), _mm256_unpackhi_ps(a, b));
+            let (cd_low, cd_high) = (_mm256_unpacklo_ps(c, d), _mm256_unpackhi_ps(c, d));
+            _mm256_storeu_ps(dst, _mm256_shuffle_ps::<0x44>(ab_low, cd_low));
+            _mm256_storeu_ps(dst.wrapping_add(step), _mm256_shuffle_ps::<0xEE>(ab_low, cd_low));
+            _mm256_storeu_ps(dst.wrapping_add(2 * step), _mm256_shuffle_ps::<0x44>(ab_high, cd_high));
+            _mm256_storeu_ps(dst.wrapping_add(3 * step), _mm256_shuffle_ps::<0xEE>(ab_high, cd_high));
+        }
     }
 }

@@ -2,7 +2,7 @@
 
 use std::arch::x86_64::*;
 
-use super::avx2::xor_parts;
+use super::avx2::{fold_128, xor_parts};
 use super::scalar::ROUND_CEILING;
 use super::simd::{Kernel, Simd};
 use crate::Isa;
@@ -350,5 +350,63 @@ impl<const VBMI: bool> Simd for Avx512<VBMI> {
     #[inline(always)]
     fn if_less(self, a: __m512, b: __m512, yes: __m512, no: __m512) -> __m512 {
         avx512!(_mm512_mask_blend_ps(_mm512_cmp_ps_mask::<_CMP_LT_OQ>(a, b), no, yes))
+    }
+
+    #[inline(always)]
+    fn times_exp2(self, x: __m512, n: __m512) -> __m512 {
+        avx512!(_mm512_scalef_ps(x, n))
+    }
+
+    #[inline(always)]
+    fn times_wide_exp2(self, x: __m512, n: __m512) -> __m512 {
+        avx512!(_mm512_scalef_ps(x, n))
+    }
+
+    #[inline(always)]
+    fn sum_lanes(self, x: __m512) -> f32 {
+        avx512!({
+            let x = _mm256_add_ps(_mm512_extractf32x8_ps::<1>(x), _mm512_castps512_ps256(x));
+            fold_128!(_mm_add_ps(_mm256_extractf128_ps::<1>(x), _mm256_castps256_ps128(x)), _mm_add_ps)
+        })
+    }
+
+    #[inline(always)]
+    fn max_lanes(self, x: __m512) -> f32 {
+        avx512!({
+            let x = _mm256_max_ps(_mm512_extractf32x8_ps::<1>(x), _mm512_castps512_ps256(x));
+            fold_128!(_mm_max_ps(_mm256_extractf128_ps::<1>(x), _mm256_castps256_ps128(x)), _mm_max_ps)
+        })
+    }
+
+    #[inline(always)]
+    fn min_lanes(self, x: __m512) -> f32 {
+        avx512!({
+            let x = _mm256_min_ps(_mm512_extractf32x8_ps::<1>(x), _mm512_castps512_ps256(x));
+            fold_128!(_mm_min_ps(_mm256_extractf128_ps::<1>(x), _mm256_castps256_ps128(x)), _mm_min_ps)
+        })
+    }
+
+    #[inline(always)]
+    unsafe fn transpose_4(self, src: *const f32, stride: usize, dst: *mut f32, step: usize) {
+        // SAFETY: the caller's four values a row and sixteen a vector; AVX-512 is there.
+        unsafe {
+            // Rows i, i + 4, i + 8 and i + 12: a transposition within the quarters puts sixteen rows in order.
+            macro_rules! rows {
+                ($i:literal) => {{
+                    let at = |row: usize| _mm_loadu_ps(src.wrapping_add(stride.wrapping_mul(row)));
+                    let x = _mm512_castps128_ps512(at($i));
+                    let x = _mm512_insertf32x4::<1>(x, at($i + 4));
+                    let x = _mm512_insertf32x4::<2>(x, at($i + 8));
+                    _mm512_insertf32x4::<3>(x, at($i + 12))
+                }};
+            }
+            let (a, b, c, d) = (rows!(0), rows!(1), rows!(2), rows!(3));
+            let (ab_low, ab_high) = (_mm512_unpacklo_ps(a, b), _mm512_unpackhi_ps(a, b));
+            let (cd_low, cd_high) = (_mm512_unpacklo_ps(c, d), _mm512_unpackhi_ps(c, d));
+            _mm512_storeu_ps(dst, _mm512_shuffle_ps::<0x44>(ab_low, cd_low));
+            _mm512_storeu_ps(dst.wrapping_add(step), _mm512_shuffle_ps::<0xEE>(ab_low, cd_low));
+            _mm512_storeu_ps(dst.wrapping_add(2 * step), _mm512_shuffle_ps::<0x44>(ab_high, cd_high));
+            _mm512_storeu_ps(dst.wrapping_add(3 * step), _mm512_shuffle_ps::<0xEE>(ab_high, cd_high));
+        }
     }
 }

@@ -93,6 +93,72 @@ pub trait Simd: Copy {
     /// `if a < b { yes } else { no }`.
     fn if_less(self, a: Self::F32, b: Self::F32, yes: Self::F32, no: Self::F32) -> Self::F32;
 
+    /// `x` times 2 to the power of `n`, an integer in -126..=127, rounded once.
+    #[inline(always)]
+    fn times_exp2(self, x: Self::F32, n: Self::F32) -> Self::F32 {
+        self.mul(x, self.exp2(self.round(n)))
+    }
+
+    /// As [`times_exp2`](Self::times_exp2) for `n` in -200..=200 and `x` in 0.5..2.
+    #[inline(always)]
+    fn times_wide_exp2(self, x: Self::F32, n: Self::F32) -> Self::F32 {
+        // The first product is exact: only the second one rounds.
+        let first = self.max(self.splat(-100.0), self.min(self.splat(100.0), n));
+        self.times_exp2(self.times_exp2(x, first), self.sub(n, first))
+    }
+
+    /// The sum of the lanes: the upper half is added to the lower one until one is left.
+    #[inline(always)]
+    fn sum_lanes(self, x: Self::F32) -> f32 {
+        fold_lanes(self, x, |a, b| a + b)
+    }
+
+    /// The largest lane, none being NaN.
+    #[inline(always)]
+    fn max_lanes(self, x: Self::F32) -> f32 {
+        fold_lanes(self, x, |a, b| if a > b { a } else { b })
+    }
+
+    /// The smallest lane, none being NaN.
+    #[inline(always)]
+    fn min_lanes(self, x: Self::F32) -> f32 {
+        fold_lanes(self, x, |a, b| if a < b { a } else { b })
+    }
+
+    /// Four values from each of `LANES` rows, `stride` apart, as four vectors at `dst`, `step` apart.
+    ///
+    /// # Safety
+    /// They can be read and written, and nobody else reads or writes the latter meanwhile.
+    #[inline(always)]
+    unsafe fn transpose_4(self, src: *const f32, stride: usize, dst: *mut f32, step: usize) {
+        for row in 0..Self::LANES {
+            for k in 0..4 {
+                // SAFETY: by the contract.
+                unsafe { *dst.wrapping_add(k * step + row) = *src.wrapping_add(row.wrapping_mul(stride) + k) };
+            }
+        }
+    }
+
+    /// The vector of `LANES` f32 at `src`.
+    ///
+    /// # Safety
+    /// They can be read.
+    #[inline(always)]
+    unsafe fn load_at(self, src: *const f32) -> Self::F32 {
+        // SAFETY: by the contract.
+        self.load_f32(unsafe { std::slice::from_raw_parts(src, Self::LANES) })
+    }
+
+    /// Stores `LANES` f32 at `dst`.
+    ///
+    /// # Safety
+    /// They can be written, and nobody else reads or writes them meanwhile.
+    #[inline(always)]
+    unsafe fn store_at(self, x: Self::F32, dst: *mut f32) {
+        // SAFETY: by the contract.
+        self.store_f32(x, unsafe { std::slice::from_raw_parts_mut(dst, Self::LANES) });
+    }
+
     /// Four vectors of f32: a block.
     #[inline(always)]
     fn load_f32x4(self, src: &[f32]) -> [Self::F32; 4] {
@@ -134,6 +200,21 @@ pub trait Simd: Copy {
     }
 }
 
+/// Folds the upper half of the lanes into the lower one until one is left.
+#[inline(always)]
+fn fold_lanes<S: Simd>(s: S, x: S::F32, f: impl Fn(f32, f32) -> f32) -> f32 {
+    let mut lanes = [0.0; 16];
+    s.store_f32(x, &mut lanes[..S::LANES]);
+    let mut half = S::LANES / 2;
+    while half > 0 {
+        for i in 0..half {
+            lanes[i] = f(lanes[i], lanes[i + half]);
+        }
+        half /= 2;
+    }
+    lanes[0]
+}
+
 /// A computation that [`dispatch`] can compile for any ISA.
 ///
 /// `run`, and what it calls with vectors, must be `#[inline(always)]` and free of closures that hold vectors: only
@@ -155,6 +236,27 @@ pub(crate) fn dispatch<K: Kernel>(isa: Isa, kernel: K) -> K::Output {
                 return simd.vectorize(kernel);
             }
             return dispatch(Isa::Avx2, kernel);
+        }
+        Isa::Avx2 | Isa::AvxVnni => {
+            if let Some(simd) = super::avx2::Avx2::new() {
+                return simd.vectorize(kernel);
+            }
+        }
+        _ => {}
+    }
+    let _ = isa;
+    kernel.run(super::scalar::Scalar)
+}
+
+/// [`dispatch`] for kernels of f32 alone, which do not look up bytes: AVX-512 is one instance, with or without VBMI.
+pub(crate) fn dispatch_f32<K: Kernel>(isa: Isa, kernel: K) -> K::Output {
+    #[cfg(target_arch = "x86_64")]
+    match isa {
+        Isa::Avx512Vnni | Isa::Amx => {
+            if let Some(simd) = super::avx512::Avx512::<false>::new() {
+                return simd.vectorize(kernel);
+            }
+            return dispatch_f32(Isa::Avx2, kernel);
         }
         Isa::Avx2 | Isa::AvxVnni => {
             if let Some(simd) = super::avx2::Avx2::new() {

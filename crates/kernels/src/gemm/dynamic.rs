@@ -76,11 +76,45 @@ impl PackedGemm {
                     quantize(isa, values, qparams, &mut bytes[row * k..][..k]);
                     (scales[row], zero_points[row]) = (qparams.scale, qparams.zero_point as u8);
                 }
-                let scale = ActivationScale::Rows { scale: scales, zero_point: zero_points };
-                self.multiply(bytes, k, m, 0, Some(scale), Output::F32(output, dequantize), self.n(), threads)
+                let rows = DynamicRows { bytes, stride: k, scales, zero_points };
+                self.run_rows(rows, m, output, dequantize, threads)
             }
         }
     }
+
+    /// As [`run_dynamic`](Self::run_dynamic) with [`DynamicScheme::PerRow`], of `m` rows that are quantized already.
+    ///
+    /// # Errors
+    /// Where a slice is too short.
+    pub fn run_rows(
+        &self,
+        rows: DynamicRows<'_>,
+        m: usize,
+        output: &mut [f32],
+        dequantize: Dequantize<'_>,
+        threads: &dyn Parallel,
+    ) -> Result<()> {
+        let (scales, zero_points) = (rows.scales.len(), rows.zero_points.len());
+        if scales < m || zero_points < m {
+            return Err(Error(format!("{m} rows have {scales} scales and {zero_points} zero points")));
+        }
+        let scale = ActivationScale::Rows { scale: &rows.scales[..m], zero_point: &rows.zero_points[..m] };
+        let output = Output::F32(output, dequantize);
+        self.multiply(rows.bytes, rows.stride, m, 0, Some(scale), output, self.n(), threads)
+    }
+}
+
+/// u8 rows, each with a range of its own.
+#[derive(Clone, Copy, Debug)]
+pub struct DynamicRows<'a> {
+    /// The bytes.
+    pub bytes: &'a [u8],
+    /// Bytes from one row to the next.
+    pub stride: usize,
+    /// Each row's scale.
+    pub scales: &'a [f32],
+    /// Each row's zero point.
+    pub zero_points: &'a [u8],
 }
 
 /// Quantizes on the caller's threads.

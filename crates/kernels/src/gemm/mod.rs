@@ -19,7 +19,7 @@ mod scalar;
 pub(crate) mod tile;
 pub(crate) mod vector;
 
-pub use dynamic::DynamicScheme;
+pub use dynamic::{DynamicRows, DynamicScheme};
 
 use drive::{Lines, Path, product};
 use finish::{ActivationScale, Finish};

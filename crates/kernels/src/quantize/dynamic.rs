@@ -17,7 +17,8 @@ pub fn min_max(isa: Isa, x: &[f32]) -> (f32, f32) {
     if min > max { (0.0, 0.0) } else { (min + 0.0, max + 0.0) }
 }
 
-struct MinMax<'a>(&'a [f32]);
+/// The kernel of [`min_max`]: infinities in reverse where there is no number.
+pub(crate) struct MinMax<'a>(pub &'a [f32]);
 
 impl Kernel for MinMax<'_> {
     type Output = (f32, f32);
@@ -39,13 +40,9 @@ impl Kernel for MinMax<'_> {
             min = if x < min { x } else { min };
             max = if x > max { x } else { max };
         }
-        let mut lanes = [0.0; 16];
-        for k in 0..4 {
-            s.store_f32(mins[k], &mut lanes[..S::LANES]);
-            min = lanes[..S::LANES].iter().copied().fold(min, f32::min);
-            s.store_f32(maxs[k], &mut lanes[..S::LANES]);
-            max = lanes[..S::LANES].iter().copied().fold(max, f32::max);
-        }
+        let least = s.min(s.min(mins[0], mins[1]), s.min(mins[2], mins[3]));
+        let most = s.max(s.max(maxs[0], maxs[1]), s.max(maxs[2], maxs[3]));
+        (min, max) = (min.min(s.min_lanes(least)), max.max(s.max_lanes(most)));
         (min, max)
     }
 }

@@ -40,6 +40,8 @@ pub enum Activation {
     Gelu,
     /// Gelu with Φ approximated: `x / 2 * (1 + tanh(sqrt(2 / π) * (x + 0.044715 x³)))`.
     GeluTanh,
+    /// `exp(x)`.
+    Exp,
     /// `x + value`.
     AddScalar(f32),
     /// `x * value`.
@@ -82,6 +84,7 @@ impl Activation {
                 let inner = (2.0 / std::f64::consts::PI).sqrt() * (wide + 0.044_715 * wide.powi(3));
                 (0.5 * wide * (1.0 + inner.tanh())) as f32
             }
+            Activation::Exp => wide.exp() as f32,
             Activation::AddScalar(value) => x + value,
             Activation::MulScalar(value) => x * value,
         }

@@ -3,8 +3,8 @@
 use crate::guarded::{Edge, Guarded, Path, Plain};
 use crate::threads::Threads;
 use jitquant_kernels::{
-    Dequantize, DynamicScheme, Isa, Output, PackedGemm, Parallel, Requantize, Residual, Serial, dynamic_qparams,
-    quantize,
+    Dequantize, DynamicRows, DynamicScheme, Isa, Output, PackedGemm, Parallel, Requantize, Residual, Serial,
+    dynamic_qparams, quantize,
 };
 use proptest::prelude::*;
 
@@ -175,6 +175,22 @@ proptest! {
             let scheme = if per_row { DynamicScheme::PerRow } else { DynamicScheme::PerTensor { reduce_range: false } };
             let mut scratch = at_the_edge(&vec![0u8; weight.dynamic_scratch_len(case.m)]);
             weight.run_dynamic(&values, case.m, scheme, &mut found, form, &mut scratch, &Threads(2)).unwrap();
+            if per_row {
+                // The same, quantized by who made the rows.
+                let stride = case.k + 3;
+                let (mut bytes, mut scales, mut zero_points) = (vec![0; case.m * stride], vec![], vec![]);
+                for (row, bytes) in values.chunks(case.k).zip(bytes.chunks_mut(stride)) {
+                    let qparams = dynamic_qparams::<u8>(isa, row, false);
+                    quantize(isa, row, qparams, &mut bytes[..case.k]);
+                    scales.push(qparams.scale);
+                    zero_points.push(qparams.zero_point as u8);
+                }
+                let mut other = at_the_edge(&vec![0f32; case.m * case.n]);
+                let rows = DynamicRows { bytes: &bytes, stride, scales: &scales, zero_points: &zero_points };
+                weight.run_rows(rows, case.m, &mut other, form, &Threads(2)).unwrap();
+                prop_assert_eq!(&other[..], &found[..]);
+                prop_assert!(weight.run_rows(rows, case.m + 1, &mut other, form, &Threads(2)).is_err());
+            }
             for (i, row) in values.chunks(case.k).enumerate() {
                 let qparams = dynamic_qparams::<u8>(Isa::Scalar, if per_row { row } else { &values }, false);
                 let mut bytes = vec![0u8; case.k];

@@ -7,6 +7,7 @@ mod direct_convolution;
 mod elementwise;
 mod embedding;
 mod fake_quantize;
+mod float;
 mod gemm;
 mod geometry;
 mod grouped;
