@@ -78,8 +78,8 @@ impl Table {
         dispatch(isa, ApplyInPlace { table: &self.0, x });
     }
 
-    /// Looks up rows: the table is loaded into registers once for all of them.
-    pub(crate) fn apply_rows<'a>(
+    /// Looks up rows, each as long as its target: the table is loaded into registers once for all of them.
+    pub fn apply_rows<'a>(
         &self,
         isa: Isa,
         x: impl Iterator<Item = &'a [u8]>,
