@@ -58,22 +58,23 @@ impl Copy {
     }
 }
 
-/// Side of the squares in which matrices are transposed: both sides of one fit the nearest cache.
-const SQUARE: usize = 32;
+/// Bytes of the target that a transposition works on at a time: they stay in the nearest cache.
+const NEAR: usize = 16 << 10;
 
 fn level<T: std::marker::Copy>(dims: &[Dim], x: &[T], out: &mut [T]) {
     match dims {
         [] => out[0] = x[0],
         [Dim { size, from: 1, to: 1 }] => out[..*size].copy_from_slice(&x[..*size]),
         [dim] => (0..dim.size).for_each(|i| out[i * dim.to] = x[i * dim.from]),
-        // A matrix whose rows in `x` are columns in `out`.
-        [rows, columns] if rows.from < columns.from && rows.from > 0 => {
-            for first in (0..rows.size).step_by(SQUARE) {
-                for row in first..rows.size.min(first + SQUARE) {
-                    let (x, out) = (&x[row * rows.from..], &mut out[row * rows.to..]);
-                    for column in 0..columns.size {
-                        out[column * columns.to] = x[column * columns.from];
-                    }
+        // A matrix whose rows are columns in the target: image planes to pixels, for one.
+        [rows @ Dim { from: 1, .. }, columns] => {
+            let near = (NEAR / (size_of::<T>() * rows.to)).clamp(1, rows.size);
+            for first in (0..rows.size).step_by(near) {
+                let count = near.min(rows.size - first);
+                for column in 0..columns.size {
+                    let from = &x[column * columns.from + first..][..count];
+                    let to = out[column * columns.to + first * rows.to..].iter_mut().step_by(rows.to);
+                    to.zip(from).for_each(|(to, from)| *to = *from);
                 }
             }
         }
