@@ -79,12 +79,7 @@ impl Table {
     }
 
     /// Looks up rows, each as long as its target: the table is loaded into registers once for all of them.
-    pub fn apply_rows<'a>(
-        &self,
-        isa: Isa,
-        x: impl Iterator<Item = &'a [u8]>,
-        out: impl Iterator<Item = &'a mut [u8]>,
-    ) {
+    pub fn apply_rows<'a>(&self, isa: Isa, x: impl Iterator<Item = &'a [u8]>, out: impl Iterator<Item = &'a mut [u8]>) {
         dispatch(isa, Apply { table: &self.0, x, out });
     }
 }
