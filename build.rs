@@ -41,6 +41,7 @@ mod torch {
             "operators",
             "packed",
             "plugin",
+            "program",
             "weight_only",
         ] {
             build.file(format!("cpp/{file}.cpp"));

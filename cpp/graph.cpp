@@ -345,6 +345,9 @@ bool node_has_subgraph(const Node &node, rust::Str name) {
   return node.hasAttribute(symbol) && node.kindOf(symbol) == jit::AttributeKind::g;
 }
 std::shared_ptr<Graph> node_subgraph(const Node &node, rust::Str name) { return node.g(c10::Symbol::attr(text(name))); }
+void node_set_subgraph(const Node &node, rust::Str name, std::shared_ptr<Graph> graph) {
+  edit(node)->g_(c10::Symbol::attr(text(name)), std::move(graph));
+}
 
 static void let_go_of_inputs(Node *node) {
   node->removeAllInputs();

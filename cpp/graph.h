@@ -82,6 +82,7 @@ void node_set_attribute(const Node &node, rust::Str name, const IValue &value);
 void node_remove_attribute(const Node &node, rust::Str name);
 bool node_has_subgraph(const Node &node, rust::Str name);
 std::shared_ptr<Graph> node_subgraph(const Node &node, rust::Str name);
+void node_set_subgraph(const Node &node, rust::Str name, std::shared_ptr<Graph> graph);
 void node_retire(const Node &node, const Block &graveyard);
 void node_destroy(const Node &node);
 

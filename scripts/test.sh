@@ -53,7 +53,7 @@ without_libtorch() {
 }
 
 rustdoc() {
-    RUSTDOCFLAGS="-D warnings" cargo doc --quiet --no-deps -p jitquant -p jitquant-kernels
+    RUSTDOCFLAGS="-D warnings" cargo doc --quiet --no-deps -p jitquant -p jitquant-kernels -p jitquant-runtime
 }
 
 # The default features come last: target/debug is left with the complete library and program.
@@ -63,8 +63,8 @@ check "clang-format" clang_format
 if cargo deny --version >/dev/null 2>&1; then
     check "cargo deny" cargo deny --log-level error --offline check licenses bans sources
 fi
-check "clippy, no features" without_libtorch cargo clippy --quiet --no-default-features -p jitquant -p jitquant-kernels --all-targets -- -D warnings
-check "tests, no features (no libtorch)" without_libtorch cargo_test "without libtorch" --no-default-features -p jitquant -p jitquant-kernels
+check "clippy, no features" without_libtorch cargo clippy --quiet --no-default-features -p jitquant -p jitquant-kernels -p jitquant-runtime --all-targets -- -D warnings
+check "tests, no features (no libtorch)" without_libtorch cargo_test "without libtorch" --no-default-features -p jitquant -p jitquant-kernels -p jitquant-runtime
 check "clippy, without tch" cargo clippy --quiet --no-default-features --features cli --all-targets -- -D warnings
 check "clippy, default features" cargo clippy --quiet --workspace --all-targets -- -D warnings
 check "tests, default features, with documentation tests" cargo_test "default features"

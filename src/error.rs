@@ -116,6 +116,13 @@ impl<T, E: Into<Error>> Context<T> for std::result::Result<T, E> {
     }
 }
 
+#[cfg(feature = "torch")]
+impl From<jitquant_runtime::Error> for Error {
+    fn from(error: jitquant_runtime::Error) -> Self {
+        Self::Invalid(error.0)
+    }
+}
+
 impl From<crate::kernel::Error> for Error {
     fn from(error: crate::kernel::Error) -> Self {
         Self::Invalid(error.0)

@@ -13,6 +13,7 @@ use super::linear::{LinearWeight, linear_weight};
 use super::matmul::matmul_u8;
 use super::norm::{batch_norm_u8, group_norm_u8, layer_norm_u8, softmax_u8};
 use super::pool::{adaptive_avg_pool_u8, adaptive_sizes, avg_pool_u8, max_pool_u8, pool_sizes};
+use super::program::{CompiledPart, compile_part, run_part};
 use super::threads::{Tasks, run_task};
 use super::upsample::{upsample_sizes, upsample_u8};
 
@@ -354,6 +355,40 @@ pub(crate) mod ffi {
             form: BagForm,
             out: &mut [f32],
         ) -> Result<()>;
+    }
+
+    extern "Rust" {
+        type CompiledPart;
+        /// The Program of a part's graph.
+        fn compile_part(graph: &SharedPtr<Graph>) -> Result<Box<CompiledPart>>;
+        /// Runs it; false for a call that it does not take, of which nothing is written then.
+        fn run_part(part: &CompiledPart, operands: &Operands, results: Pin<&mut Results>) -> bool;
+    }
+
+    unsafe extern "C++" {
+        include!("program.h");
+
+        fn keep_program_operators();
+
+        type Graph = crate::ir::ffi::bridge::Graph;
+
+        /// What a part is called with: tensors, numbers, weights.
+        type Operands;
+        /// Whether it is a tensor on the CPU that autograd does not follow, and nothing else.
+        fn operand_is_plain(operands: &Operands, index: usize) -> bool;
+        fn operand_type(operands: &Operands, index: usize) -> i32;
+        fn operand_sizes<'a>(operands: &'a Operands, index: usize) -> &'a [i64];
+        fn operand_strides<'a>(operands: &'a Operands, index: usize) -> &'a [i64];
+        fn operand_data(operands: &Operands, index: usize) -> usize;
+        fn operand_number(operands: &Operands, index: usize) -> Result<i64>;
+        fn operand_conv<'a>(operands: &'a Operands, index: usize) -> Result<&'a ConvolutionWeight>;
+        fn operand_linear<'a>(operands: &'a Operands, index: usize) -> Result<&'a LinearWeight>;
+        fn operand_conv_bias<'a>(operands: &'a Operands, index: usize) -> Result<&'a [f32]>;
+        fn operand_linear_bias<'a>(operands: &'a Operands, index: usize) -> Result<&'a [f32]>;
+
+        type Results;
+        /// Adds a tensor; the address of its memory.
+        fn results_add(results: Pin<&mut Results>, element: i32, sizes: &[i64], strides: &[i64]) -> Result<usize>;
     }
 
     unsafe extern "C++" {

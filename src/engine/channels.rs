@@ -23,6 +23,11 @@ impl Channels {
         Ok(Self { scales: scales.to_vec(), channels })
     }
 
+    /// The scales.
+    pub fn scales(&self) -> &[f32] {
+        &self.scales
+    }
+
     fn check_bias(&self, bias: &[f32]) -> Result<()> {
         match bias.len() {
             0 => Ok(()),

@@ -5,12 +5,13 @@ use super::channels::{Channels, scale, zero_point};
 use super::threads::{HostThreads, with_scratch};
 use crate::error::{Error, Result, no_panic};
 use crate::kernel::{ConvShape, Isa, Output, PackedConv, dynamic_qparams, quantize};
+use jitquant_runtime::Weight;
 
 /// A convolution's i8 weight, packed for this machine, with its scales.
 pub(super) struct ConvolutionWeight {
     conv: PackedConv,
     channels: Channels,
-    /// Spatial dimensions: 2 or 3.
+    /// Spatial dimensions: 1 to 3.
     dimensions: usize,
 }
 
@@ -65,6 +66,12 @@ fn shape(sizes: &ConvolutionSizes) -> Result<ConvShape> {
 }
 
 impl ConvolutionWeight {
+    /// The weight of a step.
+    pub fn weight<'a>(&'a self, bias: &'a [f32]) -> Weight<'a> {
+        let (packed, dimensions, scales) = (&self.conv, self.dimensions, self.channels.scales());
+        Weight::Conv { packed, dimensions, scales, bias }
+    }
+
     /// Channels of the output.
     pub fn outputs(&self) -> usize {
         self.conv.shape().output_channels

@@ -12,6 +12,11 @@ pub(super) fn qparams(affine: &Affine, of: &str) -> Result<QParams> {
     Ok(QParams::new(scale(affine, of)?, zero_point(affine, of)?.into()))
 }
 
+/// What a step's bytes stand for, as its operator takes it.
+pub(crate) fn step_qparams(scale: f64, zero_point: i64) -> Result<QParams> {
+    qparams(&Affine { scale, zero_point }, "tensor")
+}
+
 /// A bound of a clamp of bytes, checked.
 pub(super) fn bound(value: i64, what: &str) -> Result<u8> {
     u8::try_from(value).map_err(|_| Error::invalid(format!("the {what} is {value}; 0 to 255 is accepted")))

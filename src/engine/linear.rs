@@ -5,6 +5,7 @@ use super::channels::{Channels, scale, zero_point};
 use super::threads::{HostThreads, with_scratch};
 use crate::error::{Error, Result, no_panic};
 use crate::kernel::{DynamicScheme, Isa, Output, PackedGemm, QParams, quantize};
+use jitquant_runtime::Weight;
 
 /// A linear layer's i8 weight, packed for this machine, with its scales.
 pub(super) struct LinearWeight {
@@ -26,6 +27,11 @@ pub(super) fn linear_weight(
 }
 
 impl LinearWeight {
+    /// The weight of a step.
+    pub fn weight<'a>(&'a self, bias: &'a [f32]) -> Weight<'a> {
+        Weight::Linear { packed: &self.gemm, scales: self.channels.scales(), bias }
+    }
+
     /// Values in a row of the input.
     pub fn inputs(&self) -> usize {
         self.gemm.k()

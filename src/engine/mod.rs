@@ -17,12 +17,16 @@ mod linear;
 mod matmul;
 mod norm;
 mod pool;
+mod program;
 mod stock;
 mod threads;
 mod upsample;
 mod weight_only;
 
 pub use accelerate::{Accelerated, LeftOut, accelerate};
+pub(crate) use elementwise::step_qparams;
+pub(crate) use pool::step_window;
+pub use program::{StepTime, program_calls, step_times, watch_steps};
 pub use stock::{stock_engine, stock_engines, with_stock_engine};
 pub(crate) use threads::{HostThreads, in_parts};
 
@@ -31,5 +35,6 @@ pub(crate) fn keep_native_operators() {
     bridge::ffi::keep_native_layers();
     bridge::ffi::keep_native_elements();
     bridge::ffi::keep_native_embeddings();
+    bridge::ffi::keep_program_operators();
     weight_only::bridge::keep_weight_only_operators();
 }

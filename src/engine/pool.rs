@@ -34,6 +34,21 @@ fn all(given: &[i64], absent: usize, what: &str) -> Result<[usize; 3]> {
     Ok(numbers)
 }
 
+/// The window of a step, of the numbers that its operator takes.
+pub(crate) fn step_window(
+    kernel: &[i64],
+    stride: &[i64],
+    padding: &[i64],
+    dilation: &[i64],
+    ceil_mode: bool,
+) -> Result<Window> {
+    if !(1..=3).contains(&kernel.len()) {
+        return Err(Error::invalid(format!("a window of {} dimensions", kernel.len())));
+    }
+    let stride = if stride.is_empty() { kernel } else { stride };
+    window(PoolWindow { kernel, stride, padding, dilation, ceil_mode })
+}
+
 fn window(given: PoolWindow<'_>) -> Result<Window> {
     let dimensions = given.kernel.len();
     // One number may stand for all dimensions, as in torch.nn.functional.

@@ -200,6 +200,7 @@ pub(crate) mod bridge {
         fn node_remove_attribute(node: &Node, name: &str) -> Result<()>;
         fn node_has_subgraph(node: &Node, name: &str) -> bool;
         fn node_subgraph(node: &Node, name: &str) -> Result<SharedPtr<Graph>>;
+        fn node_set_subgraph(node: &Node, name: &str, graph: SharedPtr<Graph>) -> Result<()>;
         fn node_retire(node: &Node, graveyard: &Block) -> Result<()>;
         fn node_destroy(node: &Node) -> Result<()>;
         fn node_run(node: &Node, inputs: UniquePtr<IValues>) -> Result<UniquePtr<IValues>>;

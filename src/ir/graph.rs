@@ -156,6 +156,11 @@ impl Graph {
         Self { raw, code }
     }
 
+    /// The graph as libtorch holds it.
+    pub(super) fn shared(&self) -> SharedPtr<ffi::Graph> {
+        self.raw.clone()
+    }
+
     pub(super) fn code(&self) -> &Code {
         &self.code
     }

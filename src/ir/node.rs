@@ -448,6 +448,14 @@ impl<'g> Node<'g> {
         }
     }
 
+    /// Puts a graph into attribute `name`.
+    ///
+    /// # Errors
+    /// Where libtorch refuses.
+    pub(crate) fn set_subgraph(self, name: &str, graph: &Graph) -> Result<()> {
+        Ok(ffi::node_set_subgraph(self.raw, name, graph.shared())?)
+    }
+
     /// The name in a `prim::GetAttr`, `prim::SetAttr`, `prim::CallMethod` or `prim::CallFunction`.
     pub fn name_attribute(self) -> Option<String> {
         self.attribute("name").and_then(|name| name.as_str().map(str::to_owned))

@@ -16,7 +16,7 @@ pub use self::observe::{ObservedRange, forget_ranges, observed_ranges, save_rang
 use crate::error::{Error, Result};
 use crate::ir::Graph;
 use crate::ir::ffi::bridge as ffi;
-use crate::pass::{fold_constant_prepacks, rewrite_executed};
+use crate::pass::{fold_constant_prepacks, make_programs, rewrite_executed, set_programs};
 
 /// A pass over the graphs that libtorch executes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -30,11 +30,14 @@ pub enum GraphPass {
     /// Operators on libtorch's quantized tensors become jitquant's own, which take in what stands around them. Weights are
     /// repacked once and shared by all graphs that use them. After fusion.
     Accelerate = 4,
+    /// Parts of native models run as Programs. After fusion, and after the other passes. On unless the environment says
+    /// `JITQUANT_PROGRAM=0`: [`set_programs`](crate::pass::set_programs).
+    Program = 8,
 }
 
 impl GraphPass {
     /// In the order in which they run.
-    const ALL: [Self; 3] = [Self::Prepack, Self::Observe, Self::Accelerate];
+    const ALL: [Self; 4] = [Self::Prepack, Self::Observe, Self::Accelerate, Self::Program];
 
     /// Its name in `JITQUANT_PASSES`.
     pub fn name(self) -> &'static str {
@@ -42,6 +45,7 @@ impl GraphPass {
             Self::Prepack => "prepack",
             Self::Observe => "observe",
             Self::Accelerate => "accelerate",
+            Self::Program => "program",
         }
     }
 
@@ -54,6 +58,7 @@ impl GraphPass {
             Self::Prepack => fold_constant_prepacks(graph).map(drop),
             Self::Observe => observe::observe(graph),
             Self::Accelerate => rewrite_executed(graph).map(drop),
+            Self::Program => make_programs(graph).map(drop),
         }
     }
 }
@@ -83,15 +88,29 @@ pub fn register(passes: &[GraphPass]) -> Result<()> {
 
 fn register_now(passes: &[GraphPass]) -> Result<()> {
     let mut registered = REGISTERED.lock().unwrap_or_else(PoisonError::into_inner);
-    for pass in passes {
+    for pass in passes.iter().filter(|pass| **pass != GraphPass::Program) {
         if registered.iter().all(|(known, _)| known != pass) {
             registered.push((*pass, ffi::pass_register(pass.before_fusion(), *pass as u32)?));
         }
     }
+    register_programs()
+}
+
+/// libtorch's number of the pass that makes Programs.
+static PROGRAMS: Mutex<Option<u32>> = Mutex::new(None);
+
+/// Registers the pass that makes Programs behind all others: it takes what they leave.
+fn register_programs() -> Result<()> {
+    let mut programs = PROGRAMS.lock().unwrap_or_else(PoisonError::into_inner);
+    let pass = GraphPass::Program;
+    if let Some(number) = programs.take() {
+        ffi::pass_clear(pass.before_fusion(), number)?;
+    }
+    *programs = Some(ffi::pass_register(pass.before_fusion(), pass as u32)?);
     Ok(())
 }
 
-/// Takes the passes away from libtorch. What they did to graphs stays.
+/// Takes the passes away from libtorch, all but [`GraphPass::Program`]. What they did to graphs stays.
 ///
 /// # Errors
 /// Where libtorch refuses.
@@ -128,7 +147,8 @@ fn from_names(names: &str) -> Result<Vec<GraphPass>> {
 
 /// Registers what the environment asks for; a mistake in it is said on stderr.
 pub(crate) fn register_passes_from_environment() {
-    let Ok(names) = std::env::var("JITQUANT_PASSES") else { return };
+    let names = std::env::var("JITQUANT_PASSES").unwrap_or_default();
+    set_programs(std::env::var("JITQUANT_PROGRAM").map_or(true, |value| value != "0"));
     let register = || from_names(&names).and_then(|passes| register_now(&passes));
     // Nothing may unwind into the loader.
     if let Ok(Err(e)) = catch_unwind(register) {
@@ -158,8 +178,8 @@ mod tests {
     fn passes_have_names_and_bits() {
         assert_eq!(from_names("observe, prepack").unwrap(), [GraphPass::Observe, GraphPass::Prepack]);
         assert_eq!(from_names("").unwrap(), []);
-        assert!(from_names("accelerator").unwrap_err().to_string().contains("prepack, observe, accelerate"));
-        assert_eq!(from_mask(7).unwrap(), GraphPass::ALL);
+        assert!(from_names("accelerator").unwrap_err().to_string().contains("prepack, observe, accelerate, program"));
+        assert_eq!(from_mask(15).unwrap(), GraphPass::ALL);
         assert!(from_mask(64).is_err());
     }
 }

@@ -11,6 +11,23 @@
 #include <iostream>
 #include <thread>
 
+// Operators of a graph by namespace, those in parts that run as Programs among them.
+struct Operators {
+  size_t native = 0, stock = 0;
+
+  void count(const torch::jit::Graph &graph) {
+    for (auto *node : graph.nodes()) {
+      std::string kind = node->kind().toQualString();
+      if (node->hasAttribute(torch::jit::attr::Subgraph)) {
+        count(*node->g(torch::jit::attr::Subgraph));
+        continue;
+      }
+      native += kind.rfind("jitquant::", 0) == 0;
+      stock += kind.rfind("quantized::", 0) == 0;
+    }
+  }
+};
+
 int main(int argc, char **argv) {
   if (argc < 6 || dlopen(argv[1], RTLD_NOW | RTLD_GLOBAL) == nullptr) {
     std::cerr << "cannot open the library: " << dlerror() << "\n";
@@ -50,12 +67,7 @@ int main(int argc, char **argv) {
             << want.abs().max().item<double>() << "\n";
   // Each thread remembers its own.
   model.forward({x});
-  auto graph = torch::jit::lastExecutedOptimizedGraph();
-  size_t native = 0, stock = 0;
-  for (auto *node : graph->nodes()) {
-    std::string kind = node->kind().toQualString();
-    native += kind.rfind("jitquant::", 0) == 0;
-    stock += kind.rfind("quantized::", 0) == 0;
-  }
-  std::cout << "native " << native << ", stock " << stock << "\n";
+  Operators operators;
+  operators.count(*torch::jit::lastExecutedOptimizedGraph());
+  std::cout << "native " << operators.native << ", stock " << operators.stock << "\n";
 }

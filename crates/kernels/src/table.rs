@@ -78,13 +78,8 @@ impl Table {
         dispatch(isa, ApplyInPlace { table: &self.0, x });
     }
 
-    /// Looks up rows: the table is loaded into registers once for all of them.
-    pub(crate) fn apply_rows<'a>(
-        &self,
-        isa: Isa,
-        x: impl Iterator<Item = &'a [u8]>,
-        out: impl Iterator<Item = &'a mut [u8]>,
-    ) {
+    /// Looks up rows, each as long as its target: the table is loaded into registers once for all of them.
+    pub fn apply_rows<'a>(&self, isa: Isa, x: impl Iterator<Item = &'a [u8]>, out: impl Iterator<Item = &'a mut [u8]>) {
         dispatch(isa, Apply { table: &self.0, x, out });
     }
 }

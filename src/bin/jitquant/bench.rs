@@ -43,6 +43,9 @@ pub struct Arguments {
     /// How long to measure, in seconds, all models together.
     #[arg(long, default_value = "5", value_name = "SECONDS", value_parser = bounds::time)]
     seconds: f64,
+    /// Print the time of each step of native models as well: its share, and the arithmetic or the memory that it gets through.
+    #[arg(long, conflicts_with = "json")]
+    steps: bool,
     /// Print the figures as JSON.
     #[arg(long)]
     json: bool,
@@ -180,5 +183,47 @@ pub fn run(arguments: &Arguments) -> Result<()> {
     }
     output::align_numbers(&mut table);
     println!("{table}\n{samples} samples at once, {} threads", jitquant::threads());
+    if arguments.steps {
+        for Contestant { path, engine, model } in contestants.iter().filter(|contestant| contestant.engine == "native")
+        {
+            println!("\n{} ({engine})", path.display());
+            print_steps(model, &inputs)?;
+        }
+    }
+    Ok(())
+}
+
+/// Runs that the times of steps are taken of.
+const STEP_RUNS: usize = 20;
+
+/// Prints the steps of a native model with their times.
+fn print_steps(model: &Module, inputs: &[IValue]) -> Result<()> {
+    engine::watch_steps(true);
+    let begin = Instant::now();
+    let ran = (0..STEP_RUNS).try_for_each(|_| model.forward(inputs).map(drop));
+    let whole = begin.elapsed().as_secs_f64();
+    let steps = engine::step_times();
+    engine::watch_steps(false);
+    ran?;
+    let mut table = output::table(&["step", "what", "time", "share", "GOP/s", "GB/s"]);
+    let rate = |count: u64, seconds: f64| match count {
+        0 => String::new(),
+        count => format!("{:.1}", count as f64 / seconds.max(1e-9) / 1e9),
+    };
+    for (number, step) in steps.iter().enumerate() {
+        let each = step.total.as_secs_f64() / f64::from(step.runs.max(1));
+        table.add_row([
+            (number + 1).to_string(),
+            step.name.to_owned(),
+            output::seconds(each),
+            format!("{:.1} %", 100.0 * step.total.as_secs_f64() / whole),
+            // A multiplication and an addition are two operations.
+            rate(2 * step.products, each),
+            rate(step.bytes, each),
+        ]);
+    }
+    let within: f64 = steps.iter().map(|step| step.total.as_secs_f64()).sum();
+    output::align_numbers(&mut table);
+    println!("{table}\n{:.1} % of the time is in no step", 100.0 * (1.0 - within / whole));
     Ok(())
 }

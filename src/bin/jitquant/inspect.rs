@@ -7,7 +7,7 @@ use anyhow::{Context, Result};
 use clap::ValueEnum;
 use jitquant::Quantizer;
 use jitquant::ir::Module;
-use jitquant::pass::{Coverage, QuantType};
+use jitquant::pass::{Coverage, ProgramParts, QuantType};
 use jitquant::qconfig::plain_class_name;
 use serde::Serialize;
 
@@ -57,6 +57,10 @@ struct Inspection {
     /// `quantized::` operators that are there already.
     quantized: BTreeMap<String, usize>,
     layers: Vec<LayerRow>,
+    /// Of a native model: the parts that run as Programs, operator by operator, and how often each calls it.
+    programs: Vec<BTreeMap<String, usize>>,
+    /// Of a native model: operators of jitquant's that run by themselves, and why.
+    alone: BTreeMap<String, (usize, String)>,
     /// Why the model as a whole cannot be quantized, where it cannot.
     refusal: Option<String>,
 }
@@ -130,6 +134,7 @@ fn inspect(arguments: &Arguments, module: &Module) -> Result<Inspection> {
         }
         Err(e) => (Vec::new(), Some(format!("{:#}", anyhow::Error::from(e)))),
     };
+    let ProgramParts { parts: programs, alone, .. } = jitquant::pass::program_parts(module, METHOD)?;
     let describe = |argument: &jitquant::ir::Argument| format!("{}: {}", argument.name, argument.type_name);
     Ok(Inspection {
         model: arguments.model.clone(),
@@ -145,6 +150,8 @@ fn inspect(arguments: &Arguments, module: &Module) -> Result<Inspection> {
         operators,
         quantized,
         layers,
+        programs,
+        alone,
         refusal,
     })
 }
@@ -167,6 +174,9 @@ impl Inspection {
         }
         output::align_numbers(&mut table);
         println!("\n{table}\n");
+        if !self.programs.is_empty() || !self.alone.is_empty() {
+            self.print_programs();
+        }
         if let Some(refusal) = &self.refusal {
             println!("It cannot be quantized: {refusal}");
             return;
@@ -190,5 +200,19 @@ impl Inspection {
             table.add_row([operator.to_owned(), count.to_string(), verdict.to_owned()]);
         }
         println!("{table}\n(--layers lists each of them)");
+    }
+
+    /// The parts of a native model that run as Programs.
+    fn print_programs(&self) {
+        let mut table = output::table(&["runs as", "operators", "count"]);
+        for (number, part) in self.programs.iter().enumerate() {
+            let names: Vec<_> = part.iter().map(|(name, count)| format!("{count} {name}")).collect();
+            let count: usize = part.values().sum();
+            table.add_row([format!("Program {}", number + 1), names.join(", "), count.to_string()]);
+        }
+        for (name, (count, why)) in &self.alone {
+            table.add_row([format!("operator: {why}"), name.clone(), count.to_string()]);
+        }
+        println!("{table}\n");
     }
 }

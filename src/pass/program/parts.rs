@@ -1,0 +1,216 @@
+//! Which operators become a part together.
+
+use std::collections::{HashMap, HashSet};
+
+use super::steps::{computation, is_size, views};
+use crate::error::Result;
+use crate::ir::{Block, Graph, Node, Value};
+
+/// Steps that are worth a part.
+const WORTH: usize = 2;
+
+/// Cuts the parts out of a block and the blocks in it; how many.
+pub(super) fn cut<'g>(graph: &'g Graph, block: Block<'g>) -> Result<usize> {
+    let nodes: Vec<_> = block.nodes().collect();
+    let mut made = 0;
+    for inner in nodes.iter().flat_map(|node| node.blocks()) {
+        made += cut(graph, inner)?;
+    }
+    for part in find(&nodes)? {
+        if part.len() >= WORTH {
+            made += usize::from(replace(graph, block, &part)?);
+        }
+    }
+    Ok(made)
+}
+
+/// The parts of a block and of the blocks in it, each with its steps in order.
+pub(super) fn all(block: Block<'_>) -> Result<Vec<Vec<Node<'_>>>> {
+    let nodes: Vec<_> = block.nodes().collect();
+    let mut parts = find(&nodes)?;
+    parts.retain(|part| part.len() >= WORTH);
+    for inner in nodes.iter().flat_map(|node| node.blocks()) {
+        parts.extend(all(inner)?);
+    }
+    Ok(parts)
+}
+
+/// What a node is to a part.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Kind {
+    /// It computes, and has a step.
+    Step,
+    /// It costs nothing: a view, a size, a list. Inside a part and outside it each has its own copy.
+    Free,
+    /// Nothing may move past it.
+    Barrier,
+    Other,
+}
+
+fn kind(node: Node<'_>) -> Result<Kind> {
+    if let Some(step) = computation(node) {
+        return Ok(if step.is_ok() { Kind::Step } else { Kind::Other });
+    }
+    if is_size(node) || views(node).is_some() {
+        return Ok(Kind::Free);
+    }
+    let is_plain = matches!(node.kind(), "prim::Constant" | "prim::GetAttr");
+    if is_plain {
+        return Ok(Kind::Other);
+    }
+    let writes = node.schema().is_some_and(|schema| schema.arguments.iter().any(|argument| argument.is_write));
+    let is_barrier = writes || !node.blocks().is_empty() || node.schema().is_none() || node.has_side_effects()?;
+    Ok(if is_barrier { Kind::Barrier } else { Kind::Other })
+}
+
+/// The values that a node needs which are no views, sizes or lists: what it is computed from.
+fn bases<'g>(node: Node<'g>) -> Vec<Value<'g>> {
+    let (mut found, mut seen) = (Vec::new(), HashSet::new());
+    let mut open = node.inputs();
+    while let Some(value) = open.pop() {
+        if !seen.insert(value) {
+            continue;
+        }
+        match is_free(value.node()) {
+            true => open.extend(value.node().inputs()),
+            false => found.push(value),
+        }
+    }
+    found
+}
+
+fn is_free(node: Node<'_>) -> bool {
+    node.kind() != "prim::Param" && computation(node).is_none() && (is_size(node) || views(node).is_some())
+}
+
+/// The parts of a block, each with its steps in order.
+fn find<'g>(nodes: &[Node<'g>]) -> Result<Vec<Vec<Node<'g>>>> {
+    let (mut parts, mut part) = (Vec::new(), Vec::new());
+    // What depends on the part that is open: computed by it, or from that by others.
+    let (mut own, mut beyond): (HashSet<Value<'g>>, HashSet<Value<'g>>) = Default::default();
+    for node in nodes {
+        match kind(*node)? {
+            Kind::Step => {
+                if bases(*node).iter().any(|value| beyond.contains(value)) {
+                    parts.push(std::mem::take(&mut part));
+                    (own, beyond) = Default::default();
+                }
+                part.push(*node);
+                own.extend(node.outputs());
+            }
+            Kind::Free => {}
+            Kind::Barrier => {
+                parts.push(std::mem::take(&mut part));
+                (own, beyond) = Default::default();
+            }
+            Kind::Other => {
+                if bases(*node).iter().any(|value| own.contains(value) || beyond.contains(value)) {
+                    beyond.extend(node.outputs());
+                }
+            }
+        }
+    }
+    parts.push(part);
+    Ok(parts)
+}
+
+/// Puts a node `jitquant::run` in the place of a part; whether there is one.
+fn replace<'g>(graph: &'g Graph, block: Block<'g>, part: &[Node<'g>]) -> Result<bool> {
+    let members: HashSet<_> = part.iter().copied().collect();
+    let outputs: Vec<_> = part
+        .iter()
+        .flat_map(|node| node.outputs())
+        .filter(|value| is_needed_outside(*value, &members, &mut HashMap::new()))
+        .collect();
+    if outputs.is_empty() {
+        return Ok(false);
+    }
+    let (inside, inputs) = inside(part);
+    let subgraph = Graph::of_nodes(&inside, &inputs, &outputs)?;
+    let last = part[part.len() - 1];
+    let run = graph.create("jitquant::run", &inputs, outputs.len())?;
+    run.set_subgraph("Subgraph", &subgraph)?;
+    run.copy_metadata(last)?;
+    run.insert_after(last)?;
+    move_behind(block, part, run)?;
+    for (old, new) in outputs.into_iter().zip(run.outputs()) {
+        new.set_type(&old.type_of())?;
+        for place in old.uses().into_iter().filter(|place| !members.contains(&place.user)) {
+            place.user.replace_input(place.offset, new)?;
+        }
+    }
+    Ok(true)
+}
+
+/// Whether something else than the part's steps takes a value, itself or what free nodes make of it.
+fn is_needed_outside<'g>(value: Value<'g>, members: &HashSet<Node<'g>>, known: &mut HashMap<Node<'g>, bool>) -> bool {
+    value.uses().into_iter().any(|place| {
+        let user = place.user;
+        if members.contains(&user) {
+            return false;
+        }
+        if !is_free(user) {
+            return true;
+        }
+        if let Some(needed) = known.get(&user) {
+            return *needed;
+        }
+        let needed = user.outputs().into_iter().any(|output| is_needed_outside(output, members, known));
+        known.insert(user, needed);
+        needed
+    })
+}
+
+/// The nodes of a part with all that costs nothing and constants that it takes, each behind those that it takes, and what else
+/// it takes.
+fn inside<'g>(part: &[Node<'g>]) -> (Vec<Node<'g>>, Vec<Value<'g>>) {
+    let mut found = Inside { nodes: Vec::new(), inputs: Vec::new(), seen: HashSet::new(), known: HashSet::new() };
+    part.iter().for_each(|node| found.add(*node));
+    (found.nodes, found.inputs)
+}
+
+struct Inside<'g> {
+    nodes: Vec<Node<'g>>,
+    inputs: Vec<Value<'g>>,
+    seen: HashSet<Node<'g>>,
+    known: HashSet<Value<'g>>,
+}
+
+impl<'g> Inside<'g> {
+    fn add(&mut self, node: Node<'g>) {
+        if !self.seen.insert(node) {
+            return;
+        }
+        for value in node.inputs() {
+            let maker = value.node();
+            if self.seen.contains(&maker) {
+                continue;
+            }
+            // A weight may be read from a module in other models: it is an input in all.
+            let is_object = value.type_of().kind() == "ClassType";
+            if (value.is_constant() && !is_object) || is_free(maker) {
+                self.add(maker);
+            } else if self.known.insert(value) {
+                self.inputs.push(value);
+            }
+        }
+        self.nodes.push(node);
+    }
+}
+
+/// Moves what takes the part's results, and stands before its last step, behind `run`.
+fn move_behind<'g>(block: Block<'g>, part: &[Node<'g>], run: Node<'g>) -> Result<()> {
+    let members: HashSet<_> = part.iter().copied().collect();
+    let mut dependent: HashSet<Value<'g>> = part.iter().flat_map(|node| node.outputs()).collect();
+    let between = block.nodes().skip_while(|node| *node != part[0]).take_while(|node| *node != run);
+    let mut behind = run;
+    for node in between.collect::<Vec<_>>() {
+        if members.contains(&node) || !node.inputs().iter().any(|value| dependent.contains(value)) {
+            continue;
+        }
+        dependent.extend(node.outputs());
+        node.move_after(behind)?;
+        behind = node;
+    }
+    Ok(())
+}
