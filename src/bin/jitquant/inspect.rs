@@ -6,8 +6,9 @@ use std::path::PathBuf;
 use anyhow::{Context, Result};
 use clap::ValueEnum;
 use jitquant::Quantizer;
+use jitquant::StockEngine;
 use jitquant::ir::Module;
-use jitquant::pass::{Coverage, QuantType};
+use jitquant::pass::{Coverage, Inexact, QuantType, inexact};
 use jitquant::qconfig::plain_class_name;
 use serde::Serialize;
 
@@ -56,6 +57,9 @@ struct Inspection {
     operators: BTreeMap<String, usize>,
     /// `quantized::` operators that are there already.
     quantized: BTreeMap<String, usize>,
+    /// Of a portable INT8 model: what engines of libtorch do not compute exactly of it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    inexact: Option<Vec<Inexact>>,
     layers: Vec<LayerRow>,
     /// Why the model as a whole cannot be quantized, where it cannot.
     refusal: Option<String>,
@@ -118,6 +122,8 @@ fn inspect(arguments: &Arguments, module: &Module) -> Result<Inspection> {
     }
     drop(graph);
     let quantized = Coverage::of(module, METHOD)?.quantized;
+    let is_int8 = quantized.keys().any(|operator| operator.starts_with("quantized::"));
+    let inexact = is_int8.then(|| inexact(module, METHOD)).transpose()?;
     let (layers, refusal) = match Quantizer::new(quant_type).verdicts(module) {
         Ok(verdicts) => {
             let row = |(layer, verdict): (jitquant::pass::Layer, Option<String>)| LayerRow {
@@ -144,6 +150,7 @@ fn inspect(arguments: &Arguments, module: &Module) -> Result<Inspection> {
         classes,
         operators,
         quantized,
+        inexact,
         layers,
         refusal,
     })
@@ -167,6 +174,9 @@ impl Inspection {
         }
         output::align_numbers(&mut table);
         println!("\n{table}\n");
+        if let Some(inexact) = &self.inexact {
+            print_engines(inexact);
+        }
         if let Some(refusal) = &self.refusal {
             println!("It cannot be quantized: {refusal}");
             return;
@@ -191,4 +201,20 @@ impl Inspection {
         }
         println!("{table}\n(--layers lists each of them)");
     }
+}
+
+/// On which engines of libtorch an INT8 model runs exactly, and what is wrong on the others.
+fn print_engines(inexact: &[Inexact]) {
+    let is_exact = |engine: &StockEngine| inexact.iter().all(|found| found.engine != *engine);
+    let exact: Vec<_> = StockEngine::ALL.into_iter().filter(is_exact).map(StockEngine::name).collect();
+    let named = if exact.is_empty() { "none".to_owned() } else { exact.join(", ") };
+    println!("Engines of libtorch that compute it exactly (on x86: with VNNI): {named}.");
+    let mut sums: BTreeMap<(&str, &str, &str), usize> = BTreeMap::new();
+    for found in inexact {
+        *sums.entry((found.engine.name(), &found.operator, &found.what)).or_default() += 1;
+    }
+    for ((engine, operator, what), count) in sums {
+        println!("  {engine}: {count} x {operator}: {what}");
+    }
+    println!("");
 }
