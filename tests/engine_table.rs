@@ -163,6 +163,10 @@ impl Case {
             }
             When::DirectTransposed => geometry.is_fbgemm_direct(),
             When::UnequalChannels => self.inputs != self.outputs,
+            When::UnevenGroups => {
+                assert!(!geometry.has_uneven_groups(), "{self:?} would write past the end of memory");
+                false
+            }
             _ => false,
         };
         let kind = self.operator();
@@ -206,10 +210,10 @@ fn convolutions() -> Vec<Case> {
     for window in [[5, 1, 2, 1], [5, 2, 2, 1], [7, 1, 3, 1], [3, 2, 1, 2]] {
         all.push(case(2, false, [16, 16, 16], window));
     }
-    for channels in [58, 104, 116] {
+    for (channels, joined) in [(58, 29), (104, 8), (116, 29)] {
         all.push(case(2, false, [channels; 3], [3, 1, 1, 1]));
         // The form that takes the place of a saturating one.
-        all.push(case(2, false, [channels, channels, channels / 2], [3, 1, 1, 1]));
+        all.push(case(2, false, [channels, channels, channels / joined], [3, 1, 1, 1]));
     }
     all
 }
@@ -292,7 +296,7 @@ fn layers_are_exact_or_listed() {
     }
     assert!(wrong.is_empty(), "{} not exact and not listed:\n{}", wrong.len(), wrong.join("\n"));
     if most == 127 {
-        let of_layers = |limit: &&Limit| limit.kinds[0].contains("conv");
+        let of_layers = |limit: &&Limit| limit.kinds[0].contains("conv") && limit.when != When::UnevenGroups;
         for limit in LIMITS.iter().filter(of_layers) {
             for engine in limit.engines {
                 assert!(seen.contains(&(limit.what, engine.name().to_owned())), "{engine:?} is exact: {}", limit.what);

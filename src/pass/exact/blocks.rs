@@ -2,26 +2,26 @@
 
 use crate::pass::op_table::Geometry;
 
-/// The weight `[outputs, 1, kernel…]` of a depthwise layer for groups of `size` channels: `[outputs, size, kernel…]`, where each
-/// output's weights stand at its own channel.
-pub(super) fn widened(values: &[i8], sizes: &[i64], geometry: &Geometry, size: i64) -> (Vec<i8>, Vec<i64>) {
-    let taps = geometry.kernel.iter().product::<i64>().max(1) as usize;
+/// The weight `[outputs, inputs of a group, kernel…]` of a layer whose groups are joined, `joined` at a time: each output's weights
+/// stand at its own group's channels, zeros at the others'.
+pub(super) fn widened(values: &[i8], sizes: &[i64], geometry: &Geometry, joined: i64) -> (Vec<i8>, Vec<i64>) {
+    let own = (values.len() / geometry.outputs.max(1) as usize).max(1);
     let each = (geometry.outputs / geometry.groups).max(1) as usize;
-    let size = size as usize;
-    let mut wide = vec![0; values.len() * size];
-    for (output, weights) in values.chunks(taps).enumerate() {
-        let start = (output * size + output / each % size) * taps;
-        wide[start..start + taps].copy_from_slice(weights);
+    let joined = joined as usize;
+    let mut wide = vec![0; values.len() * joined];
+    for (output, weights) in values.chunks(own).enumerate() {
+        let start = (output * joined + output / each % joined) * own;
+        wide[start..start + own].copy_from_slice(weights);
     }
     let mut wide_sizes = sizes.to_vec();
-    wide_sizes[1] = size as i64;
+    wide_sizes[1] *= joined as i64;
     (wide, wide_sizes)
 }
 
 /// The most outputs of an input channel that [`narrowed`] looks for.
 const MOST_EACH: usize = 2;
 
-/// The weight that [`widened`] gives this one: its sizes and values, where it is such a one.
+/// The weight of the depthwise layer that [`widened`] gives this one: its sizes and values, where it is such a one.
 pub(crate) fn narrowed<T: Copy + Default + PartialEq>(sizes: &[i64], values: &[T]) -> Option<(Vec<i64>, Vec<T>)> {
     let (outputs, size) = (*sizes.first()? as usize, *sizes.get(1)? as usize);
     if size < 2 || outputs % size != 0 || values.is_empty() {

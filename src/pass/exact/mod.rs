@@ -5,7 +5,8 @@
 //!
 //! | what | form |
 //! | --- | --- |
-//! | a depthwise convolution whose weights saturate in FBGEMM, or that it computes without a kernel of its own, a hundred times slower than float | a convolution in groups of 2 to 16 channels, with zeros between them |
+//! | a depthwise convolution whose weights saturate in FBGEMM, or that it computes without a kernel of its own, a hundred times slower than float | a convolution in fewer groups, some of them joined, with zeros between them |
+//! | groups of 2 or 4 channels where FBGEMM writes past its memory | the same |
 //! | a transposed convolution with two rows that FBGEMM computes wrongly | four rows, of which the first and the last are zero and are cut off by padding |
 //! | pooling that QNNPACK lacks or gets wrong | in float |
 //! | a clamp, which QNNPACK gets wrong where channels come last | on a contiguous copy |
@@ -129,6 +130,7 @@ fn meets(limit: &Limit, node: Node<'_>, packed: Option<(&Packed, StockEngine)>) 
     match limit.when {
         When::Always => true,
         When::DepthwisePairs => of_weight(saturates),
+        When::UnevenGroups => of_weight(overruns),
         When::DirectTransposed => of_weight(|packed, _| packed.geometry.is_fbgemm_direct()),
         When::UnequalChannels => of_weight(|packed, _| packed.geometry.inputs != packed.geometry.outputs),
         When::UncountedPadding => pads_uncounted(node),
@@ -143,11 +145,20 @@ fn saturates(packed: &Packed, engine: StockEngine) -> bool {
     takes_depthwise_kernel(&packed.geometry, engine) && largest_pair(&packed.values, taps) > MOST_OF_A_PAIR
 }
 
+/// Whether a kernel of FBGEMM for groups writes past its memory.
+fn overruns(packed: &Packed, engine: StockEngine) -> bool {
+    is_fbgemms(&packed.geometry, engine) && packed.geometry.has_uneven_groups()
+}
+
+/// Whether a model for `engine` may meet FBGEMM in this layer (on a machine with VNNI).
+fn is_fbgemms(geometry: &Geometry, engine: StockEngine) -> bool {
+    engine.includes(StockEngine::Fbgemm)
+        || (engine.includes(StockEngine::X86) && geometry.groups > MOST_GROUPS_OF_ONEDNN)
+}
+
 /// Whether a model for `engine` may meet FBGEMM's kernels for depthwise convolutions in this layer.
 pub(super) fn takes_depthwise_kernel(geometry: &Geometry, engine: StockEngine) -> bool {
-    let is_fbgemm = engine.includes(StockEngine::Fbgemm)
-        || (engine.includes(StockEngine::X86) && geometry.groups > MOST_GROUPS_OF_ONEDNN);
-    is_fbgemm && geometry.is_fbgemm_depthwise()
+    is_fbgemms(geometry, engine) && geometry.is_fbgemm_depthwise()
 }
 
 /// More groups than this and the groupwise kernels of FBGEMM take about the time of its depthwise ones, without rounding
@@ -163,8 +174,8 @@ pub(super) fn prefers_blocks(geometry: &Geometry) -> bool {
 /// Another form of a convolution.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum ConvolutionForm {
-    /// In groups of so many channels with zeros between them.
-    Blocks(i64),
+    /// With so many groups joined, and zeros between them.
+    Joined(i64),
     /// With two more rows of zeros.
     FourRows,
 }
@@ -172,7 +183,7 @@ enum ConvolutionForm {
 impl std::fmt::Display for ConvolutionForm {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
-            Self::Blocks(size) => write!(f, "groups of {size} channels with zeros between them"),
+            Self::Joined(count) => write!(f, "{count} groups joined, with zeros between them"),
             Self::FourRows => write!(f, "four rows instead of two"),
         }
     }
@@ -188,20 +199,23 @@ impl ConvolutionForm {
         if geometry.is_fbgemm_direct() {
             return Some((Self::FourRows, limit(When::DirectTransposed)?));
         }
-        if saturates(packed, engine) {
-            return Some((Self::Blocks(block_size(geometry)?), limit(When::DepthwisePairs)?));
-        }
-        is_slow(geometry, engine).then_some(())?;
-        let why = "FBGEMM has no kernel for this depthwise layer and is slower than float".to_owned();
-        Some((Self::Blocks(block_size(geometry)?), why))
+        let why = match () {
+            () if saturates(packed, engine) => limit(When::DepthwisePairs)?,
+            () if overruns(packed, engine) => limit(When::UnevenGroups)?,
+            () if is_slow(geometry, engine) => {
+                "FBGEMM has no kernel for this depthwise layer and is slower than float".to_owned()
+            }
+            () => return None,
+        };
+        Some((Self::Joined(groups_to_join(geometry)?), why))
     }
 
     fn repack(self, packed: &Packed) -> Result<IValue> {
         let geometry = &packed.geometry;
         match self {
-            Self::Blocks(size) => {
-                let (values, sizes) = blocks::widened(&packed.values, &packed.sizes, geometry, size);
-                packed.pack(&values, &sizes, &Geometry { groups: geometry.groups / size, ..geometry.clone() })
+            Self::Joined(count) => {
+                let (values, sizes) = blocks::widened(&packed.values, &packed.sizes, geometry, count);
+                packed.pack(&values, &sizes, &Geometry { groups: geometry.groups / count, ..geometry.clone() })
             }
             Self::FourRows => {
                 let (values, sizes) = blocks::four_rows(&packed.values, &packed.sizes);
@@ -220,16 +234,24 @@ fn is_slow(geometry: &Geometry, engine: StockEngine) -> bool {
         && !geometry.is_fbgemm_depthwise()
 }
 
-/// How many channels a group of a depthwise layer should have, where there is a number that is exact and fast.
-fn block_size(geometry: &Geometry) -> Option<i64> {
-    let fits = |size: &i64| geometry.groups % size == 0;
-    let is_few = |size: &i64| geometry.groups / size <= MOST_GROUPS_OF_ONEDNN;
-    if geometry.kernel.len() == 2 && geometry.is_fbgemm_groupwise() && fits(&4) && !is_few(&4) {
+/// How many groups of a layer should become one, where there is a number that is exact and fast.
+fn groups_to_join(geometry: &Geometry) -> Option<i64> {
+    let is_few = |count: &i64| geometry.groups / count <= MOST_GROUPS_OF_ONEDNN;
+    let fits = |count: &i64| {
+        let joined = Geometry { groups: geometry.groups / count, ..geometry.clone() };
+        geometry.groups % count == 0 && !joined.has_uneven_groups()
+    };
+    if geometry.kernel.len() == 2
+        && geometry.is_depthwise()
+        && geometry.is_fbgemm_groupwise()
+        && fits(&4)
+        && !is_few(&4)
+    {
         return Some(4);
     }
-    // oneDNN is the faster the more of them there are, up to its vectors; FBGEMM's time is inverse to their number.
-    let sizes = [8, 16, 4, 2];
-    sizes.into_iter().find(|size| fits(size) && is_few(size)).or_else(|| sizes.into_iter().find(fits))
+    // oneDNN is the faster the more channels a group has, up to its vectors; FBGEMM's time is inverse to their number.
+    let counts = || [8, 16, 4, 2].into_iter().chain(3..=geometry.groups).filter(fits);
+    counts().find(is_few).or_else(|| counts().next())
 }
 
 /// Whether average pooling has padding that does not count.

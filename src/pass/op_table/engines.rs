@@ -57,6 +57,9 @@ pub enum When {
     /// A layer for which FBGEMM takes its kernels for depthwise convolutions, where the weights of two neighbouring taps (0 and
     /// 1, 2 and 3, …) add up to more than [`MOST_OF_A_PAIR`].
     DepthwisePairs,
+    /// A layer for which FBGEMM takes its kernels for groups of 2 or 4 channels, where the groups are no multiple of how many it
+    /// computes together. (The test does not try it.)
+    UnevenGroups,
     /// A transposed convolution that FBGEMM computes directly: two rows in the kernel, no padding, one group, channels in
     /// eights.
     DirectTransposed,
@@ -91,6 +94,9 @@ pub static LIMITS: &[Limit] = &[
     Limit { kinds: &["quantized::conv2d", "quantized::conv2d_relu", "quantized::conv3d", "quantized::conv3d_relu"],
         engines: &[X86, Fbgemm], when: When::DepthwisePairs,
         what: "FBGEMM's depthwise kernels add two products in 16 bits, which saturate" },
+    Limit { kinds: &["quantized::conv2d", "quantized::conv2d_relu", "quantized::conv3d", "quantized::conv3d_relu"],
+        engines: &[X86, Fbgemm], when: When::UnevenGroups,
+        what: "FBGEMM's kernels for small groups write past the end of their memory" },
     Limit { kinds: &["quantized::conv_transpose2d"],
         engines: &[Fbgemm], when: When::DirectTransposed,
         what: "FBGEMM's direct kernel for transposed convolutions computes something else" },
@@ -185,13 +191,24 @@ impl Geometry {
             && self.dilation.iter().all(|dilation| *dilation == 1)
     }
 
-    /// Whether FBGEMM has a fast kernel for it with this many groups.
+    /// Whether FBGEMM has fast kernels for such a layer with 2, 4, 8 or 16 channels in a group, as many inputs as outputs.
     pub fn is_fbgemm_groupwise(&self) -> bool {
         !self.transposed
+            && self.inputs == self.outputs
             && self.kernel.iter().all(|size| *size == 3)
             && self.padding.iter().all(|padding| *padding == 1)
             && self.dilation.iter().all(|dilation| *dilation == 1)
             && (self.stride.iter().all(|stride| *stride == 1) || self.stride.iter().all(|stride| *stride == 2))
+    }
+
+    /// Whether FBGEMM takes a kernel for groups of 2 or 4 channels that computes more groups than there are: 8 or 4 at a time.
+    pub fn has_uneven_groups(&self) -> bool {
+        let together = match self.inputs / self.groups.max(1) {
+            2 => 8,
+            4 => 4,
+            _ => 1,
+        };
+        self.is_fbgemm_groupwise() && self.groups >= together && self.groups % together != 0
     }
 }
 
@@ -238,5 +255,9 @@ mod tests {
             Geometry { dilation: vec![2, 2], ..depthwise.clone() },
         ];
         assert!(others.iter().all(|other| !other.is_fbgemm_depthwise()));
+        let grouped =
+            |channels: i64, groups: i64| Geometry { inputs: channels, outputs: channels, groups, ..depthwise.clone() };
+        assert!(grouped(116, 29).has_uneven_groups() && grouped(58, 29).has_uneven_groups());
+        assert!(!grouped(112, 28).has_uneven_groups() && !grouped(232, 29).has_uneven_groups());
     }
 }
