@@ -3,6 +3,7 @@
 use super::layer::OutputRange;
 use crate::error::Result;
 use crate::ir::{IValue, Module, Node, Tensor, Value};
+use crate::pass::exact::{narrowed, trimmed};
 use crate::pass::layer_of;
 use crate::pass::op_table::Operator;
 use crate::pass::weight_only::{Stored, kept_values};
@@ -181,7 +182,16 @@ fn unpacked(packed: &IValue, operator: &str, pick: &str) -> Result<IValue> {
 fn packed_weight(layer: Node<'_>, index: usize, operator: &str) -> Result<Option<Weight>> {
     let Some(packed) = layer.input(index).and_then(|value| value.constant()) else { return Ok(None) };
     match unpacked(&packed, &format!("quantized.{operator}_unpack"), "[0]")? {
-        IValue::Tensor(weight) => Ok(Some((weight.shape(), weight.to_f32_vec()?))),
+        IValue::Tensor(weight) => {
+            let (sizes, values) = (weight.shape(), weight.to_f32_vec()?);
+            // Zeros that are there for an engine's sake are not the layer's.
+            let own = match operator {
+                "linear" => None,
+                _ if operator.starts_with("conv_transpose") => trimmed(&sizes, &values),
+                _ => narrowed(&sizes, &values),
+            };
+            Ok(Some(own.unwrap_or((sizes, values))))
+        }
         _ => Ok(None),
     }
 }

@@ -4,6 +4,7 @@ mod any_engine;
 mod block_order;
 pub(crate) mod changed_attributes;
 mod dedup_module_uses;
+pub(crate) mod exact;
 mod finalize;
 mod float_results;
 mod fold_conv_batch_norm;
@@ -26,6 +27,8 @@ pub(crate) mod weight_only;
 
 pub(crate) use any_engine::{for_any_engine, for_fbgemm};
 pub use dedup_module_uses::dedup_module_uses;
+pub(crate) use exact::exact_on;
+pub use exact::{EngineForm, Inexact, inexact};
 pub(crate) use finalize::finalize_by;
 pub use finalize::{
     finalize, fold_constant_prepacks, fold_quantized_prepacking_ops, insert_prepack_unpack, quant_fusion,

@@ -8,12 +8,14 @@
 //! the callee, of a module's method what follows the module.
 
 mod conditions;
+mod engines;
 mod forms;
 
 use std::collections::HashMap;
 use std::sync::LazyLock;
 
 pub use conditions::{Condition, Conditions};
+pub use engines::{Geometry, LIMITS, Limit, MOST_GROUPS_OF_ONEDNN, MOST_OF_A_PAIR, StockEngine, When, largest_pair};
 pub use forms::{DynamicForm, Form, FormInput, Packing, ResultQParams};
 
 use super::QuantType;

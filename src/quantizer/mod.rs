@@ -12,16 +12,18 @@ use crate::ir::{DType, FORWARD, GeneralPass, IValue, Module, Node, Tensor, join_
 use crate::methods::{Methods, Rounding};
 use crate::observer::{ObserverKind, Refusal, UNSET, collect_refusals};
 use crate::pass::changed_attributes::{changed_attributes, shared_and_written};
-use crate::pass::op_table::Conditions;
+pub use crate::pass::op_table::StockEngine;
+use crate::pass::op_table::{Conditions, Form, Limit, Operator, When};
 use crate::pass::prepare::{
     LoneLinear, PRODUCT, ROWS, Ranks as Dimensions, find_lone_linear, guard_vectors, keep_biases_in_range,
-    leave_unreached, mark_lone_linear, mark_products, prepare, quantize_lone_linear, quantize_recurrent,
-    restore_products, round_weights, scale_transposed_weights, settle_clamps, square_transposed, unreached_layers,
+    keep_pairs_in_16_bits, leave_unreached, mark_lone_linear, mark_products, prepare, quantize_lone_linear,
+    quantize_recurrent, restore_products, round_weights, scale_transposed_weights, settle_clamps, square_transposed,
+    unreached_layers,
 };
 use crate::pass::{
-    Coverage, Layer, QuantType, WeightOnly, computes_weight, finalize_by, float_results, for_any_engine,
-    insert_observers_by_scope, insert_quant_dequant_by_conditions, keep_large_numbers, layer_of, layers,
-    pack_transposed, tag_layer, to_native, unfit_weight, weight_only, why_unquantized,
+    Coverage, EngineForm, Layer, QuantType, WeightOnly, computes_weight, exact_on, finalize_by, float_results,
+    for_any_engine, insert_observers_by_scope, insert_quant_dequant_by_conditions, keep_large_numbers, layer_of,
+    layers, pack_transposed, tag_layer, to_native, unfit_weight, weight_only, why_unquantized,
 };
 use crate::qconfig::{MakeObserver, Part, QConfigDict, QConfigSpec, qconfig_for, unknown_path};
 use crate::ranges::{Fnv, choice, fingerprint_of};
@@ -93,30 +95,6 @@ pub enum ModelForm {
     /// jitquant's own operators on plain bytes ([`to_native`](crate::pass::to_native)): faster and a little more accurate, and
     /// jitquant has to be loaded where the model runs.
     Native,
-}
-
-/// Which of libtorch's engines for quantized operators a portable model is for.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-#[non_exhaustive]
-pub enum StockEngine {
-    /// All of them, on x86 and on ARM.
-    #[default]
-    Any,
-    /// `x86`, libtorch's default on x86.
-    X86,
-    /// `fbgemm`.
-    Fbgemm,
-    /// `onednn`.
-    Onednn,
-    /// `qnnpack`, libtorch's engine on ARM.
-    Qnnpack,
-}
-
-impl StockEngine {
-    /// Whether there is an engine among them without the INT8 linear layer that has a float result.
-    fn lacks_float_results(self) -> bool {
-        !matches!(self, Self::X86 | Self::Fbgemm)
-    }
 }
 
 impl Quantizer {
@@ -230,8 +208,8 @@ impl Quantizer {
         self
     }
 
-    /// Makes portable models for this engine of libtorch's alone: for `x86` and `fbgemm` layers behind a layer norm are some
-    /// per cent faster than in the form that all engines have.
+    /// Makes portable models for this engine of libtorch's alone. Layers that another engine does not compute exactly then keep
+    /// the faster form, and for `x86` and `fbgemm` layers behind a layer norm are some per cent faster.
     pub fn engine(mut self, engine: StockEngine) -> Self {
         self.engine = engine;
         self
@@ -309,6 +287,7 @@ impl Quantizer {
                 Some(_) => self
                     .why_never(node, layer.operator)
                     .map(str::to_owned)
+                    .or_else(|| self.why_not_on_engine(node))
                     .or_else(|| self.weight_only.is_none().then(|| unfit_weight(&flat, node))?)
                     .or_else(|| skipped.cloned()),
             };
@@ -340,6 +319,15 @@ impl Quantizer {
             }
             None => why_unquantized(node, operator, self.quant_type),
         }
+    }
+
+    /// Why no form of a layer is exact on the engines that the model is for, where none is.
+    fn why_not_on_engine(&self, node: Node<'_>) -> Option<String> {
+        let is_portable = self.quant_type == QuantType::Static && self.form == ModelForm::Portable;
+        let row = Operator::of(node).filter(|_| is_portable && self.weight_only.is_none())?;
+        let of_form = |form: &Form| Limit::of(form.kind).find(|limit| limit.when == When::Always);
+        let limits = row.forms.iter().map(of_form).collect::<Option<Vec<_>>>()?;
+        limits.into_iter().find(|limit| limit.concerns(self.engine)).map(Limit::reason)
     }
 
     /// Puts observers into a copy of `module`, which stays as it is. The copy is one flat graph with the batch norms
@@ -446,6 +434,9 @@ impl Quantizer {
         self.prepared(observed.clone(), default.resolve(observed, self.quant_type)?, layers, None)
     }
 }
+
+/// A linear layer with an INT8 input and a float result.
+const FLOAT_RESULT: &str = "quantized::linear_with_input_q_dq_qweight_dq_output_fp32";
 
 /// Why a layer that was meant to be quantized is not.
 const UNFUSED: &str = "fusion did not recognize what surrounds it";
@@ -686,6 +677,11 @@ impl Prepared {
                 observed.call_on_copies(FORWARD, batch)?;
             }
         }
+        let mut coarser = Vec::new();
+        if self.quant_type == QuantType::Static && self.form == ModelForm::Portable {
+            coarser = keep_pairs_in_16_bits(&observed, FORWARD, self.quantizer.engine)
+                .context(|| "looking at depthwise weights".into())?;
+        }
         let chosen_range = self.choose_range(&observed)?;
         if let Some(choice) = chosen_range {
             choice::decide(&observed, choice)?;
@@ -704,7 +700,7 @@ impl Prepared {
         }
         self.restore_state(&observed)?;
         let module = self.int8(&observed)?;
-        let report = Report { chosen_range, ..self.report(&module)? };
+        let mut report = Report { chosen_range, engine_forms: coarser, ..self.report(&module)? };
         if report.quantized_layers == 0 {
             return Err(Error::invalid(format!(
                 "no layer could be quantized: {}",
@@ -712,9 +708,15 @@ impl Prepared {
             )));
         }
         let module = match self.form {
-            ModelForm::Portable => self.portable(module)?,
+            ModelForm::Portable => {
+                report.engine_forms.extend(self.portable(&module)?);
+                module
+            }
             ModelForm::Native => to_native(&module)?,
         };
+        for EngineForm { path, source, operator, form, why } in &report.engine_forms {
+            tracing::debug!("{operator} {path} ({source}): {form}: {why}");
+        }
         keep_large_numbers(&module)?;
         // What the passes made on the way goes with their modules.
         Ok(Converted { module: module.clone_sharing(|_, _| true)?, report })
@@ -731,12 +733,14 @@ impl Prepared {
         }
     }
 
-    /// The portable module in a form that the engines have which it is for.
-    fn portable(&self, module: Module) -> Result<Module> {
-        if self.quantizer.engine.lacks_float_results() {
-            for_any_engine(&module, &module.graph(FORWARD)?).context(|| "giving results in float".into())?;
+    /// Gives the portable module forms that the engines compute exactly which it is for; which.
+    fn portable(&self, module: &Module) -> Result<Vec<EngineForm>> {
+        let engine = self.quantizer.engine;
+        let graph = module.graph(FORWARD)?;
+        if Limit::of(FLOAT_RESULT).any(|limit| limit.concerns(engine)) {
+            for_any_engine(module, &graph).context(|| "giving results in float".into())?;
         }
-        Ok(module)
+        exact_on(module, &graph, engine).context(|| "choosing forms that engines compute exactly".into())
     }
 
     /// Which range the observers take that leave the choice; `None` where none does, or there is no data to choose by.
@@ -871,13 +875,7 @@ impl Prepared {
         keep_large_numbers(&module)?;
         Ok(Converted {
             module,
-            report: Report {
-                quantized_layers,
-                quantized_operators: outcome.kept,
-                float,
-                chosen_range: None,
-                check: None,
-            },
+            report: Report { quantized_layers, quantized_operators: outcome.kept, float, ..Report::default() },
         })
     }
 
@@ -941,7 +939,7 @@ impl Prepared {
         }
         float.extend(unmeant);
         let quantized_layers = coverage.quantized_layers();
-        Ok(Report { quantized_layers, quantized_operators: coverage.quantized, float, chosen_range: None, check: None })
+        Ok(Report { quantized_layers, quantized_operators: coverage.quantized, float, ..Report::default() })
     }
 }
 
@@ -967,6 +965,10 @@ pub struct Report {
     /// Which range observers took that leave the choice ([`ObserverKind::Auto`]), where it was made in this conversion.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub chosen_range: Option<ObserverKind>,
+    /// Operators of a portable model that have another form than by themselves, so that each engine of libtorch that the
+    /// model is for computes them exactly.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub engine_forms: Vec<EngineForm>,
     /// What the check at the end found; `None` where there were no samples to check with, or no check was wanted.
     pub check: Option<Check>,
 }

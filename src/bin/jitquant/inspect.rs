@@ -6,8 +6,9 @@ use std::path::PathBuf;
 use anyhow::{Context, Result};
 use clap::ValueEnum;
 use jitquant::Quantizer;
+use jitquant::StockEngine;
 use jitquant::ir::Module;
-use jitquant::pass::{Coverage, ProgramParts, QuantType};
+use jitquant::pass::{Coverage, Inexact, ProgramParts, QuantType, inexact};
 use jitquant::qconfig::plain_class_name;
 use serde::Serialize;
 
@@ -56,6 +57,9 @@ struct Inspection {
     operators: BTreeMap<String, usize>,
     /// `quantized::` operators that are there already.
     quantized: BTreeMap<String, usize>,
+    /// Of a portable INT8 model: what engines of libtorch do not compute exactly of it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    inexact: Option<Vec<Inexact>>,
     layers: Vec<LayerRow>,
     /// Of a native model: the parts that run as Programs, operator by operator, and how often each calls it.
     programs: Vec<BTreeMap<String, usize>>,
@@ -122,6 +126,8 @@ fn inspect(arguments: &Arguments, module: &Module) -> Result<Inspection> {
     }
     drop(graph);
     let quantized = Coverage::of(module, FORWARD)?.quantized;
+    let is_int8 = quantized.keys().any(|operator| operator.starts_with("quantized::"));
+    let inexact = is_int8.then(|| inexact(module, FORWARD)).transpose()?;
     let (layers, refusal) = match Quantizer::new(quant_type).verdicts(module) {
         Ok(verdicts) => {
             let row = |(layer, verdict): (jitquant::pass::Layer, Option<String>)| LayerRow {
@@ -134,7 +140,7 @@ fn inspect(arguments: &Arguments, module: &Module) -> Result<Inspection> {
         }
         Err(e) => (Vec::new(), Some(format!("{:#}", anyhow::Error::from(e)))),
     };
-    let ProgramParts { parts: programs, alone, .. } = jitquant::pass::program_parts(module, METHOD)?;
+    let ProgramParts { parts: programs, alone, .. } = jitquant::pass::program_parts(module, FORWARD)?;
     let describe = |argument: &jitquant::ir::Argument| format!("{}: {}", argument.name, argument.type_name);
     Ok(Inspection {
         model: arguments.model.clone(),
@@ -149,6 +155,7 @@ fn inspect(arguments: &Arguments, module: &Module) -> Result<Inspection> {
         classes,
         operators,
         quantized,
+        inexact,
         layers,
         programs,
         alone,
@@ -176,6 +183,9 @@ impl Inspection {
         println!("\n{table}\n");
         if !self.programs.is_empty() || !self.alone.is_empty() {
             self.print_programs();
+        }
+        if let Some(inexact) = &self.inexact {
+            print_engines(inexact);
         }
         if let Some(refusal) = &self.refusal {
             println!("It cannot be quantized: {refusal}");
@@ -215,4 +225,20 @@ impl Inspection {
         }
         println!("{table}\n");
     }
+}
+
+/// On which engines of libtorch an INT8 model runs exactly, and what is wrong on the others.
+fn print_engines(inexact: &[Inexact]) {
+    let is_exact = |engine: &StockEngine| inexact.iter().all(|found| found.engine != *engine);
+    let exact: Vec<_> = StockEngine::ALL.into_iter().filter(is_exact).map(StockEngine::name).collect();
+    let named = if exact.is_empty() { "none".to_owned() } else { exact.join(", ") };
+    println!("Engines of libtorch that compute it exactly (on x86: with VNNI): {named}.");
+    let mut sums: BTreeMap<(&str, &str, &str), usize> = BTreeMap::new();
+    for found in inexact {
+        *sums.entry((found.engine.name(), &found.operator, &found.what)).or_default() += 1;
+    }
+    for ((engine, operator, what), count) in sums {
+        println!("  {engine}: {count} x {operator}: {what}");
+    }
+    println!("");
 }

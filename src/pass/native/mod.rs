@@ -62,6 +62,7 @@ pub fn to_native(module: &Module) -> Result<Module> {
     let mut weights = Weights::new(Home::Module(&native));
     for method in native.method_names() {
         let mut graph = native.graph(&method)?;
+        super::exact::as_depthwise(&native, &graph)?;
         rewrite(&mut graph, &mut weights).context(|| format!("the native form of '{method}'"))?;
     }
     weights.release_unread()?;

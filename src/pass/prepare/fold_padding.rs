@@ -7,9 +7,6 @@ use crate::ir::{Graph, IValue, Node, Value};
 /// Makes padding with zeros, the same number on both sides, the padding of the convolution that alone takes the padded
 /// tensor; how many were folded.
 ///
-/// Convolutions with groups keep the padding before them: FBGEMM has kernels for depthwise convolutions that pad by
-/// themselves, whose 16-bit sums saturate when all 8 bits are in use (4 dB lost on EfficientNet-Lite0).
-///
 /// # Errors
 /// Where libtorch refuses to change the graph.
 pub fn fold_padding(graph: &Graph) -> Result<usize> {
@@ -28,9 +25,6 @@ pub fn fold_padding(graph: &Graph) -> Result<usize> {
 /// The index of the padding among a convolution's inputs.
 const PADDING: usize = 4;
 
-/// The index of the number of groups.
-const GROUPS: usize = 6;
-
 /// The padding before a convolution that can be part of it, and the convolution's own padding then.
 fn folded_padding(convolution: Node<'_>) -> Option<(Node<'_>, Vec<i64>)> {
     let spatial = match convolution.kind() {
@@ -44,7 +38,6 @@ fn folded_padding(convolution: Node<'_>) -> Option<(Node<'_>, Vec<i64>)> {
         && padding.outputs()[0].uses().len() == 1
         && padding.owning_block() == convolution.owning_block()
         && padding.input(2)?.constant()?.as_number() == Some(0.0)
-        && convolution.input(GROUPS)?.constant()?.as_int() == Some(1)
         && rank_of(padding.input(0)?).is_none_or(|rank| rank == spatial + 2);
     let around = ints(padding.input(1).filter(|_| fits)?)?;
     let mut own = ints(convolution.input(PADDING)?)?;
