@@ -127,6 +127,13 @@ fn blocks_of_networks_give_the_bits_of_their_operators() {
          z = self.b.forward(x)
          y.mul_(2.0)
          return z + x + self.d.forward(x)",
+        // A copy of memory that is written into afterwards.
+        "x = self.b.forward(torch.relu(self.a.forward(x)))
+         y = x.permute([0, 2, 3, 1]).reshape([x.size(0), 12, 12, 4])
+         c = x.transpose(2, 3).contiguous()
+         x.mul_(2.0)
+         z = self.b.forward(self.d.forward(c))
+         return z + self.b.forward(self.d.forward(y.permute([0, 3, 1, 2]))) + x",
         // A branch and a loop.
         "x = torch.relu(self.a.forward(x))
          if x.size(0) > 2:

@@ -433,7 +433,7 @@ fn what_does_not_fit_is_refused_and_plans_are_bounded() {
     let y = builder.step(Op::Clamp(1, 9), &[x]).unwrap();
     assert!(builder.step(Op::Clamp(1, 9), &[x, y]).is_err(), "an operand too many");
     let program = builder.finish(&[y]).unwrap();
-    let memory = vec![5u8; 100];
+    let memory = [5u8; 100];
     for size in 1..=100i64 {
         let (sizes, strides) = ([size], [1]);
         let inputs = [Input::bytes(&memory[..size as usize], &sizes, &strides)];

@@ -40,7 +40,7 @@ pub(crate) fn make_programs(graph: &mut Graph) -> Result<usize> {
     if !programs() || !graph.all_nodes().into_iter().any(|node| node.kind().starts_with("jitquant::")) {
         return Ok(0);
     }
-    let made = parts::cut(graph, graph.block())?;
+    let made = parts::cut(graph)?;
     if made > 0 {
         graph.run(GeneralPass::DeadCodeElimination)?;
     }
@@ -66,7 +66,7 @@ pub fn program_parts(module: &Module, method: &str) -> Result<ProgramParts> {
     graph.run(GeneralPass::ConstantPropagation)?;
     let mut found = ProgramParts::default();
     let mut within = std::collections::HashSet::new();
-    for part in parts::all(graph.block())? {
+    for part in parts::all(&graph)? {
         let mut operators = BTreeMap::new();
         for node in &part {
             within.insert(*node);

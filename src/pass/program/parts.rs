@@ -2,35 +2,68 @@
 
 use std::collections::{HashMap, HashSet};
 
-use super::steps::{computation, is_size, views};
+use super::read::writes;
+use super::steps::{computation, is_size, may_copy, views};
 use crate::error::Result;
 use crate::ir::{Block, Graph, Node, Value};
 
 /// Steps that are worth a part.
 const WORTH: usize = 2;
 
-/// Cuts the parts out of a block and the blocks in it; how many.
-pub(super) fn cut<'g>(graph: &'g Graph, block: Block<'g>) -> Result<usize> {
+/// Which nodes of a graph cost nothing.
+#[derive(Clone, Copy)]
+struct FreeNodes {
+    /// Whether the graph writes into memory: what may be a copy is then none that can be made later.
+    writes: bool,
+}
+
+impl FreeNodes {
+    fn of(graph: &Graph) -> Self {
+        // What code that is not in the graph does is not known.
+        let is_unknown =
+            |node: Node<'_>| matches!(node.kind(), "prim::CallMethod" | "prim::CallFunction" | "prim::PythonOp");
+        Self { writes: graph.all_nodes().into_iter().any(|node| writes(node) || is_unknown(node)) }
+    }
+
+    /// Whether a node is a view, a size or a list: inside a part and outside it each has its own copy.
+    fn has(self, node: Node<'_>) -> bool {
+        node.kind() != "prim::Param"
+            && computation(node).is_none()
+            && (is_size(node) || views(node).is_some())
+            && !(self.writes && may_copy(node))
+    }
+}
+
+/// Cuts the parts out of a graph; how many.
+pub(super) fn cut(graph: &Graph) -> Result<usize> {
+    cut_block(graph, graph.block(), FreeNodes::of(graph))
+}
+
+fn cut_block<'g>(graph: &'g Graph, block: Block<'g>, free: FreeNodes) -> Result<usize> {
     let nodes: Vec<_> = block.nodes().collect();
     let mut made = 0;
     for inner in nodes.iter().flat_map(|node| node.blocks()) {
-        made += cut(graph, inner)?;
+        made += cut_block(graph, inner, free)?;
     }
-    for part in find(&nodes)? {
+    for part in find(&nodes, free)? {
         if part.len() >= WORTH {
-            made += usize::from(replace(graph, block, &part)?);
+            made += usize::from(replace(graph, block, &part, free)?);
         }
     }
     Ok(made)
 }
 
-/// The parts of a block and of the blocks in it, each with its steps in order.
-pub(super) fn all(block: Block<'_>) -> Result<Vec<Vec<Node<'_>>>> {
+/// The parts of a graph, each with its steps in order.
+pub(super) fn all(graph: &Graph) -> Result<Vec<Vec<Node<'_>>>> {
+    all_of(graph.block(), FreeNodes::of(graph))
+}
+
+fn all_of(block: Block<'_>, free: FreeNodes) -> Result<Vec<Vec<Node<'_>>>> {
     let nodes: Vec<_> = block.nodes().collect();
-    let mut parts = find(&nodes)?;
+    let mut parts = find(&nodes, free)?;
     parts.retain(|part| part.len() >= WORTH);
     for inner in nodes.iter().flat_map(|node| node.blocks()) {
-        parts.extend(all(inner)?);
+        parts.extend(all_of(inner, free)?);
     }
     Ok(parts)
 }
@@ -47,31 +80,30 @@ enum Kind {
     Other,
 }
 
-fn kind(node: Node<'_>) -> Result<Kind> {
+fn kind(node: Node<'_>, free: FreeNodes) -> Result<Kind> {
     if let Some(step) = computation(node) {
         return Ok(if step.is_ok() { Kind::Step } else { Kind::Other });
     }
-    if is_size(node) || views(node).is_some() {
+    if free.has(node) {
         return Ok(Kind::Free);
     }
     let is_plain = matches!(node.kind(), "prim::Constant" | "prim::GetAttr");
     if is_plain {
         return Ok(Kind::Other);
     }
-    let writes = node.schema().is_some_and(|schema| schema.arguments.iter().any(|argument| argument.is_write));
-    let is_barrier = writes || !node.blocks().is_empty() || node.schema().is_none() || node.has_side_effects()?;
+    let is_barrier = writes(node) || !node.blocks().is_empty() || node.schema().is_none() || node.has_side_effects()?;
     Ok(if is_barrier { Kind::Barrier } else { Kind::Other })
 }
 
 /// The values that a node needs which are no views, sizes or lists: what it is computed from.
-fn bases<'g>(node: Node<'g>) -> Vec<Value<'g>> {
+fn bases<'g>(node: Node<'g>, free: FreeNodes) -> Vec<Value<'g>> {
     let (mut found, mut seen) = (Vec::new(), HashSet::new());
     let mut open = node.inputs();
     while let Some(value) = open.pop() {
         if !seen.insert(value) {
             continue;
         }
-        match is_free(value.node()) {
+        match free.has(value.node()) {
             true => open.extend(value.node().inputs()),
             false => found.push(value),
         }
@@ -79,19 +111,15 @@ fn bases<'g>(node: Node<'g>) -> Vec<Value<'g>> {
     found
 }
 
-fn is_free(node: Node<'_>) -> bool {
-    node.kind() != "prim::Param" && computation(node).is_none() && (is_size(node) || views(node).is_some())
-}
-
 /// The parts of a block, each with its steps in order.
-fn find<'g>(nodes: &[Node<'g>]) -> Result<Vec<Vec<Node<'g>>>> {
+fn find<'g>(nodes: &[Node<'g>], free: FreeNodes) -> Result<Vec<Vec<Node<'g>>>> {
     let (mut parts, mut part) = (Vec::new(), Vec::new());
     // What depends on the part that is open: computed by it, or from that by others.
     let (mut own, mut beyond): (HashSet<Value<'g>>, HashSet<Value<'g>>) = Default::default();
     for node in nodes {
-        match kind(*node)? {
+        match kind(*node, free)? {
             Kind::Step => {
-                if bases(*node).iter().any(|value| beyond.contains(value)) {
+                if bases(*node, free).iter().any(|value| beyond.contains(value)) {
                     parts.push(std::mem::take(&mut part));
                     (own, beyond) = Default::default();
                 }
@@ -104,7 +132,7 @@ fn find<'g>(nodes: &[Node<'g>]) -> Result<Vec<Vec<Node<'g>>>> {
                 (own, beyond) = Default::default();
             }
             Kind::Other => {
-                if bases(*node).iter().any(|value| own.contains(value) || beyond.contains(value)) {
+                if bases(*node, free).iter().any(|value| own.contains(value) || beyond.contains(value)) {
                     beyond.extend(node.outputs());
                 }
             }
@@ -115,17 +143,17 @@ fn find<'g>(nodes: &[Node<'g>]) -> Result<Vec<Vec<Node<'g>>>> {
 }
 
 /// Puts a node `jitquant::run` in the place of a part; whether there is one.
-fn replace<'g>(graph: &'g Graph, block: Block<'g>, part: &[Node<'g>]) -> Result<bool> {
+fn replace<'g>(graph: &'g Graph, block: Block<'g>, part: &[Node<'g>], free: FreeNodes) -> Result<bool> {
     let members: HashSet<_> = part.iter().copied().collect();
     let outputs: Vec<_> = part
         .iter()
         .flat_map(|node| node.outputs())
-        .filter(|value| is_needed_outside(*value, &members, &mut HashMap::new()))
+        .filter(|value| is_needed_outside(*value, &members, free, &mut HashMap::new()))
         .collect();
     if outputs.is_empty() {
         return Ok(false);
     }
-    let (inside, inputs) = inside(part);
+    let (inside, inputs) = inside(part, free);
     let subgraph = Graph::of_nodes(&inside, &inputs, &outputs)?;
     let last = part[part.len() - 1];
     let run = graph.create("jitquant::run", &inputs, outputs.len())?;
@@ -143,19 +171,24 @@ fn replace<'g>(graph: &'g Graph, block: Block<'g>, part: &[Node<'g>]) -> Result<
 }
 
 /// Whether something else than the part's steps takes a value, itself or what free nodes make of it.
-fn is_needed_outside<'g>(value: Value<'g>, members: &HashSet<Node<'g>>, known: &mut HashMap<Node<'g>, bool>) -> bool {
+fn is_needed_outside<'g>(
+    value: Value<'g>,
+    members: &HashSet<Node<'g>>,
+    free: FreeNodes,
+    known: &mut HashMap<Node<'g>, bool>,
+) -> bool {
     value.uses().into_iter().any(|place| {
         let user = place.user;
         if members.contains(&user) {
             return false;
         }
-        if !is_free(user) {
+        if !free.has(user) {
             return true;
         }
         if let Some(needed) = known.get(&user) {
             return *needed;
         }
-        let needed = user.outputs().into_iter().any(|output| is_needed_outside(output, members, known));
+        let needed = user.outputs().into_iter().any(|output| is_needed_outside(output, members, free, known));
         known.insert(user, needed);
         needed
     })
@@ -163,13 +196,14 @@ fn is_needed_outside<'g>(value: Value<'g>, members: &HashSet<Node<'g>>, known: &
 
 /// The nodes of a part with all that costs nothing and constants that it takes, each behind those that it takes, and what else
 /// it takes.
-fn inside<'g>(part: &[Node<'g>]) -> (Vec<Node<'g>>, Vec<Value<'g>>) {
-    let mut found = Inside { nodes: Vec::new(), inputs: Vec::new(), seen: HashSet::new(), known: HashSet::new() };
+fn inside<'g>(part: &[Node<'g>], free: FreeNodes) -> (Vec<Node<'g>>, Vec<Value<'g>>) {
+    let mut found = Inside { free, nodes: Vec::new(), inputs: Vec::new(), seen: HashSet::new(), known: HashSet::new() };
     part.iter().for_each(|node| found.add(*node));
     (found.nodes, found.inputs)
 }
 
 struct Inside<'g> {
+    free: FreeNodes,
     nodes: Vec<Node<'g>>,
     inputs: Vec<Value<'g>>,
     seen: HashSet<Node<'g>>,
@@ -188,7 +222,7 @@ impl<'g> Inside<'g> {
             }
             // A weight may be read from a module in other models: it is an input in all.
             let is_object = value.type_of().kind() == "ClassType";
-            if (value.is_constant() && !is_object) || is_free(maker) {
+            if (value.is_constant() && !is_object) || self.free.has(maker) {
                 self.add(maker);
             } else if self.known.insert(value) {
                 self.inputs.push(value);

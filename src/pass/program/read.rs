@@ -1,7 +1,7 @@
 //! Constants of a graph, as steps take them.
 
 use crate::error::{Error, Result};
-use crate::ir::{IValue, Value};
+use crate::ir::{IValue, Node, Value};
 use crate::kernel::{QParams, Table};
 
 fn wanted(what: &str, value: Value<'_>) -> Error {
@@ -66,10 +66,20 @@ pub(super) fn floats(list: Value<'_>) -> Result<Vec<f64>> {
     }
 }
 
-/// What a list is made of that the graph makes.
+/// Whether a node writes into something that it takes.
+pub(super) fn writes(node: Node<'_>) -> bool {
+    node.schema().is_some_and(|schema| schema.arguments.iter().any(|argument| argument.is_write))
+}
+
+/// Whether nobody writes into a list.
+pub(super) fn is_left_alone(list: Value<'_>) -> bool {
+    list.uses().into_iter().all(|place| !writes(place.user))
+}
+
+/// What a list is made of that the graph makes and does not change.
 pub(super) fn items(list: Value<'_>) -> Result<Vec<Value<'_>>> {
     match list.node().kind() {
-        "prim::ListConstruct" => Ok(list.node().inputs()),
+        "prim::ListConstruct" if is_left_alone(list) => Ok(list.node().inputs()),
         _ => Err(wanted("list", list)),
     }
 }

@@ -2,7 +2,7 @@
 
 use jitquant_runtime::{Format, Op, Product, Store, View, WeightId};
 
-use super::read::{bool, bound, byte, floats, int, ints, is_none, items, qparams, table};
+use super::read::{bool, bound, byte, floats, int, ints, is_left_alone, is_none, items, qparams, table};
 use crate::engine::step_window;
 use crate::error::{Error, Result};
 use crate::ir::{Node, Value};
@@ -209,9 +209,14 @@ pub(super) fn views<'g>(node: Node<'g>) -> Option<Views<'g>> {
             let view = |index: i64| Shown::Known(View::Chunk { axis, parts, index });
             Some(Views { operand: *x, views: (0..node.outputs().len() as i64).map(view).collect() })
         }
-        ("prim::ListUnpack", [list]) => unpacked(list.node(), node.outputs().len() as i64),
+        ("prim::ListUnpack", [list]) if is_left_alone(*list) => unpacked(list.node(), node.outputs().len() as i64),
         _ => None,
     }
+}
+
+/// Whether a view is a copy for some layouts.
+pub(super) fn may_copy(node: Node<'_>) -> bool {
+    matches!(node.kind(), "aten::reshape" | "aten::flatten" | "aten::contiguous")
 }
 
 /// The parts that a list of them is unpacked to.
