@@ -26,6 +26,7 @@ mod torch {
             "src/observer/operators.rs",
             "src/engine/bridge.rs",
             "src/engine/weight_only.rs",
+            "src/plugin/bridge.rs",
             "src/qat/operators.rs",
             "src/distributed/store.rs",
         ]);

@@ -3,7 +3,7 @@
 #include <ATen/ATen.h>
 #include <torch/csrc/jit/passes/pass_manager.h>
 
-#include "jitquant/src/ir/ffi.rs.h"
+#include "jitquant/src/plugin/bridge.rs.h"
 #include "library.h"
 
 namespace jitquant {

@@ -1,9 +1,7 @@
-//! The one cxx bridge to libtorch: what `cpp/graph.h` and `cpp/module.h` offer, declared once.
+//! The cxx bridge to libtorch's graphs and modules: what `cpp/graph.h` and `cpp/module.h` offer, declared once.
 //!
 //! C++ objects are seen as opaque references. Functions that change an object take `&T` as well: the object lives in
 //! C++, Rust never reads its memory, and who may change what is decided by the safe types above this file.
-
-use crate::plugin::{record_range, register_passes_from_environment, run_graph_pass};
 
 #[cxx::bridge(namespace = "jitquant")]
 // Only the conversions to and from tch use addresses.
@@ -82,18 +80,11 @@ pub(crate) mod bridge {
         casts: usize,
     }
 
-    extern "Rust" {
-        fn run_graph_pass(graph: SharedPtr<Graph>, pass: u32);
-        fn register_passes_from_environment();
-        fn record_range(x: &[f32], graph: i64, value: &str);
-    }
-
     unsafe extern "C++" {
         include!("module.h");
         include!("graph.h");
         include!("host.h");
         include!("observers.h");
-        include!("plugin.h");
 
         type Graph;
         type Block;
@@ -381,10 +372,6 @@ pub(crate) mod bridge {
         type NormalMode;
         fn leave_inference_mode() -> UniquePtr<NormalMode>;
         fn observer_take(observer: &Module) -> Result<UniquePtr<IValues>>;
-
-        // libtorch's pass manager
-        fn pass_register(before_fusion: bool, pass: u32) -> Result<u32>;
-        fn pass_clear(before_fusion: bool, registered: u32) -> Result<()>;
 
         // The host
         fn host_refusal() -> &'static str;

@@ -4,6 +4,7 @@
 //! unless asked for: by [`register`], or by the environment variable `JITQUANT_PASSES` (names with commas between them) when
 //! the library is loaded.
 
+mod bridge;
 mod observe;
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -11,11 +12,11 @@ use std::sync::{Mutex, PoisonError};
 
 use cxx::SharedPtr;
 
-pub(crate) use self::observe::record_range;
+use self::bridge::ffi;
+use self::observe::record_range;
 pub use self::observe::{ObservedRange, forget_ranges, observed_ranges, save_ranges};
 use crate::error::{Error, Result};
 use crate::ir::Graph;
-use crate::ir::ffi::bridge as ffi;
 use crate::pass::{fold_constant_prepacks, make_programs, rewrite_executed, set_programs};
 
 /// A pass over the graphs that libtorch executes.
@@ -146,7 +147,7 @@ fn from_names(names: &str) -> Result<Vec<GraphPass>> {
 }
 
 /// Registers what the environment asks for; a mistake in it is said on stderr.
-pub(crate) fn register_passes_from_environment() {
+fn register_passes_from_environment() {
     let names = std::env::var("JITQUANT_PASSES").unwrap_or_default();
     set_programs(std::env::var("JITQUANT_PROGRAM").map_or(true, |value| value != "0"));
     let register = || from_names(&names).and_then(|passes| register_now(&passes));
@@ -157,7 +158,7 @@ pub(crate) fn register_passes_from_environment() {
 }
 
 /// What libtorch calls with each graph that it optimizes. A pass that fails leaves a message.
-pub(crate) fn run_graph_pass(graph: SharedPtr<ffi::Graph>, pass: u32) {
+fn run_graph_pass(graph: SharedPtr<ffi::Graph>, pass: u32) {
     let run = || {
         let mut graph = Graph::of_host(graph);
         from_mask(pass)?.into_iter().try_for_each(|pass| pass.run(&mut graph))

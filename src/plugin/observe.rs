@@ -58,7 +58,7 @@ pub(super) fn observe(graph: &Graph) -> Result<()> {
 }
 
 /// What the operator `jitquant::observe` calls. A tensor with NaN or infinity does not count.
-pub(crate) fn record_range(x: &[f32], graph: i64, value: &str) {
+pub(super) fn record_range(x: &[f32], graph: i64, value: &str) {
     let (mut min, mut max) = UNSET;
     if observe_min_max(x, &mut min, &mut max).is_err() {
         return;
