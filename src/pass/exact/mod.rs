@@ -222,7 +222,7 @@ impl ConvolutionForm {
             }
             () => return None,
         };
-        Some((Self::Joined(groups_to_join(geometry)?), why))
+        Some((Self::Joined(groups_to_join(geometry, engine)?), why))
     }
 
     fn repack(self, packed: &Packed) -> Result<IValue> {
@@ -251,12 +251,14 @@ fn is_slow(geometry: &Geometry, engine: StockEngine) -> bool {
 
 /// How many groups of a layer should become one, where there is a number that is exact and fast. Other numbers of channels than
 /// these are not exact in oneDNN.
-fn groups_to_join(geometry: &Geometry) -> Option<i64> {
+fn groups_to_join(geometry: &Geometry, engine: StockEngine) -> Option<i64> {
     let own = geometry.inputs / geometry.groups;
     let is_few = |count: &i64| geometry.groups / count <= MOST_GROUPS_OF_ONEDNN;
     let fits = |count: &i64| {
         let joined = Geometry { groups: geometry.groups / count, ..geometry.clone() };
-        geometry.groups % count == 0 && own * count <= 16 && !joined.has_uneven_groups()
+        geometry.groups % count == 0
+            && own * count <= 16
+            && !(is_fbgemms(&joined, engine) && joined.has_uneven_groups())
     };
     let is_groupwise = geometry.kernel.len() == 2 && geometry.is_fbgemm_groupwise();
     if geometry.is_depthwise() && is_groupwise && fits(&4) && !is_few(&4) {
