@@ -163,6 +163,7 @@ impl Case {
             }
             When::DirectTransposed => geometry.is_fbgemm_direct(),
             When::UnequalChannels => self.inputs != self.outputs,
+            When::MiddleGroups => geometry.has_middle_groups(),
             When::UnevenGroups => {
                 assert!(!geometry.has_uneven_groups(), "{self:?} would write past the end of memory");
                 false
@@ -210,7 +211,10 @@ fn convolutions() -> Vec<Case> {
     for window in [[5, 1, 2, 1], [5, 2, 2, 1], [7, 1, 3, 1], [3, 2, 1, 2]] {
         all.push(case(2, false, [16, 16, 16], window));
     }
-    for (channels, joined) in [(58, 29), (104, 8), (116, 29)] {
+    for [channels, groups] in [[48, 2], [58, 2], [96, 2]] {
+        all.push(case(2, false, [channels, channels, groups], [3, 1, 1, 1]));
+    }
+    for (channels, joined) in [(58, 58), (104, 8), (116, 116), (112, 4), (112, 16)] {
         all.push(case(2, false, [channels; 3], [3, 1, 1, 1]));
         // The form that takes the place of a saturating one.
         all.push(case(2, false, [channels, channels, channels / joined], [3, 1, 1, 1]));
@@ -332,14 +336,14 @@ const OPERATORS: &[(&str, &str)] = &[
     ("torch.hardtanh(a, -0.9, 0.9)", "torch.hardtanh(a, -0.9, 0.9)"),
     ("torch.max_pool1d(a[:, :, 0], [3], [2], [1])", "torch.max_pool1d(a[:, :, 0], [3], [2], [1])"),
     ("torch.max_pool2d(a, [3, 3], [2, 2], [1, 1])", "torch.max_pool2d(a, [3, 3], [2, 2], [1, 1])"),
-    ("torch.max_pool3d(a, [2, 2, 2])", "torch.max_pool3d(a, [2, 2, 2])"),
+    ("torch.max_pool3d(a[None], [2, 2, 2])", "torch.max_pool3d(a[None], [2, 2, 2])"),
     ("torch.avg_pool1d(a[:, :, 0], [3], [2], [1])", "torch.avg_pool1d(a[:, :, 0], [3], [2], [1])"),
     ("torch.avg_pool2d(a, [3, 3], [2, 2], [1, 1])", "torch.avg_pool2d(a, [3, 3], [2, 2], [1, 1])"),
     ("torch.avg_pool2d(a, [3, 3], [2, 2], [1, 1], False, False)", "torch.avg_pool2d(a, [3, 3], [2, 2], [1, 1], False, False)"),
-    ("torch.avg_pool3d(a, [3, 3, 3], [2, 2, 2], [1, 1, 1])", "torch.avg_pool3d(a, [3, 3, 3], [2, 2, 2], [1, 1, 1])"),
+    ("torch.avg_pool3d(a[None], [3, 3, 3], [2, 2, 2], [1, 1, 1])", "torch.avg_pool3d(a[None], [3, 3, 3], [2, 2, 2], [1, 1, 1])"),
     ("torch.adaptive_avg_pool2d(a, [1, 1])", "torch.adaptive_avg_pool2d(a, [1, 1])"),
     ("torch.adaptive_avg_pool2d(a, [3, 3])", "torch.adaptive_avg_pool2d(a, [3, 3])"),
-    ("torch.adaptive_avg_pool3d(a, [2, 2, 2])", "torch.adaptive_avg_pool3d(a, [2, 2, 2])"),
+    ("torch.adaptive_avg_pool3d(a[None], [2, 2, 2])", "torch.adaptive_avg_pool3d(a[None], [2, 2, 2])"),
     ("torch.mean(a, [2, 3])", "torch.mean(a, [2, 3])"),
     ("torch.upsample_nearest2d(a, [14, 10])", "torch.upsample_nearest2d(a, [14, 10])"),
     ("torch.upsample_nearest3d(a[None], [32, 14, 10])", "torch.upsample_nearest3d(a[None], [32, 14, 10])"),

@@ -7,6 +7,7 @@
 //! | --- | --- |
 //! | a depthwise convolution whose weights saturate in FBGEMM, or that it computes without a kernel of its own, a hundred times slower than float | a convolution in fewer groups, some of them joined, with zeros between them |
 //! | groups of 2 or 4 channels where FBGEMM writes past its memory | the same |
+//! | padded convolutions with 17 to 31 channels in a group, which oneDNN gets wrong | the same |
 //! | a transposed convolution with two rows that FBGEMM computes wrongly | four rows, of which the first and the last are zero and are cut off by padding |
 //! | pooling that QNNPACK lacks or gets wrong | in float |
 //! | a clamp, which QNNPACK gets wrong where channels come last | on a contiguous copy |
@@ -131,6 +132,7 @@ fn meets(limit: &Limit, node: Node<'_>, packed: Option<(&Packed, StockEngine)>) 
         When::Always => true,
         When::DepthwisePairs => of_weight(saturates),
         When::UnevenGroups => of_weight(overruns),
+        When::MiddleGroups => of_weight(is_middle),
         When::DirectTransposed => of_weight(|packed, _| packed.geometry.is_fbgemm_direct()),
         When::UnequalChannels => of_weight(|packed, _| packed.geometry.inputs != packed.geometry.outputs),
         When::UncountedPadding => pads_uncounted(node),
@@ -148,6 +150,14 @@ fn saturates(packed: &Packed, engine: StockEngine) -> bool {
 /// Whether a kernel of FBGEMM for groups writes past its memory.
 fn overruns(packed: &Packed, engine: StockEngine) -> bool {
     is_fbgemms(&packed.geometry, engine) && packed.geometry.has_uneven_groups()
+}
+
+/// Whether oneDNN gets the layer wrong.
+fn is_middle(packed: &Packed, engine: StockEngine) -> bool {
+    let geometry = &packed.geometry;
+    let is_onednns = engine.includes(StockEngine::Onednn)
+        || (engine.includes(StockEngine::X86) && geometry.groups <= MOST_GROUPS_OF_ONEDNN);
+    is_onednns && geometry.has_middle_groups()
 }
 
 /// Whether a model for `engine` may meet FBGEMM in this layer (on a machine with VNNI).
@@ -202,12 +212,17 @@ impl ConvolutionForm {
         let why = match () {
             () if saturates(packed, engine) => limit(When::DepthwisePairs)?,
             () if overruns(packed, engine) => limit(When::UnevenGroups)?,
+            () if is_middle(packed, engine) => {
+                let own = geometry.inputs / geometry.groups;
+                let count = (2..=geometry.groups).find(|count| geometry.groups % count == 0 && own * count >= 32)?;
+                return Some((Self::Joined(count), limit(When::MiddleGroups)?));
+            }
             () if is_slow(geometry, engine) => {
                 "FBGEMM has no kernel for this depthwise layer and is slower than float".to_owned()
             }
             () => return None,
         };
-        Some((Self::Joined(groups_to_join(geometry)?), why))
+        Some((Self::Joined(groups_to_join(geometry, engine)?), why))
     }
 
     fn repack(self, packed: &Packed) -> Result<IValue> {
@@ -234,24 +249,25 @@ fn is_slow(geometry: &Geometry, engine: StockEngine) -> bool {
         && !geometry.is_fbgemm_depthwise()
 }
 
-/// How many groups of a layer should become one, where there is a number that is exact and fast.
-fn groups_to_join(geometry: &Geometry) -> Option<i64> {
+/// How many groups of a layer should become one, where there is a number that is exact and fast. Other numbers of channels than
+/// these are not exact in oneDNN.
+fn groups_to_join(geometry: &Geometry, engine: StockEngine) -> Option<i64> {
+    let own = geometry.inputs / geometry.groups;
     let is_few = |count: &i64| geometry.groups / count <= MOST_GROUPS_OF_ONEDNN;
     let fits = |count: &i64| {
         let joined = Geometry { groups: geometry.groups / count, ..geometry.clone() };
-        geometry.groups % count == 0 && !joined.has_uneven_groups()
+        geometry.groups % count == 0
+            && own * count <= 16
+            && !(is_fbgemms(&joined, engine) && joined.has_uneven_groups())
     };
-    if geometry.kernel.len() == 2
-        && geometry.is_depthwise()
-        && geometry.is_fbgemm_groupwise()
-        && fits(&4)
-        && !is_few(&4)
-    {
+    let is_groupwise = geometry.kernel.len() == 2 && geometry.is_fbgemm_groupwise();
+    if geometry.is_depthwise() && is_groupwise && fits(&4) && !is_few(&4) {
         return Some(4);
     }
     // oneDNN is the faster the more channels a group has, up to its vectors; FBGEMM's time is inverse to their number.
-    let counts = || [8, 16, 4, 2].into_iter().chain(3..=geometry.groups).filter(fits);
-    counts().find(is_few).or_else(|| counts().next())
+    let counts = || [8, 16, 4, 2].into_iter().filter(fits);
+    let dense = (!geometry.is_depthwise()).then_some(geometry.groups);
+    counts().find(is_few).or_else(|| counts().next()).or(dense)
 }
 
 /// Whether average pooling has padding that does not count.
@@ -301,8 +317,7 @@ fn in_float(node: Node<'_>) -> Result<&'static str> {
 
 /// Has an operator take a contiguous tensor; the form's name.
 fn on_contiguous(node: Node<'_>) -> Result<&'static str> {
-    let format = node.insert_constant(IValue::Int(0))?;
-    let plain = insert(node, "aten::contiguous", &[node.inputs()[0], format])?;
+    let plain = insert(node, "aten::contiguous", &[node.inputs()[0]])?;
     node.replace_input(0, plain)?;
     Ok("on a contiguous copy")
 }
