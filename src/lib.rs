@@ -80,6 +80,7 @@ pub mod observer;
 #[cfg(feature = "torch")]
 pub mod pass;
 #[cfg(feature = "torch")]
+#[allow(unsafe_code)]
 pub mod plugin;
 #[cfg(feature = "torch")]
 #[allow(unsafe_code)]

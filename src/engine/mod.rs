@@ -26,6 +26,7 @@ mod weight_only;
 pub use accelerate::{Accelerated, LeftOut, accelerate};
 pub(crate) use elementwise::step_qparams;
 pub(crate) use pool::step_window;
+pub(crate) use program::{CompiledProgram, Given, compile_parts_by};
 pub use program::{StepTime, program_calls, step_times, watch_steps};
 pub use stock::{stock_engine, stock_engines, with_stock_engine};
 pub(crate) use threads::{HostThreads, in_parts};

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::pin::Pin;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::Duration;
 
 use cxx::SharedPtr;
@@ -14,7 +14,32 @@ use super::threads::HostThreads;
 use crate::error::{Error, Result, no_panic};
 use crate::ir::Graph;
 use crate::ir::ffi::bridge::Graph as RawGraph;
-use crate::pass::{CompiledProgram, Given};
+
+/// What a part takes, in the order of its arguments.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Given {
+    Tensor,
+    Number,
+    Conv,
+    Linear,
+}
+
+/// A part's Program.
+pub(crate) struct CompiledProgram {
+    pub program: Program,
+    pub given: Vec<Given>,
+}
+
+/// Makes a Program of a part's graph.
+type Compiler = fn(&Graph) -> Result<CompiledProgram>;
+
+/// The compiler is a pass, which stands above the operators: whoever registers it says so.
+static COMPILER: OnceLock<Compiler> = OnceLock::new();
+
+/// Has `jitquant::run` compile its parts so; the first call counts.
+pub(crate) fn compile_parts_by(compiler: Compiler) {
+    COMPILER.get_or_init(|| compiler);
+}
 
 /// A part of a graph, compiled.
 pub(super) struct CompiledPart {
@@ -23,7 +48,10 @@ pub(super) struct CompiledPart {
 }
 
 pub(super) fn compile_part(graph: &SharedPtr<RawGraph>) -> Result<Box<CompiledPart>> {
-    let compiled = no_panic(|| crate::pass::compile_part(&Graph::of_host(graph.clone())));
+    let compiled = no_panic(|| match COMPILER.get() {
+        Some(compile) => compile(&Graph::of_host(graph.clone())),
+        None => Err(Error::invalid("nobody registered what compiles it")),
+    });
     match compiled {
         Ok(CompiledProgram { program, given }) => Ok(Box::new(CompiledPart { program, given })),
         Err(e) => {

@@ -102,6 +102,7 @@ static PROGRAMS: Mutex<Option<u32>> = Mutex::new(None);
 
 /// Registers the pass that makes Programs behind all others: it takes what they leave.
 fn register_programs() -> Result<()> {
+    crate::engine::compile_parts_by(crate::pass::compile_part);
     let mut programs = PROGRAMS.lock().unwrap_or_else(PoisonError::into_inner);
     let pass = GraphPass::Program;
     if let Some(number) = programs.take() {

@@ -2,27 +2,13 @@
 
 use std::collections::HashMap;
 
-use jitquant_runtime::{Builder, NumberId, Program, Size, ValueId, View, WeightId};
+use jitquant_runtime::{Builder, NumberId, Size, ValueId, View, WeightId};
 
 use super::read::int;
 use super::steps::{Shown, WeightKind, computation, is_size, views};
+use crate::engine::{CompiledProgram, Given};
 use crate::error::{Error, Result};
 use crate::ir::{Graph, Node, Value};
-
-/// What a part takes, in the order of its arguments.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Given {
-    Tensor,
-    Number,
-    Conv,
-    Linear,
-}
-
-/// A part's Program.
-pub(crate) struct CompiledProgram {
-    pub program: Program,
-    pub given: Vec<Given>,
-}
 
 /// Compiles a part's graph.
 ///

@@ -17,7 +17,7 @@ mod steps;
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-pub(crate) use self::compile::{CompiledProgram, Given, compile_part};
+pub(crate) use self::compile::compile_part;
 use crate::error::Result;
 use crate::ir::{GeneralPass, Graph, Module};
 
