@@ -16,9 +16,8 @@ pub use crate::pass::op_table::StockEngine;
 use crate::pass::op_table::{Conditions, Form, Limit, Operator, When};
 use crate::pass::prepare::{
     LoneLinear, PRODUCT, ROWS, Ranks as Dimensions, find_lone_linear, guard_vectors, keep_biases_in_range,
-    keep_pairs_in_16_bits, leave_unreached, mark_lone_linear, mark_products, prepare, quantize_lone_linear,
-    quantize_recurrent, restore_products, round_weights, scale_transposed_weights, settle_clamps, square_transposed,
-    unreached_layers,
+    leave_unreached, mark_lone_linear, mark_products, prepare, quantize_lone_linear, quantize_recurrent,
+    restore_products, round_weights, scale_transposed_weights, settle_clamps, square_transposed, unreached_layers,
 };
 use crate::pass::{
     Coverage, EngineForm, Layer, QuantType, WeightOnly, computes_weight, exact_on, finalize_by, float_results,
@@ -677,11 +676,6 @@ impl Prepared {
                 observed.call_on_copies(FORWARD, batch)?;
             }
         }
-        let mut coarser = Vec::new();
-        if self.quant_type == QuantType::Static && self.form == ModelForm::Portable {
-            coarser = keep_pairs_in_16_bits(&observed, FORWARD, self.quantizer.engine)
-                .context(|| "looking at depthwise weights".into())?;
-        }
         let chosen_range = self.choose_range(&observed)?;
         if let Some(choice) = chosen_range {
             choice::decide(&observed, choice)?;
@@ -700,7 +694,7 @@ impl Prepared {
         }
         self.restore_state(&observed)?;
         let module = self.int8(&observed)?;
-        let mut report = Report { chosen_range, engine_forms: coarser, ..self.report(&module)? };
+        let mut report = Report { chosen_range, engine_forms: Vec::new(), ..self.report(&module)? };
         if report.quantized_layers == 0 {
             return Err(Error::invalid(format!(
                 "no layer could be quantized: {}",

@@ -11,9 +11,6 @@
 //! | a transposed convolution with two rows that FBGEMM computes wrongly | four rows, of which the first and the last are zero and are cut off by padding |
 //! | pooling that QNNPACK lacks or gets wrong | in float |
 //! | a clamp, which QNNPACK gets wrong where channels come last | on a contiguous copy |
-//!
-//! Depthwise weights have been kept from saturating before they were rounded, where that is cheaper
-//! ([`keep_pairs_in_16_bits`](super::prepare::keep_pairs_in_16_bits)).
 
 mod blocks;
 mod packed;
@@ -167,18 +164,8 @@ fn is_fbgemms(geometry: &Geometry, engine: StockEngine) -> bool {
 }
 
 /// Whether a model for `engine` may meet FBGEMM's kernels for depthwise convolutions in this layer.
-pub(super) fn takes_depthwise_kernel(geometry: &Geometry, engine: StockEngine) -> bool {
+fn takes_depthwise_kernel(geometry: &Geometry, engine: StockEngine) -> bool {
     is_fbgemms(geometry, engine) && geometry.is_fbgemm_depthwise()
-}
-
-/// More groups than this and the groupwise kernels of FBGEMM take about the time of its depthwise ones, without rounding
-/// weights more coarsely (`scripts/engines.py --times`).
-const MANY_GROUPS: i64 = 200;
-
-/// Whether groups with zeros between the channels are the form for a depthwise layer that saturates, rather than smaller
-/// weights.
-pub(super) fn prefers_blocks(geometry: &Geometry) -> bool {
-    geometry.kernel.len() == 2 && geometry.is_fbgemm_groupwise() && geometry.groups > MANY_GROUPS
 }
 
 /// Another form of a convolution.

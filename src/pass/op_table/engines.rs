@@ -240,7 +240,7 @@ mod tests {
     #[test]
     fn pairs_are_of_one_channel_and_one_sign() {
         assert_eq!(largest_pair(&[100, 28, 0, 100, -100, 3, 1, 1], 4), 128);
-        assert_eq!(largest_pair(&[1, 2, 100, 100, 2, 1], 3), 200);
+        assert_eq!(largest_pair(&[1, 2, 100, 100, 2, 1], 3), 102);
         assert_eq!(largest_pair(&[127, -127], 2), 127);
         assert_eq!(largest_pair(&[-100, -29], 2), 129);
     }

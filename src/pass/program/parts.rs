@@ -167,6 +167,12 @@ fn replace<'g>(graph: &'g Graph, block: Block<'g>, part: &[Node<'g>], free: Free
             place.user.replace_input(place.offset, new)?;
         }
     }
+    // Now: some stand before what they took, which moved.
+    for node in inside.into_iter().rev() {
+        if node.outputs().iter().all(|output| !output.is_used()) {
+            node.destroy()?;
+        }
+    }
     Ok(true)
 }
 
