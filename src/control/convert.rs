@@ -8,11 +8,11 @@ use crate::error::{Error, Result};
 use crate::quantizer::{Converted, Prepared};
 
 impl Prepared {
-    /// Makes the INT8 module and checks it on up to 32 of the samples that it was calibrated with ([`Quantizer::check`]).
+    /// Makes the INT8 module and checks it on up to 32 of the samples that it was calibrated with ([`Quantizer::check`](crate::Quantizer::check)).
     /// The prepared module stays as it is.
     ///
     /// A layer that breaks the model stays in float; the report says which, and what the check measured
-    /// ([`Report::check`], `None` where there were no samples).
+    /// ([`Report::check`](crate::Report::check), `None` where there were no samples).
     ///
     /// # Errors
     /// Where static quantization saw no data, a pass refuses the module, or the INT8 model does not fit the float one and

@@ -1,9 +1,9 @@
 //! f32 between INT8 layers: functions of one value, arithmetic with broadcasting, norms and softmax of rows, matrix
 //! products, attention.
 //!
-//! Every kernel takes an [`Isa`] and gives the bits of [`Isa::Scalar`] on each, whatever the number of threads: lanes do
+//! Every kernel takes an [`Isa`](crate::Isa) and gives the bits of [`Isa::Scalar`](crate::Isa::Scalar) on each, whatever the number of threads: lanes do
 //! not meet but in sums, and a sum has 32 lanes on every instruction set, value `i` in lane `i % 32`. A multiply-add rounds
-//! once everywhere, which without the instruction is a slow library call: [`Isa::Scalar`] on x86-64 is for tests. A NaN is
+//! once everywhere, which without the instruction is a slow library call: [`Isa::Scalar`](crate::Isa::Scalar) on x86-64 is for tests. A NaN is
 //! a NaN: its sign and its bits are nobody's.
 //!
 //! Results go to a [`Target`]: as they are, or rounded to bytes on the way.
