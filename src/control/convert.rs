@@ -8,7 +8,8 @@ use crate::error::{Error, Result};
 use crate::quantizer::{Converted, Prepared};
 
 impl Prepared {
-    /// Makes the INT8 module and checks it on up to 32 of the samples that it was calibrated with ([`Quantizer::check`](crate::Quantizer::check)).
+    /// Makes the INT8 module and checks it on up to 32 of the samples that it was calibrated with
+    /// ([`Quantizer::check`](crate::Quantizer::check)).
     /// The prepared module stays as it is.
     ///
     /// A layer that breaks the model stays in float; the report says which, and what the check measured

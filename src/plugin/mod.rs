@@ -32,7 +32,7 @@ pub enum GraphPass {
     /// repacked once and shared by all graphs that use them. After fusion.
     Accelerate = 4,
     /// Parts of native models run as Programs. After fusion, and after the other passes. On unless the environment says
-    /// `JITQUANT_PROGRAM=0`: [`set_programs`](crate::pass::set_programs).
+    /// `JITQUANT_PROGRAM=0`: [`set_programs`].
     Program = 8,
 }
 
