@@ -464,6 +464,11 @@ std::unique_ptr<IValue> ivalue_from_address(size_t address) {
   return own(IValue(*reinterpret_cast<const IValue *>(address)));
 }
 void ivalue_store(const IValue &value, size_t address) { *reinterpret_cast<IValue *>(address) = value; }
+// Tells an object from others while it lives; 0 for what is none.
+size_t ivalue_object(const IValue &value) {
+  return value.isObject() ? reinterpret_cast<size_t>(value.internalToPointer()) : 0;
+}
+
 rust::String ivalue_tag(const IValue &value) { return value.isModule() ? "Module" : value.tagKind(); }
 std::unique_ptr<Type> ivalue_type(const IValue &value) { return own(Type{value.type()}); }
 std::unique_ptr<Tensor> ivalue_to_tensor(const IValue &value) { return own(Tensor(value.toTensor())); }

@@ -77,6 +77,7 @@ std::unique_ptr<IValue> ivalue_deepcopy(const IValue &value);
 std::unique_ptr<IValue> ivalue_from_address(size_t address);
 void ivalue_store(const IValue &value, size_t address);
 rust::String ivalue_tag(const IValue &value);
+size_t ivalue_object(const IValue &value);
 std::unique_ptr<Type> ivalue_type(const IValue &value);
 std::unique_ptr<Tensor> ivalue_to_tensor(const IValue &value);
 int64_t ivalue_to_int(const IValue &value);

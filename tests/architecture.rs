@@ -22,7 +22,7 @@ const HANDED_ON: &[(&str, &str)] = &[
 ];
 
 /// Functions of the root itself: setting up the process, which every part may ask for.
-const ROOT: &[&str] = &["init", "load_library", "set_threads", "threads", "most_threads", "torch_version", "bridge"];
+const ROOT: &[&str] = &["init", "load_library", "set_threads", "threads", "most_threads", "torch_version"];
 
 fn root() -> &'static Path {
     Path::new(env!("CARGO_MANIFEST_DIR"))

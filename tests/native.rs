@@ -5,10 +5,10 @@ mod support;
 
 use std::collections::BTreeMap;
 
-use jitquant::Quantizer;
 use jitquant::ir::{Module, Tensor};
 use jitquant::pass::{stock_operators, to_native};
-use support::{classifier, conv2d, images};
+use jitquant::{Methods, Quantizer, Rounding};
+use support::{classifier, conv2d, images, linear, tensor};
 
 fn portable(model: &Module, batches: &[Tensor]) -> Module {
     let mut prepared = Quantizer::static_ptq().prepare(model).unwrap();
@@ -142,4 +142,25 @@ fn a_classifier_runs_on_bytes_and_is_no_worse() {
     // The portable module is as it was.
     assert!(stock.attributes().iter().any(|attribute| attribute.name.contains("packed_weight")));
     answer(&stock, &x);
+}
+
+/// A layer that is called five times is in the file once: between float operators, and between INT8 ones where rounding does not
+/// fit each call to its own data.
+#[test]
+fn a_weight_that_several_layers_share_is_packed_once() {
+    for between in ["torch.gelu", "torch.relu"] {
+        let float = Module::new("Shared").unwrap();
+        float.register_submodule("fc", &linear(128, 128, 3)).unwrap();
+        let call = format!("    x = {between}(self.fc.forward(x)) * 0.25\n").repeat(5);
+        float.define(&format!("def forward(self, x: Tensor) -> Tensor:\n{call}    return x\n")).unwrap();
+        let methods = Methods { rounding: Rounding::Sums, ..Methods::default() };
+        let mut prepared = Quantizer::static_ptq().methods(methods).prepare(&float).unwrap();
+        prepared.calibrate(&[tensor(&[16, 128], 5)]).unwrap();
+        let int8 = prepared.convert().unwrap().module;
+        let native = to_native(&int8).unwrap();
+        for (form, module) in [("portable", &int8), ("native", &native)] {
+            let bytes = module.save_bytes().unwrap().len();
+            assert!(bytes < 3 * 128 * 128, "{between}, {form}: {bytes} bytes, a weight has {}", 128 * 128);
+        }
+    }
 }

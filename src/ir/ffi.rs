@@ -324,6 +324,7 @@ pub(crate) mod bridge {
         fn ivalue_deepcopy(value: &IValue) -> Result<UniquePtr<IValue>>;
         unsafe fn ivalue_from_address(address: usize) -> UniquePtr<IValue>;
         unsafe fn ivalue_store(value: &IValue, address: usize);
+        fn ivalue_object(value: &IValue) -> usize;
         fn ivalue_tag(value: &IValue) -> String;
         fn ivalue_type(value: &IValue) -> Result<UniquePtr<Type>>;
         fn ivalue_to_tensor(value: &IValue) -> Result<UniquePtr<Tensor>>;

@@ -82,6 +82,11 @@ impl OtherValue {
     pub fn type_of(&self) -> Result<Type> {
         Ok(Type(ffi::ivalue_type(&self.0)?))
     }
+
+    /// Tells an object from others while it lives; `None` for what is no object.
+    pub(crate) fn object(&self) -> Option<usize> {
+        Some(ffi::ivalue_object(&self.0)).filter(|address| *address != 0)
+    }
 }
 
 impl IValue {

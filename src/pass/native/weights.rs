@@ -21,6 +21,9 @@ pub(super) struct Weights<'m> {
     home: Home<'m>,
     /// By the attribute that held the stock weight: the attribute that holds the native one.
     moved: HashMap<String, String>,
+    /// By the stock weight, where it is a constant that several layers may share, and the operator that reads it: the native one.
+    /// The stock weight is kept, so that no other takes its address.
+    of_constants: HashMap<(usize, String), (IValue, IValue)>,
     made: usize,
 }
 
@@ -33,7 +36,7 @@ pub(super) fn attribute_of(value: Value<'_>) -> Option<String> {
 
 impl<'m> Weights<'m> {
     pub fn new(home: Home<'m>) -> Self {
-        Self { home, moved: HashMap::new(), made: 0 }
+        Self { home, moved: HashMap::new(), of_constants: HashMap::new(), made: 0 }
     }
 
     /// The native weight of the stock packed weight `packed`, before `at`, by the operator `from_packed`.
@@ -42,7 +45,10 @@ impl<'m> Weights<'m> {
         let node = looked_up.node();
         let (constant, attribute) = (packed.constant(), attribute_of(packed));
         let value = match (self.home, constant, attribute) {
-            (_, Some(stock), _) => self.keep(at, &looked_up.type_of(), run(node, &[stock])?)?,
+            (_, Some(stock), _) => {
+                let content = self.of_constant(node, from_packed, stock)?;
+                self.keep(at, &looked_up.type_of(), content)?
+            }
             (Home::Module(module), None, Some(name)) => {
                 if !self.moved.contains_key(&name) {
                     let stock = module.attribute(&name)?;
@@ -55,6 +61,22 @@ impl<'m> Weights<'m> {
         };
         node.destroy()?;
         Ok(value)
+    }
+
+    /// What `node`, the operator `from_packed`, makes of a stock weight: the same of the same one.
+    fn of_constant(&mut self, node: Node<'_>, from_packed: &str, stock: IValue) -> Result<IValue> {
+        let object = match &stock {
+            IValue::Other(other) => other.object(),
+            _ => None,
+        };
+        let Some(object) = object else { return run(node, &[stock]) };
+        let key = (object, from_packed.to_owned());
+        if let Some((_, native)) = self.of_constants.get(&key) {
+            return Ok(native.clone());
+        }
+        let native = run(node, std::slice::from_ref(&stock))?;
+        self.of_constants.insert(key, (stock, native.clone()));
+        Ok(native)
     }
 
     /// The content of a native weight, where it is known now.

@@ -1,5 +1,6 @@
 //! What the tests of the direct convolutions share: cases, a reference from the definition, guarded memory, threads.
 
+use crate::threads::Threads;
 use jitquant_kernels::{ConvWindow as Window, Dequantize, Isa, Output, Parallel, Requantize, Residual};
 use proptest::prelude::*;
 
@@ -240,24 +241,6 @@ pub fn check_epilogues(case: &Case, isa: Isa, scratch_len: usize, sums: &[i32], 
                 }
             }
         }
-    }
-}
-
-/// Threads of the standard library, started for each call.
-pub struct Threads(pub usize);
-
-impl Parallel for Threads {
-    fn threads(&self) -> usize {
-        self.0
-    }
-
-    fn run(&self, tasks: usize, task: &(dyn Fn(usize) + Sync)) {
-        std::thread::scope(|scope| {
-            (1..tasks).for_each(|n| drop(scope.spawn(move || task(n))));
-            if tasks > 0 {
-                task(0);
-            }
-        });
     }
 }
 

@@ -16,11 +16,6 @@ const KEEPS_ORDER: &[&str] = &[
     "aten::detach",
     "aten::alias",
     "aten::unflatten",
-    "aten::reshape",
-    "aten::reshape_as",
-    "aten::flatten",
-    "aten::ravel",
-    "aten::contiguous",
     "aten::to",
     "aten::dropout",
 ];
@@ -52,6 +47,9 @@ const CHANGES_ORDER: &[&str] = &[
     "aten::resize_",
     "aten::resize_as_",
 ];
+
+/// Operators that give a view of a row-major tensor, and may give a copy of another one; the result is row-major.
+const RESHAPES: &[&str] = &["aten::reshape", "aten::reshape_as", "aten::flatten", "aten::ravel", "aten::contiguous"];
 
 /// Operators that give a part of a tensor: what is left lies in the same order, with gaps.
 const PARTS: &[&str] = &[
@@ -85,10 +83,7 @@ pub(super) fn views_of_row_major<'g>(graph: &'g Graph) -> HashSet<Node<'g>> {
     let mut orders = Orders { ordered: arguments.clone(), dense: arguments.clone() };
     let mut views = HashSet::new();
     for node in nodes {
-        let reshapes = matches!(
-            node.kind(),
-            "aten::reshape" | "aten::reshape_as" | "aten::flatten" | "aten::ravel" | "aten::contiguous"
-        );
+        let reshapes = RESHAPES.contains(&node.kind());
         if let Some(base) = node.input(0).filter(|_| reshapes && !asks_for_channels_last(node))
             && orders.dense.contains(&base)
             && !arguments.contains(&viewed(base))
@@ -116,7 +111,9 @@ impl<'g> Orders<'g> {
                 let all = node.inputs().into_iter().filter(carries_tensors).all(|value| self.ordered.contains(&value));
                 (all, all)
             }
-            _ if KEEPS_ORDER.contains(&node.kind()) => (of_first(&self.ordered), of_first(&self.dense)),
+            _ if KEEPS_ORDER.contains(&node.kind()) || RESHAPES.contains(&node.kind()) => {
+                (of_first(&self.ordered), of_first(&self.dense))
+            }
             _ if PARTS.contains(&node.kind()) => (of_first(&self.ordered), false),
             _ => (false, false),
         };
