@@ -27,6 +27,8 @@
 #![warn(missing_docs)]
 
 mod arena;
+mod float;
+mod fuse;
 mod layout;
 mod parts;
 mod plan;
@@ -36,6 +38,7 @@ mod size;
 mod steps;
 mod view;
 
+pub use float::{Attention, Float};
 pub use layout::{Element, Format, Layout};
 pub use parts::in_parts;
 pub use plan::{Buffer, Plan, TaskInfo, place};

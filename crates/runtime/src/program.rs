@@ -3,6 +3,8 @@
 use jitquant_kernels::{DynamicScheme, PackedConv, PackedGemm, QParams, Table, Window};
 
 use crate::arena::Arenas;
+use crate::float::Float;
+use crate::fuse::fuse;
 use crate::plan::Plans;
 use crate::size::Size;
 use crate::view::View;
@@ -150,6 +152,8 @@ pub enum Op {
         /// What 0.0 is in bytes.
         zero_point: u8,
     },
+    /// What floats are computed from floats.
+    Float(Float),
     /// What moves or reinterprets.
     View(View),
 }
@@ -179,6 +183,7 @@ impl Op {
             },
             Self::Add(_) | Self::Mul(_) => 2,
             Self::Cat { tables, .. } => tables.len(),
+            Self::Float(float) => float.operands(),
             _ => 1,
         }
     }
@@ -187,7 +192,7 @@ impl Op {
     fn weight(&self) -> Option<WeightId> {
         match self {
             Self::Conv(product) | Self::Linear(product) => Some(product.weight),
-            Self::LinearDynamic { weight, .. } => Some(*weight),
+            Self::LinearDynamic { weight, .. } | Self::Float(Float::StretchedLinear { weight, .. }) => Some(*weight),
             _ => None,
         }
     }
@@ -209,6 +214,7 @@ impl Op {
             Self::AvgPool { .. } => "avg_pool",
             Self::AdaptiveAvgPool { .. } => "adaptive_avg_pool",
             Self::Mean { .. } => "mean",
+            Self::Float(float) => float.name(),
             Self::View(_) => "view",
         }
     }
@@ -311,7 +317,8 @@ impl Builder {
         Ok(output)
     }
 
-    /// The Program that gives these values.
+    /// The Program that gives these values. Steps that a single one computes faster are fused ([`Float::Attention`],
+    /// [`Float::StretchedLinear`]).
     ///
     /// # Errors
     /// Where a value is none of this Program.
@@ -319,7 +326,8 @@ impl Builder {
         if outputs.iter().any(|value| value.0 >= self.values) {
             return refuse("an output that is none of this Program");
         }
-        let Self { values, inputs, numbers, weights, steps } = self;
+        let Self { values, inputs, numbers, weights, mut steps } = self;
+        fuse(&mut steps, outputs);
         let (plans, arenas) = (Plans::default(), Arenas::default());
         Ok(Program { values, inputs, numbers, weights, steps, outputs: outputs.to_vec(), plans, arenas })
     }
