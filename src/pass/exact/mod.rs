@@ -16,6 +16,7 @@ mod blocks;
 mod packed;
 
 use std::collections::HashSet;
+use std::ops::RangeInclusive;
 
 pub(crate) use self::blocks::{narrowed, trimmed};
 use self::packed::Packed;
@@ -236,6 +237,9 @@ fn is_slow(geometry: &Geometry, engine: StockEngine) -> bool {
         && !geometry.is_fbgemm_depthwise()
 }
 
+/// Channels of a group that an ordinary convolution computes well. Of 17 to 31 oneDNN gets padded ones wrong.
+const WIDE_GROUPS: RangeInclusive<i64> = 32..=160;
+
 /// How many groups of a layer should become one, where there is a number that is exact and fast. Other numbers of channels than
 /// these are not exact in oneDNN.
 fn groups_to_join(geometry: &Geometry, engine: StockEngine) -> Option<i64> {
@@ -243,18 +247,18 @@ fn groups_to_join(geometry: &Geometry, engine: StockEngine) -> Option<i64> {
     let is_few = |count: &i64| geometry.groups / count <= MOST_GROUPS_OF_ONEDNN;
     let fits = |count: &i64| {
         let joined = Geometry { groups: geometry.groups / count, ..geometry.clone() };
-        geometry.groups % count == 0
-            && own * count <= 16
-            && !(is_fbgemms(&joined, engine) && joined.has_uneven_groups())
+        geometry.groups % count == 0 && !(is_fbgemms(&joined, engine) && joined.has_uneven_groups())
     };
     let is_groupwise = geometry.kernel.len() == 2 && geometry.is_fbgemm_groupwise();
     if geometry.is_depthwise() && is_groupwise && fits(&4) && !is_few(&4) {
         return Some(4);
     }
     // oneDNN is the faster the more channels a group has, up to its vectors; FBGEMM's time is inverse to their number.
-    let counts = || [8, 16, 4, 2].into_iter().filter(fits);
+    let counts = || [8, 16, 4, 2].into_iter().filter(|count| own * count <= 16 && fits(count));
+    // 116 channels, or 117, have no such number. As an ordinary convolution they are still faster than by FBGEMM's fallback.
+    let wide = || (2..=geometry.groups).find(|count| WIDE_GROUPS.contains(&(own * count)) && fits(count));
     let dense = (!geometry.is_depthwise()).then_some(geometry.groups);
-    counts().find(is_few).or_else(|| counts().next()).or(dense)
+    counts().find(is_few).or_else(|| counts().next()).or_else(wide).or(dense)
 }
 
 /// Whether average pooling has padding that does not count.
