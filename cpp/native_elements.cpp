@@ -1,6 +1,6 @@
 // Native operators without weights, on plain uint8 tensors: element-wise ones, pooling, norms.
-#include <ATen/WrapDimUtilsMulti.h>
 #include <ATen/ATen.h>
+#include <ATen/WrapDimUtilsMulti.h>
 
 #include "library.h"
 #include "packed.h"

@@ -196,7 +196,7 @@ proptest! {
             prop_assert_eq!(value.to_bits(), (a.at(&index) + b.at(&index) * c.at(&index)).to_bits());
         }
         let (number, is_left) = (noise.value(), noise.next(2) == 0);
-        let (found, values) = step(Float::Number { op, number, is_left }, &[a.clone()])?;
+        let (found, values) = step(Float::Number { op, number, is_left }, std::slice::from_ref(&a))?;
         prop_assert_eq!(&found, &a.sizes);
         for (value, x) in values.iter().zip(&a.values) {
             let expected = if is_left { compute(op, number, *x) } else { compute(op, *x, number) };
@@ -208,7 +208,7 @@ proptest! {
     fn functions_are_near_their_definition(all in sizes(1..4, 9), seed in any::<u64>()) {
         let x = Noise(seed).tensor(&all);
         for function in [Activation::Gelu, Activation::Silu, Activation::Tanh, Activation::Sigmoid, Activation::Relu] {
-            let (found, values) = step(Float::Function(function), &[x.clone()])?;
+            let (found, values) = step(Float::Function(function), std::slice::from_ref(&x))?;
             prop_assert_eq!(&found, &x.sizes);
             for (value, x) in values.iter().zip(&x.values) {
                 let bound = 4e-7 * (1.0 + x.abs());
@@ -484,12 +484,12 @@ fn a_dimension_is_unbound_into_as_many_tensors_as_it_has() {
         let parts: Vec<_> = (0..count).map(|index| builder.step(view(index), &[x]).unwrap()).collect();
         builder.finish(&parts).unwrap()
     };
-    for (index, (sizes, values)) in run(&unbound(3), &[x.clone()], &[]).unwrap().into_iter().enumerate() {
+    for (index, (sizes, values)) in run(&unbound(3), std::slice::from_ref(&x), &[]).unwrap().into_iter().enumerate() {
         assert_eq!(sizes, [4, 5]);
         let expected: Vec<_> = (0..20).map(|at| x.at(&[at / 5, index, at % 5])).collect();
         assert_eq!(values, expected);
     }
-    assert!(run(&unbound(2), &[x.clone()], &[]).is_err() && run(&unbound(4), &[x], &[]).is_err());
+    assert!(run(&unbound(2), std::slice::from_ref(&x), &[]).is_err() && run(&unbound(4), &[x], &[]).is_err());
 }
 
 #[test]
