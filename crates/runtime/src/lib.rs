@@ -27,7 +27,10 @@
 #![warn(missing_docs)]
 
 mod arena;
+mod bound;
 mod layout;
+mod map;
+mod model;
 mod parts;
 mod plan;
 mod program;
@@ -37,6 +40,9 @@ mod steps;
 mod view;
 
 pub use layout::{Element, Format, Layout};
+pub use model::{
+    Described, Dim, Model, OwnedValues, PlainWeight, Tensor, TensorRef, Values, ValuesMut, WeightForm, write_model,
+};
 pub use parts::in_parts;
 pub use plan::{Buffer, Plan, TaskInfo, place};
 pub use program::{Binary, Builder, NumberId, Op, Product, Program, Step, Store, ValueId, Weight, WeightId};

@@ -9,15 +9,15 @@ use crate::view::View;
 use crate::{Result, refuse};
 
 /// A value of a Program.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, serde::Serialize, serde::Deserialize)]
 pub struct ValueId(pub(crate) usize);
 
 /// A weight that the caller gives.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, serde::Serialize, serde::Deserialize)]
 pub struct WeightId(pub(crate) usize);
 
 /// An integer that the caller gives.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, serde::Serialize, serde::Deserialize)]
 pub struct NumberId(pub(crate) usize);
 
 /// A layer's weight as a call gives it: packed, with a scale for all outputs or one each, and a bias (empty for none).
@@ -46,7 +46,8 @@ pub enum Weight<'a> {
 }
 
 /// What a layer's sums become.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "snake_case")]
 pub enum Store {
     /// Bytes, as [`Requantize`](jitquant_kernels::Requantize) says.
     Bytes {
@@ -64,14 +65,16 @@ pub enum Store {
     /// Floats within these bounds.
     Floats {
         /// The lower one.
+        #[serde(with = "crate::bound::lower")]
         min: f32,
         /// The upper one.
+        #[serde(with = "crate::bound::upper")]
         max: f32,
     },
 }
 
 /// A layer whose input are bytes.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, serde::Serialize, serde::Deserialize)]
 pub struct Product {
     /// Its weight.
     pub weight: WeightId,
@@ -82,7 +85,8 @@ pub struct Product {
 }
 
 /// What a step computes.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "snake_case")]
 pub enum Op {
     /// Floats to bytes.
     Quantize(QParams),
@@ -103,8 +107,10 @@ pub enum Op {
         /// Whose range.
         scheme: DynamicScheme,
         /// Bounds of the result.
+        #[serde(with = "crate::bound::lower")]
         min: f32,
         /// The upper one.
+        #[serde(with = "crate::bound::upper")]
         max: f32,
     },
     /// The sum of two operands, broadcast.
@@ -146,7 +152,7 @@ pub enum Op {
 }
 
 /// An element-wise operator of two operands of bytes.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, serde::Serialize, serde::Deserialize)]
 pub struct Binary {
     /// What the first one stands for.
     pub a: QParams,
@@ -175,7 +181,7 @@ impl Op {
     }
 
     /// Its weight.
-    fn weight(&self) -> Option<WeightId> {
+    pub(crate) fn weight(&self) -> Option<WeightId> {
         match self {
             Self::Conv(product) | Self::Linear(product) => Some(product.weight),
             Self::LinearDynamic { weight, .. } => Some(*weight),
@@ -295,6 +301,11 @@ impl Builder {
             && pool.window.dilation != [1; 3]
         {
             return refuse("avg_pool: a dilated window");
+        }
+        if let Op::AvgPool { pool, .. } = &op
+            && pool.divisor_override == Some(0)
+        {
+            return refuse("avg_pool: a divisor of 0");
         }
         let output = self.value();
         self.steps.push(Step { op, inputs: inputs.to_vec(), output });
