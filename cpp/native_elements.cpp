@@ -1,4 +1,5 @@
 // Native operators without weights, on plain uint8 tensors: element-wise ones, pooling, norms.
+#include <ATen/WrapDimUtilsMulti.h>
 #include <ATen/ATen.h>
 
 #include "library.h"
@@ -340,6 +341,28 @@ Tensor adaptive_avg_pool(const Tensor &x, int64_t zero_point, c10::IntArrayRef o
   return image.shaped(output, x);
 }
 
+constexpr auto kMean = "jitquant::mean";
+
+// Whether the mean is taken over all but the first two dimensions, of which there are one to three.
+bool is_spatial(const Tensor &x, at::OptionalIntArrayRef dims) {
+  if (!dims || x.dim() < 3 || x.dim() > 5 || static_cast<int64_t>(dims->size()) != x.dim() - 2)
+    return false;
+  auto named = at::dim_list_to_bitset(dims, x.dim());
+  return !named[0] && !named[1];
+}
+
+Tensor mean(const Tensor &x, int64_t zero_point, at::OptionalIntArrayRef dims, bool keepdim) {
+  check(x, c10::kByte, kMean);
+  TORCH_CHECK(x.numel() > 0, kMean, ": a tensor of sizes ", x.sizes(), " has no mean");
+  if (is_spatial(x, dims)) {
+    auto window = x.sizes().slice(2);
+    Tensor y = avg_pool(x, zero_point, window, {}, std::vector<int64_t>(window.size(), 0), false, false, std::nullopt);
+    return keepdim ? y : y.reshape({x.size(0), x.size(1)});
+  }
+  Tensor centered = x.to(c10::kFloat).sub_(zero_point);
+  return at::mean(centered, dims, keepdim).round_().add_(zero_point).clamp_(0, 255).to(c10::kByte);
+}
+
 // --- upsampling ---
 
 using MaybeSizes = at::OptionalIntArrayRef;
@@ -549,6 +572,12 @@ Tensor adaptive_shape(const Tensor &x, int64_t, c10::IntArrayRef output_size) {
   return image.shaped(adaptive_output(image, output_size), x);
 }
 
+Tensor mean_shape(const Tensor &x, int64_t, at::OptionalIntArrayRef dims, bool keepdim) {
+  check(x, c10::kByte, kMean);
+  return at::mean(at::empty(x.sizes(), x.options().dtype(c10::kFloat).device(c10::kMeta)), dims, keepdim)
+      .to(c10::kByte);
+}
+
 Tensor upsample_nearest_shape(const Tensor &x, MaybeSizes sizes, MaybeFactors factors) {
   Image image(on_meta(x), resized_dimensions(sizes, factors, kNearest), kNearest);
   return image.shaped(resized(image, sizes, factors), x);
@@ -620,6 +649,7 @@ JITQUANT_DEFINITIONS(native_element_definitions, m) {
   m.def("avg_pool(Tensor x, int x_zero_point, int[] kernel, int[] stride, int[] padding, bool ceil_mode=False, "
         "bool count_include_pad=True, int? divisor_override=None) -> Tensor");
   m.def("adaptive_avg_pool(Tensor x, int x_zero_point, int[] output_size) -> Tensor");
+  m.def("mean(Tensor x, int x_zero_point, int[]? dim, bool keepdim=False) -> Tensor");
   m.def("upsample_nearest(Tensor x, int[]? output_size, float[]? scale_factors=None) -> Tensor");
   m.def("upsample_bilinear(Tensor x, int[]? output_size, bool align_corners, float[]? scale_factors=None) -> Tensor");
   m.def("softmax(Tensor x, " FROM ", int dim, " TO ") -> Tensor");
@@ -645,6 +675,7 @@ JITQUANT_KERNELS(native_element_kernels, CPU, m) {
   m.impl("max_pool", max_pool);
   m.impl("avg_pool", avg_pool);
   m.impl("adaptive_avg_pool", adaptive_avg_pool);
+  m.impl("mean", mean);
   m.impl("upsample_nearest", upsample_nearest);
   m.impl("upsample_bilinear", upsample_bilinear);
   m.impl("softmax", softmax);
@@ -669,6 +700,7 @@ JITQUANT_KERNELS(native_element_shapes, Meta, m) {
   m.impl("max_pool", max_pool_shape);
   m.impl("avg_pool", avg_pool_shape);
   m.impl("adaptive_avg_pool", adaptive_shape);
+  m.impl("mean", mean_shape);
   m.impl("upsample_nearest", upsample_nearest_shape);
   m.impl("upsample_bilinear", upsample_bilinear_shape);
   m.impl("softmax", softmax_shape);

@@ -92,7 +92,7 @@ fn numbers_out_of_bounds_are_refused() {
     let desk = Desk::new(8);
     let bench = ["bench", "model.pt", "--data", "x.npy"];
     for (option, value) in
-        [("--threads", "10000"), ("--threads", "1000000"), ("--seconds", "inf"), ("--batch", "9999999999")]
+        [("--threads", "10000"), ("--threads", "1000000"), ("--seconds", "inf"), ("--batch-size", "9999999999")]
     {
         let (code, said) = ended(&desk, &[&bench[..], &[option, value]].concat());
         assert!(code == Some(2) && said.contains(option), "{option} {value}: {said}");

@@ -503,7 +503,7 @@ mod command_line {
     #[test]
     fn only_faster_prints_what_it_measured() {
         let desk = Desk::new(&classifier());
-        let output = desk.run(&["--calibrate", "x.npy", "--only-faster", "--latency-batch", "4", "--json"]);
+        let output = desk.run(&["--calibrate", "x.npy", "--only-faster", "--latency-batch-size", "4", "--json"]);
         let said = String::from_utf8(output.stderr).unwrap();
         // On a machine where no layer of so small a model gains, that is said and nothing is written.
         if !output.status.success() {

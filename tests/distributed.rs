@@ -140,7 +140,18 @@ fn processes_that_do_not_fit_together_are_refused() {
 fn two_processes_train_as_one_with_steps_twice_as_large() {
     let desk = Desk::new(64);
     let arguments = |output, batch| {
-        ["-o", output, "--calibrate", "x.npy", "--finetune", "25", "--finetune-batch", batch, "--observer", "min-max"]
+        [
+            "-o",
+            output,
+            "--calibrate",
+            "x.npy",
+            "--finetune",
+            "25",
+            "--finetune-batch-size",
+            batch,
+            "--observer",
+            "min-max",
+        ]
     };
     desk.alone(&arguments("one.pt", "8"));
     let said = desk.together(2, &arguments("two.pt", "4"));
@@ -162,7 +173,7 @@ fn wait_for(path: &Path) {
 #[test]
 fn a_killed_worker_ends_the_others_and_training_goes_on_from_the_checkpoint() {
     let desk = Desk::new(2048);
-    let training = |batch| ["-o", "out.pt", "--calibrate", "x.npy", "--finetune", "60", "--finetune-batch", batch];
+    let training = |batch| ["-o", "out.pt", "--calibrate", "x.npy", "--finetune", "60", "--finetune-batch-size", batch];
     for victim in [1, 0] {
         let port = free_port();
         let mut children: Vec<Child> = (0..2).map(|rank| desk.start(rank, 2, port, &training("128"))).collect();

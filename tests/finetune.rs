@@ -110,7 +110,7 @@ fn wait_for(path: &Path) {
 fn nothing_is_lost_with_a_kill() {
     let desk = Desk::new(1024);
     let training = |output, steps| {
-        ["model.pt", "-o", output, "--calibrate", "x.npy", "--finetune", steps, "--finetune-batch", "128"]
+        ["model.pt", "-o", output, "--calibrate", "x.npy", "--finetune", steps, "--finetune-batch-size", "128"]
     };
     let whole = desk.succeed(&training("whole.pt", "50"));
     let mut child = desk.command(&training("parts.pt", "50")).stderr(Stdio::null()).spawn().unwrap();

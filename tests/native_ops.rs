@@ -96,6 +96,10 @@ fn operators_without_weights_are_libtorchs_to_a_step() {
                 "torch.adaptive_avg_pool2d(q, [1, 2])",
                 "ops.jitquant.adaptive_avg_pool(b, 117, [1, 2])",
             );
+            for dims in ["[2, 3], False", "[-1, -2], True", "[1], False", "[0, 3], True", "None, False"] {
+                let ours = format!("ops.jitquant.mean(b, 117, {dims})");
+                compare(&format!("mean {dims}"), shape, layout, &format!("torch.mean(q.contiguous(), {dims})"), &ours);
+            }
             compare(
                 "batch_norm",
                 shape,

@@ -16,7 +16,7 @@ use serde::Serialize;
 use super::cut::{NEVER, Network};
 use super::profile::{Conversions, NodeTimes, passes};
 use super::timing::{ModelTimes, Runs, medians};
-use super::workshop::{Plan, Workshop};
+use super::variants::{Plan, Variants};
 use super::{Clock, Data, Progress, Ranges};
 use crate::engine;
 use crate::error::{Error, Result};
@@ -92,33 +92,33 @@ pub fn only_faster(
     let batch = data.calibration.first().or(data.evaluation.first());
     let batch = batch.ok_or_else(|| Error::invalid("layers are timed on data, and there is none"))?;
     let inputs = first_samples(batch, samples.max(1))?;
-    let mut workshop = Workshop::open(&quantizer.clone().tag_layers(), float, data, known, progress)?;
-    let layers: BTreeMap<_, _> = workshop.layers()?.into_iter().collect();
+    let mut variants = Variants::open(&quantizer.clone().tag_layers(), float, data, known, progress)?;
+    let layers: BTreeMap<_, _> = variants.layers()?.into_iter().collect();
     let mut tell = |stage: &str| progress(&Progress { stage, done: 0, total: 0, found: None });
     tell("making a model to time");
-    let flat = workshop.flat().deep_clone()?.copy_instance()?;
+    let flat = variants.flat().deep_clone()?.copy_instance()?;
     let flat_graph = flat.graph(FORWARD)?;
     let nodes = flat_graph.all_nodes().into_iter().filter(|node| layer_of(*node, "").is_some());
     nodes.enumerate().try_for_each(|(number, node)| tag_layer(node, number).map(drop))?;
-    let make = |workshop: &mut Workshop<'_>, plan: &Plan| {
-        let module = workshop.convert(plan, Clock::endless())?.module;
+    let make = |variants: &mut Variants<'_>, plan: &Plan| {
+        let module = variants.convert(plan, Clock::endless())?.module;
         if kernels == Runs::Accelerated {
             engine::accelerate(&module)?;
         }
         Ok::<Module, Error>(module)
     };
-    let all = make(&mut workshop, &Plan::default())?;
+    let all = make(&mut variants, &Plan::default())?;
     let all_graph = all.graph(FORWARD)?;
     tell("timing each layer");
     let [in_float, in_int8] = passes([(&flat, &flat_graph), (&all, &all_graph)], &inputs, TIMING)?;
     let mut conversions = Conversions::new(kernels == Runs::Native)?;
-    let lone = match quantizer.quant_type() {
+    let isolated = match quantizer.quant_type() {
         QuantType::Dynamic => layers.keys().copied().collect(),
-        QuantType::Static => lone_layers(workshop.prepared(&Plan::default())?.module())?,
+        QuantType::Static => lone_layers(variants.prepared(&Plan::default())?.module())?,
     };
     let sizes = sizes(&flat_graph, &in_float, &inputs);
-    let timed = Timed::of((&flat_graph, &in_float), (&all_graph, &in_int8), sizes, &lone, conversions.overhead);
-    let slower = timed.slower(&flat_graph, &lone, &mut conversions)?;
+    let timed = Timed::of((&flat_graph, &in_float), (&all_graph, &in_int8), sizes, &isolated, conversions.overhead);
+    let slower = timed.slower(&flat_graph, &isolated, &mut conversions)?;
     let mut rows = Vec::new();
     for (number, layer) in &layers {
         let (Some(float_seconds), Some(int8_seconds)) = (timed.float.get(number), timed.int8.get(number)) else {
@@ -131,7 +131,7 @@ pub fn only_faster(
             source: layer.source.clone(),
             float_seconds: *float_seconds,
             int8_seconds: *int8_seconds,
-            conversion_seconds: timed.around(*number, &lone, &mut conversions)?,
+            conversion_seconds: timed.around(*number, &isolated, &mut conversions)?,
             in_float: slower.contains(number),
         });
     }
@@ -149,7 +149,7 @@ pub fn only_faster(
         notes.push(format!("{} layers could not be timed by themselves and stay in INT8", layers.len() - rows.len()));
     }
     let plan = Plan { float: slower, ..Plan::default() };
-    let chosen = make(&mut workshop, &plan)?;
+    let chosen = make(&mut variants, &plan)?;
     let times = medians(&[&flat, &all, &chosen], &inputs, TIMING)?;
     let mut chosen = times[2];
     if !plan.float.is_empty() && chosen > times[1] {
@@ -172,7 +172,7 @@ pub fn only_faster(
             samples: samples_of(&inputs),
             threads: crate::threads(),
         },
-        ranges: workshop.ranges().clone(),
+        ranges: variants.ranges().clone(),
         notes,
     })
 }
@@ -219,7 +219,7 @@ impl<'g> Timed<'g> {
         (float, in_float): (&'g Graph, &[NodeTimes]),
         (int8, in_int8): (&Graph, &[NodeTimes]),
         sizes: HashMap<Value<'g>, usize>,
-        lone: &BTreeSet<usize>,
+        isolated: &BTreeSet<usize>,
         overhead: f64,
     ) -> Self {
         let mut timed = Self { float: BTreeMap::new(), int8: BTreeMap::new(), around: BTreeMap::new(), sizes };
@@ -233,7 +233,7 @@ impl<'g> Timed<'g> {
         }
         for (node, times) in std::iter::zip(int8.nodes(), in_int8).filter(|(node, _)| is_work(node)) {
             let Some(number) = tag_of(node) else { continue };
-            if !is_conversion(node) || lone.contains(&number) {
+            if !is_conversion(node) || isolated.contains(&number) {
                 *timed.int8.entry(number).or_default() += times.median(overhead);
             }
         }
@@ -241,9 +241,9 @@ impl<'g> Timed<'g> {
     }
 
     /// What the conversions around a layer take where float operators surround it.
-    fn around(&self, number: usize, lone: &BTreeSet<usize>, conversions: &mut Conversions) -> Result<f64> {
+    fn around(&self, number: usize, isolated: &BTreeSet<usize>, conversions: &mut Conversions) -> Result<f64> {
         match self.around.get(&number) {
-            Some((input, result)) if !lone.contains(&number) => {
+            Some((input, result)) if !isolated.contains(&number) => {
                 Ok(conversions.of(*input)?.0 + conversions.of(*result)?.1)
             }
             _ => Ok(0.0),
@@ -254,7 +254,7 @@ impl<'g> Timed<'g> {
     fn slower(
         &self,
         graph: &'g Graph,
-        lone: &BTreeSet<usize>,
+        isolated: &BTreeSet<usize>,
         conversions: &mut Conversions,
     ) -> Result<BTreeSet<usize>> {
         let nanos = |seconds: f64| (seconds * 1e9) as u64;
@@ -266,7 +266,7 @@ impl<'g> Timed<'g> {
             let layer =
                 tag_of(node).and_then(|number| Some((number, *self.float.get(&number)?, *self.int8.get(&number)?)));
             let place = match layer {
-                Some((number, float, int8)) if lone.contains(&number) => {
+                Some((number, float, int8)) if isolated.contains(&number) => {
                     if float < int8 {
                         slower.insert(number);
                     }
@@ -290,9 +290,9 @@ impl<'g> Timed<'g> {
             places.insert(node, place);
         }
         for value in graph.nodes().flat_map(Node::outputs).chain(graph.inputs()) {
-            let takers = takers(value, &places);
+            let consumers = consumers(value, &places);
             let producer = places.get(&value.node()).copied().unwrap_or(Network::SINK);
-            if takers.is_empty() || !carries_data(value) {
+            if consumers.is_empty() || !carries_data(value) {
                 continue;
             }
             let (quantize, dequantize) = match self.sizes.get(&value) {
@@ -309,9 +309,9 @@ impl<'g> Timed<'g> {
             let (in_float, in_int8) = (network.node(), network.node());
             network.price(producer, in_float, dequantize);
             network.price(in_int8, producer, quantize);
-            for taker in takers {
-                network.price(in_float, taker, NEVER);
-                network.price(taker, in_int8, NEVER);
+            for consumer in consumers {
+                network.price(in_float, consumer, NEVER);
+                network.price(consumer, in_int8, NEVER);
             }
         }
         let is_int8 = network.first_side();
@@ -328,7 +328,7 @@ fn carries_data(value: Value<'_>) -> bool {
 }
 
 /// Where in the network those are who take `value`; the model's output is float.
-fn takers(value: Value<'_>, places: &HashMap<Node<'_>, usize>) -> Vec<usize> {
+fn consumers(value: Value<'_>, places: &HashMap<Node<'_>, usize>) -> Vec<usize> {
     let users = value.uses().into_iter().map(|place| places.get(&place.user).copied().unwrap_or(Network::SINK));
     users.collect::<BTreeSet<_>>().into_iter().collect()
 }

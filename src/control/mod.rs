@@ -34,7 +34,7 @@ mod search;
 mod shares;
 mod state;
 mod timing;
-mod workshop;
+mod variants;
 
 use std::path::PathBuf;
 use std::time::{Duration, Instant};

@@ -7,7 +7,7 @@
 use std::collections::BTreeSet;
 use std::time::Duration;
 
-use super::workshop::{Plan, Workshop};
+use super::variants::{Plan, Variants};
 use super::{Budget, Clock, Data, Goal, Ranges, tune};
 use crate::check::{Fit, Misfit, Reference};
 use crate::error::{Error, Result};
@@ -64,24 +64,24 @@ impl Patient<'_> {
 
     fn without_culprits(&self, first: &Misfit) -> Result<Repaired> {
         let data = self.data();
-        let mut workshop = Workshop::open(self.quantizer, self.float, &data, Some(&self.ranges), &mut |_| {})?;
-        let layers = workshop.layers()?;
+        let mut variants = Variants::open(self.quantizer, self.float, &data, Some(&self.ranges), &mut |_| {})?;
+        let layers = variants.layers()?;
         let mut misfit = first.clone();
         let mut culprits: BTreeSet<usize> = BTreeSet::new();
         let mut left = Vec::new();
         while culprits.len() < MOST_CULPRITS && culprits.len() + 1 < layers.len() {
-            let (number, layer) = self.first_culprit(&mut workshop, &layers, &culprits)?;
+            let (number, layer) = self.first_culprit(&mut variants, &layers, &culprits)?;
             let reason = format!("in INT8 it breaks the model: {misfit}");
             tracing::info!("{} stays in float: {reason}", words(layer));
             left.push(format!("{}: {reason}", words(layer)));
-            workshop.reasons.insert(number, reason);
+            variants.reasons.insert(number, reason);
             culprits.insert(number);
-            match self.tried(&mut workshop, &Plan::default().with_float(culprits.iter().copied()))? {
+            match self.tried(&mut variants, &Plan::default().with_float(culprits.iter().copied()))? {
                 Ok((converted, checked)) => {
                     // The methods that were asked for, where they keep what was found.
                     let methods = Some(self.quantizer.accuracy_methods().clone());
                     let plan = Plan { methods, ..Plan::default().with_float(culprits.iter().copied()) };
-                    let (converted, checked) = self.tried(&mut workshop, &plan)?.unwrap_or((converted, checked));
+                    let (converted, checked) = self.tried(&mut variants, &plan)?.unwrap_or((converted, checked));
                     return Ok(Repaired { converted, checked, left_in_float: left });
                 }
                 Err(next) => misfit = next,
@@ -93,7 +93,7 @@ impl Patient<'_> {
     /// The first layer of which the model does not fit, with all later ones in float.
     fn first_culprit<'l>(
         &self,
-        workshop: &mut Workshop<'_>,
+        variants: &mut Variants<'_>,
         layers: &'l [(usize, Layer)],
         known: &BTreeSet<usize>,
     ) -> Result<(usize, &'l Layer)> {
@@ -103,7 +103,7 @@ impl Patient<'_> {
             let middle = good.midpoint(bad);
             let later = candidates[middle..].iter().map(|(number, _)| *number);
             let plan = Plan::default().with_float(known.iter().copied().chain(later));
-            match self.tried(workshop, &plan)? {
+            match self.tried(variants, &plan)? {
                 Ok(_) => good = middle,
                 Err(_) => bad = middle,
             }
@@ -116,10 +116,10 @@ impl Patient<'_> {
     #[allow(clippy::type_complexity)]
     fn tried(
         &self,
-        workshop: &mut Workshop<'_>,
+        variants: &mut Variants<'_>,
         plan: &Plan,
     ) -> Result<std::result::Result<(Converted, Option<(Fit, Module)>), Misfit>> {
-        let converted = match workshop.convert(plan, Clock::endless()) {
+        let converted = match variants.convert(plan, Clock::endless()) {
             Ok(converted) => converted,
             Err(Error::Cancelled) => return Err(Error::Cancelled),
             Err(error) => return Ok(Err(Misfit::Fails(error.to_string()))),

@@ -16,7 +16,7 @@ use super::outcome::{LayerShare, Outcome, Remedy};
 use super::ranges::hash_of_batches;
 use super::state::State;
 use super::timing::{ModelTimes, Runs, medians};
-use super::workshop::{Plan, Workshop};
+use super::variants::{Plan, Variants};
 use super::{Budget, Clock, Data, Goal, Progress};
 use crate::engine;
 use crate::error::{Error, Result};
@@ -61,7 +61,7 @@ pub fn tune(
         let found = Some(format!("goes on where an earlier run was: {known} measurements are known"));
         progress(&Progress { stage: "reading the state", done: 0, total: 0, found });
     }
-    let workshop = Workshop::open(quantizer, float, data, budget.ranges.as_ref(), progress)?;
+    let variants = Variants::open(quantizer, float, data, budget.ranges.as_ref(), progress)?;
     let reference = float.deep_clone()?.copy_instance()?;
     if reference.is_training() {
         reference.train(false)?;
@@ -72,8 +72,8 @@ pub fn tune(
     evaluation.check(goal)?;
     let mut search = Search {
         form: quantizer.model_form(),
-        layers: workshop.layers()?,
-        workshop,
+        layers: variants.layers()?,
+        variants,
         evaluation,
         state,
         goal: *goal,
@@ -116,7 +116,7 @@ struct Best {
 
 pub(super) struct Search<'d, 'p> {
     form: ModelForm,
-    pub(super) workshop: Workshop<'d>,
+    pub(super) variants: Variants<'d>,
     evaluation: Evaluation<'d>,
     state: State,
     pub(super) goal: Goal,
@@ -208,7 +208,7 @@ impl Search<'_, '_> {
                 clock.check()?;
                 // Lets whoever watches the whole call end it.
                 step("trying an INT8 model", self.trials, 0)?;
-                let module = self.workshop.convert(plan, clock)?.module;
+                let module = self.variants.convert(plan, clock)?.module;
                 if kernels == Runs::Accelerated {
                     engine::accelerate(&module)?;
                 }
@@ -276,7 +276,7 @@ impl Search<'_, '_> {
     /// Methods for the whole model; the plan with the best of them, where one helps.
     fn try_methods(&mut self, plan: Plan, base: &Figures) -> Result<Plan> {
         let mut best = (plan.clone(), *base);
-        let methods = self.workshop.other_methods();
+        let methods = self.variants.other_methods();
         for (done, methods) in methods.iter().enumerate() {
             let name = if methods.rounding == Rounding::Learned { "learned rounding" } else { "bias correction" };
             self.tell("trying methods", done, 2, None);
@@ -362,12 +362,12 @@ impl Search<'_, '_> {
     fn finish(mut self, found: Found, float: &Module, data: &Data) -> Result<Outcome> {
         let Found { plan, figures, all_int8, reached, shares } = found;
         let float_layers: Vec<_> = self.left_in_float(&plan, &shares);
-        self.workshop.reasons.extend(float_layers.iter().map(|layer| (layer.number, layer.reason())));
+        self.variants.reasons.extend(float_layers.iter().map(|layer| (layer.number, layer.reason())));
         self.tell("making the model", 0, 0, None);
-        let converted = self.workshop.convert(&plan, Clock::endless())?;
+        let converted = self.variants.convert(&plan, Clock::endless())?;
         let all = match plan == Plan::default() {
             true => converted.module.clone(),
-            false => self.workshop.convert(&Plan::default(), Clock::endless())?.module,
+            false => self.variants.convert(&Plan::default(), Clock::endless())?.module,
         };
         self.tell("measuring its speed", 0, 0, None);
         let times = self.times(float, &all, &converted.module, data)?;
@@ -391,7 +391,7 @@ impl Search<'_, '_> {
             shares: shares.into_iter().filter(|layer| layer.blame() >= 0.0).collect(),
             times,
             trials: self.trials,
-            ranges: self.workshop.ranges().clone(),
+            ranges: self.variants.ranges().clone(),
             notes: self.notes,
             converted,
         })
@@ -407,7 +407,7 @@ impl Search<'_, '_> {
             let what = if methods.rounding == Rounding::Learned { "learned rounding" } else { "bias correction" };
             remedies.push(Remedy { place: "the model".to_owned(), what: what.to_owned() });
         }
-        let tensors = self.workshop.tensors()?;
+        let tensors = self.variants.tensors()?;
         for (key, kind) in &plan.searches {
             let tensor = tensors.iter().find(|tensor| tensor.key == *key);
             let path = |numbers: &std::collections::BTreeSet<usize>| {

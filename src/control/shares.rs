@@ -3,7 +3,7 @@
 use super::evaluation::Part;
 use super::outcome::LayerShare;
 use super::search::{Search, TAKEN_BELOW};
-use super::workshop::{Observed, Plan};
+use super::variants::{Observed, Plan};
 use crate::error::Result;
 use crate::observer::ObserverKind;
 
@@ -30,7 +30,7 @@ impl Search<'_, '_> {
             self.notes.push(format!("the shares of {unknown} of {total} layers are not known"));
         }
         let mut groups: Vec<Vec<usize>> = Vec::new();
-        for tensor in self.workshop.tensors()? {
+        for tensor in self.variants.tensors()? {
             let group: Vec<_> = tensor.producers.union(&tensor.consumers).copied().collect();
             if group.len() > 1 && group.len() < total && !groups.contains(&group) {
                 groups.push(group);
@@ -65,7 +65,7 @@ impl Search<'_, '_> {
             ObserverKind::MinMax,
             ObserverKind::Histogram,
         ];
-        let tensors = self.workshop.tensors()?;
+        let tensors = self.variants.tensors()?;
         let worst: Vec<_> = shares.iter().take(WORST).filter(|layer| layer.blame() >= WORTH_A_REMEDY).collect();
         // The methods that fit layers to the data take longer than all else: without them here.
         let mut tried = Plan::default();

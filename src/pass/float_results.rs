@@ -29,15 +29,15 @@ pub fn float_results(graph: &Graph) -> Result<usize> {
     for layer in graph.all_nodes() {
         let Some((_, form)) = FORMS.iter().find(|(kind, _)| *kind == layer.kind()) else { continue };
         let (&[x, packed, ..], [result]) = (&layer.inputs()[..], &layer.outputs()[..]) else { continue };
-        let takers: Vec<_> = result.uses().into_iter().map(|place| place.user).collect();
-        if takers.is_empty() || takers.iter().any(|taker| taker.kind() != "aten::dequantize") {
+        let consumers: Vec<_> = result.uses().into_iter().map(|place| place.user).collect();
+        if consumers.is_empty() || consumers.iter().any(|consumer| consumer.kind() != "aten::dequantize") {
             continue;
         }
         let (input, [scale, zero_point]) = float_input(layer, x)?;
         let float = insert(layer, form, &[input, scale, zero_point, packed])?;
-        for taker in takers {
-            taker.outputs()[0].replace_all_uses_with(float)?;
-            taker.destroy()?;
+        for consumer in consumers {
+            consumer.outputs()[0].replace_all_uses_with(float)?;
+            consumer.destroy()?;
         }
         layer.destroy()?;
         changed += 1;

@@ -134,7 +134,7 @@ pub struct Operator {
     /// How it hands on observation.
     pub pass_through: PassThrough,
     /// For which arguments that is true. libtorch's passes do not ask ([`Conditions`]).
-    pub hands_on_if: Option<Condition>,
+    pub passes_if: Option<Condition>,
     /// For which arguments it has its quantized forms; it stays in float for others. libtorch's passes do not ask.
     pub quantized_if: &'static [Condition],
     /// Whether it is quantized where its inputs are.
@@ -174,7 +174,7 @@ impl Operator {
             bias: None,
             unobserved: &[],
             pass_through: PassThrough::No,
-            hands_on_if: None,
+            passes_if: None,
             quantized_if: &[],
             propagation: None,
             fixed_qparams: None,
@@ -220,8 +220,8 @@ impl Operator {
         self
     }
 
-    const fn hands_on_if(mut self, condition: Condition) -> Self {
-        self.hands_on_if = Some(condition);
+    const fn passes_if(mut self, condition: Condition) -> Self {
+        self.passes_if = Some(condition);
         self
     }
 
@@ -359,8 +359,8 @@ pub static OPERATORS: &[Operator] = &[
 
     // Quantized where their inputs are.
     node("aten::cat").propagates(FirstArgument).becomes(forms::CAT),
-    node("aten::add").propagates(BothArguments).hands_on_if(Condition::One(2)).before_relu(Some(2)).becomes(forms::ADD),
-    node("aten::add_").propagates(BothArguments).hands_on_if(Condition::One(2)).before_relu(Some(2)).becomes(forms::ADD_IN_PLACE),
+    node("aten::add").propagates(BothArguments).passes_if(Condition::One(2)).before_relu(Some(2)).becomes(forms::ADD),
+    node("aten::add_").propagates(BothArguments).passes_if(Condition::One(2)).before_relu(Some(2)).becomes(forms::ADD_IN_PLACE),
     node("aten::mul").propagates(BothArguments).before_relu(None).becomes(forms::MUL),
     node("aten::mul_").propagates(BothArguments).before_relu(None).becomes(forms::MUL_IN_PLACE),
 
@@ -382,11 +382,11 @@ pub static OPERATORS: &[Operator] = &[
     function("_max_pool1d").passes(Shape),
     function("_max_pool2d").passes(Shape),
     function("_max_pool3d").passes(Shape),
-    node("aten::dropout").passes(Shape).hands_on_if(False(2)),
+    node("aten::dropout").passes(Shape).passes_if(False(2)),
     function("dropout").passes(Shape),
     node("aten::flatten").passes(Shape),
     node("aten::reshape").passes(Shape),
-    node("aten::view").passes(Shape).hands_on_if(IsList(1)),
+    node("aten::view").passes(Shape).passes_if(IsList(1)),
     node("aten::transpose").passes(Shape),
     node("aten::permute").passes(Shape),
     node("aten::contiguous").passes(Shape),
@@ -394,22 +394,22 @@ pub static OPERATORS: &[Operator] = &[
     node("aten::squeeze_").passes(Shape),
     node("aten::unsqueeze").passes(Shape),
     node("aten::unsqueeze_").passes(Shape),
-    node("aten::resize_").passes(Shape).hands_on_if(Never),
+    node("aten::resize_").passes(Shape).passes_if(Never),
     node("aten::repeat").passes(Shape),
     node("aten::repeat_interleave").passes(Shape),
     node("aten::detach").passes(Shape),
     node("aten::detach_").passes(Shape),
-    node("aten::max").passes(Shape).hands_on_if(FirstOfReduction),
-    node("aten::min").passes(Shape).hands_on_if(FirstOfReduction),
+    node("aten::max").passes(Shape).passes_if(FirstOfReduction),
+    node("aten::min").passes(Shape).passes_if(FirstOfReduction),
     node("aten::chunk").passes(Shape),
-    node("aten::stack").passes(Shape).hands_on_if(OneTensor),
+    node("aten::stack").passes(Shape).passes_if(OneTensor),
     node("aten::__getitem__").passes(Shape),
     node("aten::sort").passes(FirstOutput),
 
     // Elements are computed on, within their range.
     node("aten::avg_pool1d").passes(InRange).runs_quantized(),
-    node("aten::avg_pool2d").passes(InRange).hands_on_if(Condition::None(6)).runs_quantized(),
-    node("aten::avg_pool3d").passes(InRange).hands_on_if(Condition::None(6)).runs_quantized(),
+    node("aten::avg_pool2d").passes(InRange).passes_if(Condition::None(6)).runs_quantized(),
+    node("aten::avg_pool3d").passes(InRange).passes_if(Condition::None(6)).runs_quantized(),
     function("avg_pool1d").passes(InRange),
     function("avg_pool2d").passes(InRange),
     function("avg_pool3d").passes(InRange),
@@ -419,24 +419,24 @@ pub static OPERATORS: &[Operator] = &[
     function("adaptive_avg_pool1d").passes(InRange),
     function("adaptive_avg_pool2d").passes(InRange),
     function("adaptive_avg_pool3d").passes(InRange),
-    node("aten::mean").passes(InRange).hands_on_if(Condition::NoDtype).runs_quantized(),
+    node("aten::mean").passes(InRange).passes_if(Condition::NoDtype).runs_quantized(),
     node("aten::upsample_nearest1d").passes(InRange).runs_quantized_as_image("aten::upsample_nearest2d"),
     node("aten::upsample_nearest2d").passes(InRange).runs_quantized(),
     node("aten::upsample_nearest3d").passes(InRange).runs_quantized(),
     node("aten::upsample_linear1d").passes(InRange).runs_quantized_as_image("aten::upsample_bilinear2d"),
     node("aten::upsample_bilinear2d").passes(InRange).runs_quantized(),
     node("aten::upsample_trilinear3d").passes(InRange),
-    node("aten::upsample_bicubic2d").passes(InRange).hands_on_if(Never),
+    node("aten::upsample_bicubic2d").passes(InRange).passes_if(Never),
     function("interpolate").passes(InRange),
     function("upsample").passes(InRange),
     function("upsample_bilinear").passes(InRange),
     function("upsample_nearest").passes(InRange),
-    node("aten::leaky_relu").passes(InRange).hands_on_if(Within(1, 0.0, 1.0)).runs_quantized(),
-    node("aten::leaky_relu_").passes(InRange).hands_on_if(Within(1, 0.0, 1.0)).runs_quantized(),
+    node("aten::leaky_relu").passes(InRange).passes_if(Within(1, 0.0, 1.0)).runs_quantized(),
+    node("aten::leaky_relu_").passes(InRange).passes_if(Within(1, 0.0, 1.0)).runs_quantized(),
     function("leaky_relu").passes(InRange),
-    node("aten::clamp").clamp().hands_on_if(NumberBounds).runs_quantized(),
-    node("aten::hardtanh").clamp().hands_on_if(NumberBounds).runs_quantized(),
-    node("aten::hardtanh_").clamp().hands_on_if(NumberBounds).runs_quantized(),
+    node("aten::clamp").clamp().passes_if(NumberBounds).runs_quantized(),
+    node("aten::hardtanh").clamp().passes_if(NumberBounds).runs_quantized(),
+    node("aten::hardtanh_").clamp().passes_if(NumberBounds).runs_quantized(),
     function("hardtanh").passes(InRange),
 
     // Containers and branches.
@@ -505,8 +505,8 @@ impl Operator {
 
     /// Whether it hands on to `output`, a result of an operator of this row, that its input was observed, as
     /// [`Operator::pass_through`] and [`Operator::propagation`] say.
-    pub fn hands_on(&self, output: Value<'_>, conditions: Conditions) -> bool {
-        conditions == Conditions::Ignored || self.hands_on_if.is_none_or(|condition| condition.holds_for(output))
+    pub fn passes_on(&self, output: Value<'_>, conditions: Conditions) -> bool {
+        conditions == Conditions::Ignored || self.passes_if.is_none_or(|condition| condition.holds_for(output))
     }
 
     /// Whether `node`, an operator of this row, has the quantized forms of the table.

@@ -15,8 +15,8 @@ use crate::pass::changed_attributes::{changed_attributes, shared_and_written};
 pub use crate::pass::op_table::StockEngine;
 use crate::pass::op_table::{Conditions, Form, Limit, Operator, When};
 use crate::pass::prepare::{
-    LoneLinear, PRODUCT, ROWS, Ranks as Dimensions, find_lone_linear, guard_vectors, keep_biases_in_range,
-    leave_unreached, mark_lone_linear, mark_products, prepare, quantize_lone_linear, quantize_recurrent,
+    IsolatedLinear, PRODUCT, ROWS, Ranks as Dimensions, find_isolated_linear, guard_vectors, keep_biases_in_range,
+    leave_unreached, mark_isolated_linear, mark_products, prepare, quantize_isolated_linear, quantize_recurrent,
     restore_products, round_weights, scale_transposed_weights, settle_clamps, square_transposed, unreached_layers,
 };
 use crate::pass::{
@@ -359,7 +359,7 @@ impl Quantizer {
         step("inserting observers", 3, 4)?;
         let methods = &self.spec.methods;
         methods.check()?;
-        let lone = lone_linear(self.quant_type, methods, self.reduce_range);
+        let isolated = isolated_linear(self.quant_type, methods, self.reduce_range);
         let graph = flat.graph(FORWARD)?;
         let nodes = graph.all_nodes().into_iter().filter(|node| layer_of(*node, "").is_some());
         let stay_float: HashSet<_> = std::iter::zip(nodes, &layers)
@@ -377,10 +377,10 @@ impl Quantizer {
         if self.quant_type == QuantType::Static && self.form == ModelForm::Portable {
             square_transposed(&flat, FORWARD).context(|| "giving transposed convolutions equal channels".into())?;
         }
-        let lone_layers = find_lone_linear(&graph, lone, is_quantized);
-        let elsewhere = &lone_layers | &stay_float;
+        let isolated_layers = find_isolated_linear(&graph, isolated, is_quantized);
+        let elsewhere = &isolated_layers | &stay_float;
         insert_observers_by_scope(&flat, FORWARD, &qconfigs, self.quant_type, &elsewhere)?;
-        mark_lone_linear(&flat, &graph, lone, &lone_layers)?;
+        mark_isolated_linear(&flat, &graph, isolated, &isolated_layers)?;
         scale_transposed_weights(&flat, FORWARD, self.form == ModelForm::Native)?;
         drop(graph);
         self.prepared(flat, qconfigs, layers, Some(&float))
@@ -773,8 +773,8 @@ impl Prepared {
             settle_clamps(observed, FORWARD).context(|| "removing clamps".into())?;
         }
         let qconfig = |node: Node<'_>| qconfig_for(&self.qconfigs, &node.scope().ok()?);
-        let lone = lone_linear(self.quant_type, &self.methods, self.reduce_range);
-        quantize_lone_linear(observed, FORWARD, lone, self.methods.smooth, qconfig)?;
+        let isolated = isolated_linear(self.quant_type, &self.methods, self.reduce_range);
+        quantize_isolated_linear(observed, FORWARD, isolated, self.methods.smooth, qconfig)?;
         if self.quant_type == QuantType::Dynamic {
             separate_from_branches(observed)?;
         }
@@ -995,8 +995,8 @@ fn take_one(items: &mut Vec<String>, wanted: &str) -> bool {
 }
 
 /// Which linear layers between float operators are quantized by themselves.
-fn lone_linear(quant_type: QuantType, methods: &Methods, reduce_range: bool) -> LoneLinear {
-    LoneLinear {
+fn isolated_linear(quant_type: QuantType, methods: &Methods, reduce_range: bool) -> IsolatedLinear {
+    IsolatedLinear {
         quant_type,
         per_row: methods.per_row && !reduce_range,
         // A smoothed layer has a float result.

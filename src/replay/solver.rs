@@ -124,10 +124,13 @@ def order(self, one: Tensor, other: Tensor) -> Tensor:
     return torch.cat([order, last], 1).flip([1])
 
 def in_order(self, x: Tensor, order: Tensor) -> Tensor:
+    if x.size(0) == 1:
+        return torch.index_select(x, 1, order.squeeze(0))
     return torch.gather(x, 1, order.unsqueeze(2).expand_as(x))
 
 def turned(self, gram: Tensor, order: Tensor) -> Tensor:
-    return self.in_order(self.in_order(gram, order).transpose(1, 2), order)
+    # The matrix is symmetric, so its rows are its columns.
+    return self.in_order(self.in_order(gram, order).transpose(1, 2).contiguous(), order)
 
 def transposed(self, x: Tensor) -> Tensor:
     return x.transpose(1, 2)
@@ -143,11 +146,36 @@ def added(self, gram: Tensor, damping: float) -> Tensor:
 def factor(self, gram: Tensor, damping: float) -> Tensor:
     damped = gram.clone()
     torch.diagonal(damped, 0, 1, 2).add_(self.added(gram, damping))
-    return torch.linalg_cholesky(damped)
+    return self.factor_(damped)
+
+def factor_(self, a: Tensor) -> Tensor:
+    # In place, a block of columns at a time; what lies above the diagonal stays as it was. libtorch's own turns a large matrix
+    # over and sets one half to zero, which takes as long as the factorization.
+    size, block = a.size(1), 256
+    if size <= block:
+        return torch.linalg_cholesky(a)
+    for first in range(0, size, block):
+        end = min(first + block, size)
+        columns = torch.slice(torch.slice(a, 1, first, None, 1), 2, first, end, 1)
+        corner = torch.linalg_cholesky(torch.slice(columns, 1, 0, end - first, 1))
+        torch.slice(columns, 1, 0, end - first, 1).copy_(corner)
+        if end < size:
+            below = torch.slice(columns, 1, end - first, None, 1)
+            solved = torch.linalg_solve_triangular(corner, below.transpose(1, 2), upper=False)
+            below.copy_(solved.transpose(1, 2))
+            # What is left less what these columns explain of it, on and below the diagonal.
+            for at in range(end, size, 1024):
+                until = min(at + 1024, size)
+                left = torch.slice(torch.slice(a, 1, at, None, 1), 2, at, until, 1)
+                rows = torch.slice(solved, 2, at - end, None, 1)
+                left.baddbmm_(rows.transpose(1, 2), torch.slice(rows, 2, 0, until - at, 1), beta=1, alpha=-1)
+    return a
 
 def target(self, gram: Tensor, towards: Tensor, weight: Tensor, lower: Tensor, damping: float) -> Tensor:
     right = towards + self.added(gram, damping).unsqueeze(2) * weight.to(gram.dtype)
-    return torch.cholesky_solve(right, lower).transpose(1, 2).to(6).contiguous()
+    half = torch.linalg_solve_triangular(lower, right, upper=False)
+    whole = torch.linalg_solve_triangular(lower.transpose(1, 2), half, upper=True)
+    return whole.transpose(1, 2).to(6).contiguous()
 
 def loss(self, gram: Tensor, towards: Tensor, rounded: Tensor) -> float:
     rounded = rounded.to(gram.dtype)

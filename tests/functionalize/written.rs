@@ -91,9 +91,9 @@ same! {
     a_list_of_a_branch_s_length: "l = [v]\nif bool(x.sum() > 0.0):\n    l.append(y)\nreturn self.layer(l[-1])";
     an_item_of_a_growing_list: "l = [v]\nfor i in range(x.size(0)):\n    l.append(v + 1.0)\nv.add_(1.0)\nl[1].mul_(2.0)\nreturn self.layer(l[0]) + l[1] + v";
     what_a_branch_gives: "z = y\nw = x + y\nl = [v, w]\nfor i in range(x.size(0) - 2):\n    v.add_(v)\n    w = z + z\nif bool(w.sum() > 3.0):\n    m = [[w] * 2]\n    m[0][1].add_(1.0)\n    z = m[0][0]\nelse:\n    l.append(v)\nz.add_(self.n)\nreturn [v, z, w, l[0], l[-1], y * 1.0]";
-    what_a_round_hands_on: "w = torch.zeros([4, 4])\nfor i in range(x.size(0) - 2):\n    v[:, 1:3] = y[:, 0:2].clone()\n    v = w[:, :]\nreturn [v, w]";
+    what_a_round_passes_on: "w = torch.zeros([4, 4])\nfor i in range(x.size(0) - 2):\n    v[:, 1:3] = y[:, 0:2].clone()\n    v = w[:, :]\nreturn [v, w]";
     two_results_of_a_loop: "l = [v, x]\nif bool(y.sum() > 3.0):\n    l.append(y)\nv.add_(v)\nw, z = x, y\nfor i in range(x.size(0) - 2):\n    w = self.layer(v)\n    z = w\nif bool(w.sum() > 3.0):\n    w.add_(v)\nreturn [v, w, z, l[0]]";
-    an_item_that_a_loop_hands_on: "w = x + y\nl = [v, w]\nfor i in range(x.size(0) - 2):\n    w = l[-1]\n    l[-1] = y + 1.0\nif bool(w.sum() > 3.0):\n    w.add_(self.n)\nreturn [v, w, l[0], l[-1]]";
+    an_item_that_a_loop_passes_on: "w = x + y\nl = [v, w]\nfor i in range(x.size(0) - 2):\n    w = l[-1]\n    l[-1] = y + 1.0\nif bool(w.sum() > 3.0):\n    w.add_(self.n)\nreturn [v, w, l[0], l[-1]]";
     a_buffer_in_the_next_round: "for i in range(x.size(0) - 2):\n    v.add_(v)\n    v = self.n\nreturn [v, self.n * 1.0]";
     an_argument_in_the_first_round: "w = y\nfor i in range(x.size(0) - 2):\n    w.add_(v)\n    w = self.layer(v)\nreturn [v, w]";
 }

@@ -72,6 +72,38 @@ fn through_permutes() {
 }
 
 #[test]
+fn through_reshapes_that_keep_the_channels() {
+    let linear: [(&str, &[i64]); 1] = [("w", &[4, 3])];
+    let levit = "y = torch.linear(x, self.w)\nreturn NORM(y.flatten(0, 1), ...).reshape_as(y)";
+    let folded = folds(&model(&linear, levit), &[input(&[2, 5, 3])]);
+    assert_eq!(count(&folded, "aten::reshape_as"), 0);
+    folds(&model(&linear, "return NORM(torch.linear(x, self.w).reshape([-1, 4]), ...)"), &[input(&[2, 5, 3])]);
+    let sized = "y = torch.linear(x, self.w)\nreturn NORM(y.view([-1, y.size(2)]), ...).view([y.size(0), y.size(1), y.size(2)])";
+    folds(&model(&linear, sized), &[input(&[2, 5, 3])]);
+    let conv: [(&str, &[i64]); 1] = [("w", &[4, 3, 1, 1])];
+    for between in ["flatten(2)", "squeeze(-1)", "squeeze(3)", "unsqueeze(-1)"] {
+        let size: &[i64] = if between.starts_with("squeeze") { &[2, 3, 5, 1] } else { &[2, 3, 5, 5] };
+        folds(&model(&conv, &format!("return NORM(torch.conv2d(x, self.w).{between}, ...)")), &[input(size)]);
+    }
+}
+
+#[test]
+fn reshapes_that_mix_channels_are_not_passed_through() {
+    let linear: [(&str, &[i64]); 1] = [("w", &[4, 3])];
+    let conv: [(&str, &[i64]); 1] = [("w", &[4, 3, 1, 1])];
+    // The channels of the batch norm are places of the convolution, or a mixture.
+    for (weight, body, size) in [
+        (&conv[..], "return NORM(torch.conv2d(x, self.w).view([-1, 4]), ...)", &[2i64, 3, 4, 4][..]),
+        (&conv, "return NORM(torch.conv2d(x, self.w).flatten(0, 1), ...)", &[2, 3, 4, 5]),
+        (&linear, "return NORM(torch.linear(x, self.w).transpose(1, 2).reshape([-1, 4]), ...)", &[2, 4, 3]),
+    ] {
+        let (folded, kept) = folded(&model(weight, body));
+        assert_eq!(kept.len(), 1, "{body}");
+        assert_same(&folded, &model(weight, body), &[input(size)]);
+    }
+}
+
+#[test]
 fn through_padding_that_stays_a_constant() {
     let weight: [(&str, &[i64]); 1] = [("w", &[4, 3, 3, 3])];
     let body = "y = torch.constant_pad_nd(torch.conv2d(x, self.w), [1, 1, 2, 0], 2.0)

@@ -33,6 +33,7 @@ CASES = {
     "max_pool": (BYTES, [2, 2], [2, 2], [0, 0], [1, 1]),
     "avg_pool": (BYTES, 3, [2, 2], [2, 2], [0, 0]),
     "adaptive_avg_pool": (BYTES, 3, [2, 2]),
+    "mean": (BYTES, 3, [2, 3]),
     "upsample_nearest": (BYTES, [7, 9]),
     "upsample_bilinear": (BYTES, None, False, [1.2, 2.0]),
     "softmax": (BYTES, 0.1, 3, 1, 1 / 256, 0),

@@ -147,6 +147,15 @@ pub enum Op {
         /// What 0.0 is in bytes.
         zero_point: u8,
     },
+    /// The mean over all dimensions but the first two.
+    Mean {
+        /// These dimensions; with others the call is refused.
+        axes: Vec<i64>,
+        /// Whether they stay, with size 1.
+        keep: bool,
+        /// What 0.0 is in bytes.
+        zero_point: u8,
+    },
     /// What moves or reinterprets.
     View(View),
 }
@@ -205,6 +214,7 @@ impl Op {
             Self::MaxPool { .. } => "max_pool",
             Self::AvgPool { .. } => "avg_pool",
             Self::AdaptiveAvgPool { .. } => "adaptive_avg_pool",
+            Self::Mean { .. } => "mean",
             Self::View(_) => "view",
         }
     }

@@ -1,8 +1,8 @@
 //! Random Programs on random sizes give what their steps give one by one, by the scalar kernels and plain loops.
 
 use jitquant_kernels::{
-    ConvShape, DynamicScheme, Isa, Operand, PackedConv, PackedGemm, Parallel, Pixels, QParams, Requantize, Residual,
-    Serial, Table, Window,
+    AveragePool, ConvShape, DynamicScheme, Isa, Operand, PackedConv, PackedGemm, Parallel, Pixels, QParams, Requantize,
+    Residual, Serial, Table, Window,
 };
 use jitquant_runtime::{
     Binary, Builder, Call, Element, Format, Input, Layout, Op, Product, Size, Store, ValueId, View, Weight,
@@ -302,6 +302,27 @@ impl Graph {
         jitquant_kernels::adaptive_avg_pool(Isa::Scalar, &memory, image, zero_point, out, 0..out.rows(), &mut bytes);
         let value = from_channels_last(&[x.value.sizes[0], x.value.sizes[1], 1, 1], &bytes);
         self.add(Op::AdaptiveAvgPool { sizes: vec![1, 1], zero_point }, &[x.id], value, x.q);
+        self.mean_of_dimensions(x, image, out);
+    }
+
+    /// The same by its dimensions, without them in the result or with.
+    fn mean_of_dimensions(&mut self, x: &Known, image: Pixels, out: Pixels) {
+        let mut bytes = vec![0; out.bytes(out.rows())];
+        let zero_point = x.q.zero_point as u8;
+        let window = Window { stride: image.size, ..Window::d2([image.size[1], image.size[2]], [1, 1], [0, 0]) };
+        let pool = AveragePool { window, count_include_pad: false, divisor_override: None };
+        let memory = x.value.channels_last();
+        jitquant_kernels::avg_pool(Isa::Scalar, &memory, image, zero_point, pool, out, 0..out.rows(), &mut bytes);
+        let value = from_channels_last(&[x.value.sizes[0], x.value.sizes[1], 1, 1], &bytes);
+        let keep = self.noise.next(2) == 0;
+        let axes = if self.noise.next(2) == 0 { vec![2, 3] } else { vec![-1, -2] };
+        let mean = Op::Mean { axes, keep, zero_point };
+        if keep {
+            return self.add(mean, &[x.id], value, x.q);
+        }
+        let flat = self.builder.step(mean, &[x.id]).unwrap();
+        let row = self.builder.step(Op::View(View::Unsqueeze(2)), &[flat]).unwrap();
+        self.add(Op::View(View::Unsqueeze(3)), &[row], value, x.q);
     }
 
     fn view(&mut self, x: &Known) {

@@ -30,8 +30,8 @@ pub struct Arguments {
     #[arg(long, required = true, num_args = 1..)]
     data: Vec<PathBuf>,
     /// Samples that are run at once.
-    #[arg(long, default_value = "1", value_name = "N", value_parser = bounds::batch)]
-    batch: NonZeroUsize,
+    #[arg(long, alias = "batch", default_value = "1", value_name = "N", value_parser = bounds::batch)]
+    batch_size: NonZeroUsize,
     /// Threads that libtorch uses; by default as many as it chooses.
     #[arg(long, value_name = "N", value_parser = bounds::threads)]
     threads: Option<NonZeroUsize>,
@@ -128,7 +128,7 @@ pub fn run(arguments: &Arguments) -> Result<()> {
     let contestants = contestants(arguments)?;
     let feed = Feed::open(&contestants[0].model, &arguments.data, &arguments.data_options, None)?;
     let (samples, inputs): (usize, Vec<IValue>) =
-        feed.batches(arguments.batch).next().context("there is no sample")??;
+        feed.batches(arguments.batch_size).next().context("there is no sample")??;
     let mut times = vec![Vec::new(); contestants.len()];
     // The executor optimizes a model in its first runs: they are not counted.
     for round in 0..3 {

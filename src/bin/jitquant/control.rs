@@ -51,8 +51,8 @@ pub struct ControlOptions {
     #[arg(long, value_enum, default_value_t = Kernels::Stock)]
     kernels: Kernels,
     /// Samples at once where --only-faster measures.
-    #[arg(long, value_name = "N", default_value = "1", value_parser = bounds::batch)]
-    latency_batch: NonZeroUsize,
+    #[arg(long, alias = "latency-batch", value_name = "N", default_value = "1", value_parser = bounds::batch)]
+    latency_batch_size: NonZeroUsize,
     /// Keep the ranges that calibration finds in this file. A later run with the same model and data reads them there and
     /// runs no data, whatever its form, --skip or way of choosing ranges from histograms; without --calibrate too.
     #[arg(long, value_name = "FILE", conflicts_with = "finetune")]
@@ -135,7 +135,7 @@ pub fn convert(
             (_, Kernels::Stock) => Runs::Stock,
             (_, Kernels::Jitquant) => Runs::Accelerated,
         };
-        let how = (options.latency_batch.get(), kernels);
+        let how = (options.latency_batch_size.get(), kernels);
         let latency = only_faster(&quantizer, module, &data, ranges.as_ref(), how, &mut show)?;
         quantizer = latency.apply(quantizer);
         ranges = Some(latency.ranges.clone());

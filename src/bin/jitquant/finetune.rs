@@ -96,7 +96,7 @@ fn collect(feed: &Feed, float: &Module, on_the_way: usize, options: &Options, gr
     ensure!(
         slots >= 2,
         "training needs at least two batches in each process, one of them held out, but {limit} samples are {count} \
-         batches of {} for {world} processes: give more samples or a smaller --finetune-batch",
+         batches of {} for {world} processes: give more samples or a smaller --finetune-batch-size",
         options.batch_size
     );
     let mut data = Data { slots: (0..slots).map(|_| None).collect(), samples: 0, units: Vec::new() };
@@ -330,7 +330,7 @@ pub fn run(
     let data = collect(feed, &reference, on_the_way, options, group)?;
     let mut calibration = qat.calibration(group)?;
     calibration.agree(&[
-        ("--finetune-batch", options.batch_size.to_string()),
+        ("--finetune-batch-size", options.batch_size.to_string()),
         ("how many samples there are", feed.len().to_string()),
         ("what a sample is", feed.form()),
     ])?;

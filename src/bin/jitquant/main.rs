@@ -57,11 +57,11 @@ Exit codes: 0 done; 1 it failed, stderr says why and nothing was written; 2 the 
 )]
 struct Cli {
     /// Say more of what is done, on stderr: how near each tried range comes, for one
-    #[arg(short, long, global = true)]
+    #[arg(short, long, global = true, display_order = 1000)]
     verbose: bool,
     /// Load this library first, for models that call operators or classes of its own (torchvision's, one's own); may be
     /// given several times. It runs with all rights of this program.
-    #[arg(long, global = true, value_name = "FILE.so")]
+    #[arg(long, global = true, display_order = 1000, value_name = "FILE.so")]
     library: Vec<PathBuf>,
     #[command(subcommand)]
     command: Command,

@@ -23,6 +23,12 @@ use crate::feed::Feed;
 use crate::output;
 use crate::provenance::Provenance;
 
+// Headings of `--help`; what most need stands first, under none.
+const LAYERS: &str = "How layers are quantized";
+const WEIGHT_ONLY: &str = "Weight-only quantization";
+const FINE_TUNING: &str = "Fine-tuning";
+const FILES: &str = "Models and files";
+
 /// Make an INT8 model that any libtorch runs.
 ///
 /// Static quantization (the default) runs the model on sample data to find the range of every tensor, then rounds
@@ -49,80 +55,19 @@ pub struct Arguments {
     /// Where to write the INT8 model.
     #[arg(short, long, value_name = "OUT.pt")]
     output: PathBuf,
-    /// Replace a file that the command reads, where OUT.pt is one: refused otherwise.
-    #[arg(long)]
-    overwrite_input: bool,
-    /// Convert a model of float64, float16 or bfloat16 to float32 first, which quantization starts from.
-    #[arg(long)]
-    to_float: bool,
-    /// When activations' ranges are found.
-    #[arg(long, value_enum, default_value_t = Mode::Static)]
-    mode: Mode,
-    /// With --mode weight-only: bits of the weights. 4 is for linear layers; what else has weights keeps 8.
-    #[arg(long, default_value = "8", value_name = "8|4")]
-    weight_bits: usize,
-    /// With --weight-bits 4: how many inputs share a scale and an offset. Fewer are more accurate and larger.
-    #[arg(long, default_value = "64", value_name = "32|64|128")]
-    group: usize,
-    /// Which operators the INT8 model calls.
-    #[arg(long, value_enum, default_value_t = Form::Portable)]
-    form: Form,
     /// Samples to calibrate with, some hundred that are like those of later use; may be given several times. Dynamic
     /// quantization can do without, and is more accurate with them where layers stand behind a layer norm.
     #[arg(long, value_name = "DATA", num_args = 1..)]
     calibrate: Vec<PathBuf>,
-    /// An array in DATA that is not an input of the model: the class labels that --max-drop measures by, or one to leave out.
-    #[arg(long, value_name = "NAME")]
-    labels: Option<String>,
-    /// Which observer for which part of the model, a TOML file.
-    #[arg(long, value_name = "q.toml")]
-    config: Option<PathBuf>,
-    /// The observer of activations, where --config says nothing else.
-    #[arg(long, value_enum)]
-    observer: Option<Observer>,
-    /// How weights are rounded. Learned rounding, the default in static quantization, runs the
-    /// model layer by layer on up to 128 samples of the calibration data, on all of them where it is asked for: some
-    /// seconds to minutes. `sums` takes no time.
-    #[arg(long, value_enum)]
-    rounding: Option<WeightRounding>,
-    /// Correct biases for the mean error of each layer on the calibration data: a little more accurate, some seconds.
-    #[arg(long)]
-    bias_correction: bool,
-    /// Even out the channels between layers (convolutions), where their ranges differ much: for networks that lose much
-    /// though weights have a scale for each channel.
-    #[arg(long)]
-    equalize: bool,
-    /// Linear layers behind a layer norm: how much of the outliers goes from activations into weights, 0 (off) to 1.
-    #[arg(long, value_name = "0..1", value_parser = bounds::part)]
-    smooth: Option<f32>,
-    /// Give linear layers between float operators one range a tensor, not one for each row: 3 % faster in stock
-    /// libtorch, less accurate where few tokens have outliers.
-    #[arg(long)]
-    per_tensor: bool,
-    /// Which engine of stock libtorch the INT8 model is for. By default it runs on all of them, on x86 and on ARM, with the same
-    /// numbers.
-    #[arg(long, value_enum, default_value_t = Engine::Any)]
-    engine: Engine,
-    /// Round the last linear layers' results to 8 bits too, and smooth none in static quantization, as libtorch's own passes
-    /// do. Costs accuracy.
-    #[arg(long)]
-    int8_results: bool,
-    /// Quantize attention too: the products of two activations (matmul, bmm, scaled_dot_product_attention). Faster with
-    /// --form native; libtorch's own operator computes in float.
-    #[arg(long)]
-    attention: bool,
-    /// Use 7 bits of activations, for stock libtorch on CPUs without VNNI, whose 16-bit sums saturate.
-    #[arg(long)]
-    reduce_range: bool,
+    /// When activations' ranges are found.
+    #[arg(long, value_enum, default_value_t = Mode::Static)]
+    mode: Mode,
+    /// Which operators the INT8 model calls.
+    #[arg(long, value_enum, default_value_t = Form::Portable)]
+    form: Form,
     /// Leave the submodule at this path, and all below it, in float; may be given several times.
     #[arg(long, value_name = "PATH")]
     skip: Vec<String>,
-    /// Leave this layer in float, by its number, as --min-agreement and the like report it; may be given several times.
-    #[arg(long, value_name = "N")]
-    skip_layer: Vec<usize>,
-    /// Keep this method or attribute beside `forward`; may be given several times.
-    #[arg(long, value_name = "NAME")]
-    preserve: Vec<String>,
     /// Samples that are run at once in calibration. A model that joins them (whose outputs have no dimension of samples) is
     /// calibrated with some single ones, too.
     #[arg(long, default_value = "32", value_name = "N", value_parser = bounds::batch)]
@@ -130,36 +75,97 @@ pub struct Arguments {
     /// Use at most so many samples for calibration.
     #[arg(long, value_name = "N", value_parser = bounds::many)]
     samples: Option<NonZeroUsize>,
-    /// Train the model for at most so many steps to give the float model's outputs while it rounds, on the samples of
-    /// --calibrate. A killed run goes on from OUT.checkpoint.
-    #[arg(long, value_name = "STEPS", value_parser = bounds::batch)]
-    finetune: Option<NonZeroUsize>,
-    /// The array in DATA that holds class labels: --finetune trains to give these instead.
-    #[arg(long, value_name = "NAME", requires = "finetune", conflicts_with = "labels")]
-    finetune_labels: Option<String>,
-    /// Train on random parts of images, mirrored or not: what a few samples lack in number. Without labels only; it takes
-    /// more steps.
-    #[arg(long, requires = "finetune", conflicts_with = "finetune_labels")]
-    finetune_views: bool,
-    /// What --finetune trains to give as before beside the outputs: the sums of two tensors (what the blocks of a residual
-    /// network give), or the results of the submodules at these paths.
-    #[arg(long, requires = "finetune", conflicts_with = "finetune_labels", value_name = "sums|PATH,…")]
-    finetune_targets: Option<String>,
-    /// Samples of a step of --finetune.
-    #[arg(long, default_value = "8", value_name = "N", value_parser = bounds::batch)]
-    finetune_batch: NonZeroUsize,
-    #[command(flatten)]
-    control: ControlOptions,
     /// Do not run the INT8 model beside the float one before it is written. By default both run on up to 32 of the samples:
     /// layers that break the model stay in float, and where that does not help nothing is written.
     #[arg(long)]
     no_check: bool,
-    /// Do not write into the model's file how it was made (this command, what stays in float and why), which `report` shows.
-    #[arg(long)]
-    no_record: bool,
     /// Print the outcome as JSON.
     #[arg(long)]
     json: bool,
+    /// Which engine of stock libtorch the INT8 model is for. By default it runs on all of them, on x86 and on ARM, with the same
+    /// numbers.
+    #[arg(long, help_heading = LAYERS, value_enum, default_value_t = Engine::Any)]
+    engine: Engine,
+    /// The observer of activations, where --config says nothing else.
+    #[arg(long, help_heading = LAYERS, value_enum)]
+    observer: Option<Observer>,
+    /// Which observer for which part of the model, a TOML file.
+    #[arg(long, help_heading = LAYERS, value_name = "q.toml")]
+    config: Option<PathBuf>,
+    /// How weights are rounded. Learned rounding, the default in static quantization, runs the
+    /// model layer by layer on up to 128 samples of the calibration data, on all of them where it is asked for: some
+    /// seconds to minutes. `sums` takes no time.
+    #[arg(long, help_heading = LAYERS, value_enum)]
+    rounding: Option<WeightRounding>,
+    /// Correct biases for the mean error of each layer on the calibration data: a little more accurate, some seconds.
+    #[arg(long, help_heading = LAYERS)]
+    bias_correction: bool,
+    /// Even out the channels between layers (convolutions), where their ranges differ much: for networks that lose much
+    /// though weights have a scale for each channel.
+    #[arg(long, help_heading = LAYERS)]
+    equalize: bool,
+    /// Linear layers behind a layer norm: how much of the outliers goes from activations into weights, 0 (off) to 1.
+    #[arg(long, help_heading = LAYERS, value_name = "0..1", value_parser = bounds::part)]
+    smooth: Option<f32>,
+    /// Give linear layers between float operators one range a tensor, not one for each row: 3 % faster in stock
+    /// libtorch, less accurate where few tokens have outliers.
+    #[arg(long, help_heading = LAYERS)]
+    per_tensor: bool,
+    /// Quantize attention too: the products of two activations (matmul, bmm, scaled_dot_product_attention). Faster with
+    /// --form native; libtorch's own operator computes in float.
+    #[arg(long, help_heading = LAYERS)]
+    attention: bool,
+    /// Round the last linear layers' results to 8 bits too, and smooth none in static quantization, as libtorch's own passes
+    /// do. Costs accuracy.
+    #[arg(long, help_heading = LAYERS)]
+    int8_results: bool,
+    /// Use 7 bits of activations, for stock libtorch on CPUs without VNNI, whose 16-bit sums saturate.
+    #[arg(long, help_heading = LAYERS)]
+    reduce_range: bool,
+    /// Leave this layer in float, by its number, as --min-agreement and the like report it; may be given several times.
+    #[arg(long, help_heading = LAYERS, value_name = "N")]
+    skip_layer: Vec<usize>,
+    /// With --mode weight-only: bits of the weights. 4 is for linear layers; what else has weights keeps 8.
+    #[arg(long, help_heading = WEIGHT_ONLY, default_value = "8", value_name = "8|4")]
+    weight_bits: usize,
+    /// With --weight-bits 4: how many inputs share a scale and an offset. Fewer are more accurate and larger.
+    #[arg(long, help_heading = WEIGHT_ONLY, default_value = "64", value_name = "32|64|128")]
+    group: usize,
+    #[command(flatten)]
+    control: ControlOptions,
+    /// Train the model for at most so many steps to give the float model's outputs while it rounds, on the samples of
+    /// --calibrate. A killed run goes on from OUT.checkpoint.
+    #[arg(long, help_heading = FINE_TUNING, value_name = "STEPS", value_parser = bounds::batch)]
+    finetune: Option<NonZeroUsize>,
+    /// The array in DATA that holds class labels: --finetune trains to give these instead.
+    #[arg(long, help_heading = FINE_TUNING, value_name = "NAME", requires = "finetune", conflicts_with = "labels")]
+    finetune_labels: Option<String>,
+    /// Train on random parts of images, mirrored or not: what a few samples lack in number. Without labels only; it takes
+    /// more steps.
+    #[arg(long, help_heading = FINE_TUNING, requires = "finetune", conflicts_with = "finetune_labels")]
+    finetune_views: bool,
+    /// What --finetune trains to give as before beside the outputs: the sums of two tensors (what the blocks of a residual
+    /// network give), or the results of the submodules at these paths.
+    #[arg(long, help_heading = FINE_TUNING, requires = "finetune", conflicts_with = "finetune_labels", value_name = "sums|PATH,…")]
+    finetune_targets: Option<String>,
+    /// Samples of a step of --finetune.
+    #[arg(long, help_heading = FINE_TUNING, alias = "finetune-batch", default_value = "8", value_name = "N", value_parser = bounds::batch)]
+    finetune_batch_size: NonZeroUsize,
+    /// Replace a file that the command reads, where OUT.pt is one: refused otherwise.
+    #[arg(long, help_heading = FILES)]
+    overwrite_input: bool,
+    /// Convert a model of float64, float16 or bfloat16 to float32 first, which quantization starts from.
+    #[arg(long, help_heading = FILES)]
+    to_float: bool,
+    /// Keep this method or attribute beside `forward`; may be given several times.
+    #[arg(long, help_heading = FILES, value_name = "NAME")]
+    preserve: Vec<String>,
+    /// An array in DATA that is not an input of the model: the class labels that --max-drop measures by, or one to leave out.
+    #[arg(long, help_heading = FILES, value_name = "NAME")]
+    labels: Option<String>,
+    /// Do not write into the model's file how it was made (this command, what stays in float and why), which `report` shows.
+    #[arg(long, help_heading = FILES)]
+    no_record: bool,
     #[command(flatten)]
     data_options: DataOptions,
 }
@@ -473,7 +479,7 @@ impl Arguments {
         }
         let options = crate::finetune::Options {
             steps: steps.get(),
-            batch_size: self.finetune_batch,
+            batch_size: self.finetune_batch_size,
             samples: self.samples,
             plain: !self.finetune_views,
             targets: self.finetune_targets.as_deref().map_or(Ok(Default::default()), str::parse)?,

@@ -193,8 +193,8 @@ fn take_in_relu(fused: Node<'_>, kind: &str) -> Result<()> {
 /// An operator that takes quantized tensors itself needs neither the dequantize before it nor the quantize behind it.
 fn fuse_itself(quantize: Node<'_>, conditions: Conditions) -> Result<()> {
     let Some(float) = alone(quantize.inputs()[0], quantize) else { return Ok(()) };
-    let hands_on = |row: &&Operator| float.output(0).is_some_and(|output| row.hands_on(output, conditions));
-    let Some(row) = Operator::of(float).filter(hands_on) else { return Ok(()) };
+    let passes_on = |row: &&Operator| float.output(0).is_some_and(|output| row.passes_on(output, conditions));
+    let Some(row) = Operator::of(float).filter(passes_on) else { return Ok(()) };
     let Some(source) = float.input(0).and_then(|value| quantized(value, float)) else { return Ok(()) };
     if let Some(kind) = row.runs_as_image.filter(|_| has_qparams_of(quantize, source)) {
         if let Some(result) = as_image(float, kind, source)? {

@@ -148,7 +148,7 @@ pub(in crate::pass) fn is_scalar(value: Value<'_>) -> bool {
 /// The values that have to be observed for `output` to count as observed too; empty where it needs its own observer.
 pub(in crate::pass) fn passes_from<'g>(output: Value<'g>, conditions: Conditions) -> Vec<Value<'g>> {
     let node = output.node();
-    let Some(row) = Operator::of(node).filter(|row| row.hands_on(output, conditions)) else { return Vec::new() };
+    let Some(row) = Operator::of(node).filter(|row| row.passes_on(output, conditions)) else { return Vec::new() };
     let first = || Operator::argument(node, 0).into_iter().collect();
     if row.propagation == Some(Propagation::BothArguments) && node.input(1).is_some_and(is_scalar) {
         return first();
@@ -213,7 +213,7 @@ pub(super) fn observed_after_clamp<'g>(clamp: Node<'g>) -> Option<(Value<'g>, Va
     let row = Operator::of(clamp)?;
     let fits = row.is_clamp
         && clamp.inputs()[1..].iter().all(|bound| bound.is_constant())
-        && row.hands_on(clamp.output(0)?, Conditions::Asked)
+        && row.passes_on(clamp.output(0)?, Conditions::Asked)
         && Operator::of(input.node()).is_some_and(is_quantized_row)
         && input.uses().len() == 1
         && input.node().owning_block() == clamp.owning_block();

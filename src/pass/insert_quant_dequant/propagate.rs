@@ -23,9 +23,9 @@ enum Handling {
 }
 
 fn handling(node: Node<'_>, conditions: Conditions) -> Handling {
-    let hands_on = |row: &Operator| node.output(0).is_some_and(|output| row.hands_on(output, conditions));
+    let passes_on = |row: &Operator| node.output(0).is_some_and(|output| row.passes_on(output, conditions));
     match Operator::of(node) {
-        Some(row) if !hands_on(row) => Handling::Moves,
+        Some(row) if !passes_on(row) => Handling::Moves,
         Some(Operator { fixed_qparams: Some(qparams), .. }) => Handling::Fixed(*qparams),
         Some(Operator { pass_through: PassThrough::Value, op: Op::Node(_), .. }) => Handling::LikeInput,
         Some(row) if has_scalar_operand(row, node) => Handling::LikeInput,

@@ -106,10 +106,10 @@ fn add(node: Node<'_>) -> Result<bool> {
     Ok(true)
 }
 
-/// The layer that computes `x` for `taker` alone and in the same block, and stores its sums as they are.
-fn plain_layer<'g>(x: Bytes<'g>, taker: Node<'g>) -> Option<LayerCall<'g>> {
+/// The layer that computes `x` for `consumer` alone and in the same block, and stores its sums as they are.
+fn plain_layer<'g>(x: Bytes<'g>, consumer: Node<'g>) -> Option<LayerCall<'g>> {
     let layer = LayerCall::alone(x.bytes)?;
-    (layer.is_plain() && layer.node.owning_block() == taker.owning_block()).then_some(layer)
+    (layer.is_plain() && layer.node.owning_block() == consumer.owning_block()).then_some(layer)
 }
 
 /// A layer whose result is wanted in f32 gives it, without a step in between.

@@ -25,7 +25,7 @@ use std::collections::BTreeMap;
 
 use self::convert::convert;
 pub(crate) use self::transposed::pack_transposed;
-use self::weights::{Home, Weights};
+use self::weights::{Holder, Weights};
 use crate::error::{Context, Result};
 use crate::ir::{GeneralPass, Graph, Module};
 
@@ -59,7 +59,7 @@ const ROUNDS: usize = 16;
 pub fn to_native(module: &Module) -> Result<Module> {
     crate::init()?;
     let native = module.clone_by(false, |_| ())?;
-    let mut weights = Weights::new(Home::Module(&native));
+    let mut weights = Weights::new(Holder::Module(&native));
     for method in native.method_names() {
         let mut graph = native.graph(&method)?;
         super::exact::as_depthwise(&native, &graph)?;
@@ -72,7 +72,7 @@ pub fn to_native(module: &Module) -> Result<Module> {
 /// Rewrites a graph that libtorch executes: constant packed weights become native ones, repacked once; others, which the
 /// graph reads from its module, are looked up when it runs. How many layers became native.
 pub(crate) fn rewrite_executed(graph: &mut Graph) -> Result<usize> {
-    rewrite(graph, &mut Weights::new(Home::Graph))
+    rewrite(graph, &mut Weights::new(Holder::Graph))
 }
 
 fn rewrite(graph: &mut Graph, weights: &mut Weights<'_>) -> Result<usize> {

@@ -219,6 +219,7 @@ static RULES: &[(&str, Rule)] = &[
     ("aten::adaptive_avg_pool1d", arguments("jitquant::adaptive_avg_pool", &[Zero, At(1)])),
     ("aten::adaptive_avg_pool2d", arguments("jitquant::adaptive_avg_pool", &[Zero, At(1)])),
     ("aten::adaptive_avg_pool3d", arguments("jitquant::adaptive_avg_pool", &[Zero, At(1)])),
+    ("aten::mean", arguments("jitquant::mean", &[Zero, At(1), At(2)])),
 
     ("aten::upsample_nearest1d", Rule::Upsample { kind: "jitquant::upsample_nearest", first_factor: 2 }),
     ("aten::upsample_nearest2d", Rule::Upsample { kind: "jitquant::upsample_nearest", first_factor: 2 }),

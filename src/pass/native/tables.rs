@@ -82,9 +82,9 @@ impl<'g> Function<'g> {
         true
     }
 
-    /// Nobody but the function itself, and `taker`, uses what it computes.
-    fn is_private(&self, taker: Node<'g>) -> bool {
-        let inside = |user: Node<'g>| user == taker || self.nodes.contains(&user);
+    /// Nobody but the function itself, and `consumer`, uses what it computes.
+    fn is_private(&self, consumer: Node<'g>) -> bool {
+        let inside = |user: Node<'g>| user == consumer || self.nodes.contains(&user);
         self.nodes.iter().all(|node| node.outputs()[0].uses().into_iter().all(|place| inside(place.user)))
     }
 

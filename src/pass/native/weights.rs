@@ -8,7 +8,7 @@ use crate::ir::{IValue, Module, Node, Type, Value};
 
 /// Where packed weights are kept.
 #[derive(Clone, Copy)]
-pub(super) enum Home<'m> {
+pub(super) enum Holder<'m> {
     /// As attributes of a module.
     Module(&'m Module),
     /// As constants of the graph, where libtorch executes it. Weights that the graph reads from a module are looked up at
@@ -18,7 +18,7 @@ pub(super) enum Home<'m> {
 
 /// The native weights of a module or graph.
 pub(super) struct Weights<'m> {
-    home: Home<'m>,
+    holder: Holder<'m>,
     /// By the attribute that held the stock weight: the attribute that holds the native one.
     moved: HashMap<String, String>,
     /// By the stock weight, where it is a constant that several layers may share, and the operator that reads it: the native one.
@@ -35,8 +35,8 @@ pub(super) fn attribute_of(value: Value<'_>) -> Option<String> {
 }
 
 impl<'m> Weights<'m> {
-    pub fn new(home: Home<'m>) -> Self {
-        Self { home, moved: HashMap::new(), of_constants: HashMap::new(), made: 0 }
+    pub fn new(holder: Holder<'m>) -> Self {
+        Self { holder, moved: HashMap::new(), of_constants: HashMap::new(), made: 0 }
     }
 
     /// The native weight of the stock packed weight `packed`, before `at`, by the operator `from_packed`.
@@ -44,12 +44,12 @@ impl<'m> Weights<'m> {
         let looked_up = at.insert_operator(from_packed, &[packed])?;
         let node = looked_up.node();
         let (constant, attribute) = (packed.constant(), attribute_of(packed));
-        let value = match (self.home, constant, attribute) {
+        let value = match (self.holder, constant, attribute) {
             (_, Some(stock), _) => {
                 let content = self.of_constant(node, from_packed, stock)?;
                 self.keep(at, &looked_up.type_of(), content)?
             }
-            (Home::Module(module), None, Some(name)) => {
+            (Holder::Module(module), None, Some(name)) => {
                 if !self.moved.contains_key(&name) {
                     let stock = module.attribute(&name)?;
                     let kept = self.register(module, &looked_up.type_of(), &run(node, &[stock])?)?;
@@ -81,18 +81,18 @@ impl<'m> Weights<'m> {
 
     /// The content of a native weight, where it is known now.
     pub fn content(&self, weight: Value<'_>) -> Option<IValue> {
-        match (self.home, weight.constant()) {
+        match (self.holder, weight.constant()) {
             (_, Some(content)) => Some(content),
-            (Home::Module(module), None) => module.attribute(&attribute_of(weight)?).ok(),
-            (Home::Graph, None) => None,
+            (Holder::Module(module), None) => module.attribute(&attribute_of(weight)?).ok(),
+            (Holder::Graph, None) => None,
         }
     }
 
     /// Keeps a weight; the value before `at` that it is.
     pub fn keep<'g>(&mut self, at: Node<'g>, ty: &Type, content: IValue) -> Result<Value<'g>> {
-        match self.home {
-            Home::Graph => at.insert_constant(content),
-            Home::Module(module) => {
+        match self.holder {
+            Holder::Graph => at.insert_constant(content),
+            Holder::Module(module) => {
                 let name = self.register(module, ty, &content)?;
                 at.insert_get_attribute(at.graph().inputs()[0], &name)
             }
@@ -111,7 +111,7 @@ impl<'m> Weights<'m> {
     /// Takes away the weights, stock ones that were moved and native ones that were replaced, that no code of the module
     /// reads any more.
     pub fn release_unread(&self) -> Result<()> {
-        let Home::Module(module) = self.home else { return Ok(()) };
+        let Holder::Module(module) = self.holder else { return Ok(()) };
         let mut read = std::collections::HashSet::new();
         for method in module.method_names() {
             let graph = module.graph(&method)?;

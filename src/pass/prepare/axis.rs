@@ -123,6 +123,34 @@ pub(super) fn source_axis(node: Node<'_>, axis: Axis) -> Option<Axis> {
                 Some(axis)
             }
         }
+        // Rows lie in memory as before where the last dimension keeps its size. That it does is the caller's to see to.
+        "aten::view" | "aten::reshape" => {
+            let is_last = axis.of_rank(length(node.input(1)?)).back() == Some(0);
+            is_last.then(|| Axis::numbered(-1, node.input(0).and_then(rank_of)))
+        }
+        "aten::flatten" => {
+            let rank = rank_of(node.input(0)?);
+            let end = |index: usize| Axis::numbered(number(index)?, rank).front();
+            let (first, last, axis) = (end(1)?, end(2), axis.front()?);
+            let source =
+                if axis < first { axis } else { (axis > first).then_some(axis + last?.checked_sub(first)?)? };
+            Some(Axis::numbered(source as i64, rank))
+        }
+        "aten::squeeze" => {
+            let rank = rank_of(node.input(0)?);
+            let (squeezed, axis) = (Axis::numbered(number(1)?, rank).front()?, axis.front()?);
+            (axis < squeezed).then(|| Axis::numbered(axis as i64, rank))
+        }
+        "aten::unsqueeze" => {
+            let rank = rank_of(node.input(0)?);
+            let new = Axis::numbered(number(1)?, rank.map(|rank| rank + 1)).front()?;
+            let source = match axis.front()? {
+                axis if axis < new => axis,
+                axis if axis > new => axis - 1,
+                _ => return None,
+            };
+            Some(Axis::numbered(source as i64, rank))
+        }
         _ => None,
     }
 }

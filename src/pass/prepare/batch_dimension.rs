@@ -8,7 +8,7 @@
 use std::collections::HashMap;
 
 use super::axis::{keeps_rank, rank_of};
-use super::lone_linear::MARK;
+use super::isolated_linear::MARK;
 use crate::error::Result;
 use crate::ir::{Graph, IValue, Module, Node, Type, Value};
 

@@ -7,14 +7,15 @@
 
 use super::axis::{Axis, rank_of, source_axis};
 use crate::error::Result;
-use crate::ir::{DType, Graph, IValue, Node, Tensor, Value};
+use crate::ir::{DType, Graph, IValue, Node, Tensor, Use, Value};
 use crate::pass::op_table::Operator;
 use crate::pass::{Layer, source_of};
 
 /// Folds each `aten::batch_norm` of a flat graph ([`super::flatten`]) into the convolution, transposed convolution or
 /// linear layer that computes its input, where their weights are constants and nothing else sees the layer's result.
 ///
-/// Permutations between the two are passed through, and so is padding by a constant where it stays one constant. The
+/// Permutations and reshapes that keep the channels between the two are passed through, and so is padding by a constant where it
+/// stays one constant. The
 /// weight is multiplied in f64 and rounded once. Where the graph does not tell the rank of a linear layer's result, batch
 /// norm is taken to normalize its last dimension: for `N x L x C`, of which it normalizes L, this is wrong if L equals C
 /// (else the model itself would fail).
@@ -141,8 +142,28 @@ impl<'g> Fold<'g> {
             self.layer.replace_input(index, self.layer.insert_constant(tensor)?)?;
         }
         norm.outputs()[0].replace_all_uses_with(norm.inputs()[0])?;
-        norm.destroy()
+        norm.destroy()?;
+        leave_shape_as_it_was(self.layer.outputs()[0])
     }
+}
+
+/// Takes away what gives a reshaped `result` its own shape back, as `bn(x.flatten(0, 1)).reshape_as(x)` does.
+fn leave_shape_as_it_was(result: Value<'_>) -> Result<()> {
+    for place in result.uses().into_iter().filter(|place| is_shape_given(place)) {
+        if is_reshaped(place.user.inputs()[0], result) {
+            place.user.outputs()[0].replace_all_uses_with(result)?;
+            place.user.destroy()?;
+        }
+    }
+    Ok(())
+}
+
+/// Whether `value` is `source` with other sizes.
+fn is_reshaped(value: Value<'_>, source: Value<'_>) -> bool {
+    let node = value.node();
+    let is_reshape =
+        matches!(node.kind(), "aten::flatten" | "aten::view" | "aten::reshape" | "aten::squeeze" | "aten::unsqueeze");
+    value == source || (is_reshape && is_reshaped(node.inputs()[0], source))
 }
 
 /// The layer whose channels `norm` normalizes, and the paddings between them.
@@ -152,7 +173,7 @@ fn layer_before<'g>(norm: Node<'g>, affine: &ChannelAffine) -> Result<(Node<'g>,
     let (mut user, mut value) = (norm, norm.inputs()[0]);
     loop {
         let node = value.node();
-        let others = value.uses().into_iter().filter(|each| each.user != user && !asks_for_shape(each.user));
+        let others = value.uses().into_iter().filter(|each| each.user != user && !asks_for_shape(each));
         if let Some(other) = others.map(|each| each.user.kind()).next() {
             return Err(format!("what it normalizes is used by {other} as well"));
         }
@@ -212,8 +233,13 @@ fn is_convolution(kind: &str) -> bool {
     CONVOLUTIONS.contains(&kind)
 }
 
-fn asks_for_shape(node: Node<'_>) -> bool {
-    Operator::of(node).is_some_and(|row| row.is_tensor_info)
+fn asks_for_shape(place: &Use<'_>) -> bool {
+    is_shape_given(place) || Operator::of(place.user).is_some_and(|row| row.is_tensor_info)
+}
+
+/// Whether the value gives another one its shape there.
+fn is_shape_given(place: &Use<'_>) -> bool {
+    matches!(place.user.kind(), "aten::reshape_as" | "aten::view_as") && place.offset == 1
 }
 
 /// Which output channel an element of a layer's weight belongs to.

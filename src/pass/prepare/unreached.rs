@@ -4,7 +4,7 @@
 //! rounds whatever comes to whole numbers.)
 
 use super::clamps::observer_called_by;
-use super::lone_linear::MARK;
+use super::isolated_linear::MARK;
 use crate::error::Result;
 use crate::ir::{IValue, Module, Node, Value};
 use crate::pass::layers::{Layer, layer_of};

@@ -46,6 +46,7 @@ pub(super) fn computation<'g>(node: Node<'g>) -> Option<Result<Computation<'g>>>
             let op = byte(*zero).and_then(|zero_point| Ok(Op::AdaptiveAvgPool { sizes: ints(*sizes)?, zero_point }));
             mapped(*x, op)
         }
+        ("jitquant::mean", [x, zero, axes, keep]) => mapped(*x, mean(*zero, *axes, *keep)),
         _ => return None,
     })
 }
@@ -154,6 +155,10 @@ fn avg_pool<'g>(inputs: &[Value<'g>]) -> Result<Computation<'g>> {
         divisor_override: usize::try_from(divisor).ok().filter(|divisor| *divisor > 0),
     };
     Ok(plain(vec![x], Op::AvgPool { pool, dimensions: kernel.len(), zero_point: byte(zero)? }))
+}
+
+fn mean(zero: Value<'_>, axes: Value<'_>, keep: Value<'_>) -> Result<Op> {
+    Ok(Op::Mean { axes: ints(axes)?, keep: bool(keep)?, zero_point: byte(zero)? })
 }
 
 /// An operator that moves or reinterprets: the tensor, and a view for each output.

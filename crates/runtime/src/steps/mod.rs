@@ -76,6 +76,7 @@ pub(crate) fn plan(planner: &mut Planner<'_>, op: &Op, inputs: &[ValueId]) -> Re
             pool::plan(planner, pool::Form::Average(*pool, *zero_point), *dimensions, &x)
         }
         Op::AdaptiveAvgPool { sizes, zero_point } => pool::adaptive(planner, sizes, *zero_point, &x),
+        Op::Mean { axes, keep, zero_point } => pool::mean(planner, axes, *keep, *zero_point, &x),
         Op::View(view) => {
             let seen = view.of(&x.layout, &|size| planner.number(size))?;
             planner.view(x, seen)

@@ -7,6 +7,7 @@ use super::elements::expect;
 use crate::layout::{Element, Format, Layout};
 use crate::parts::in_parts;
 use crate::plan::{Placed, Planner};
+use crate::view::View;
 use crate::{Result, refuse};
 
 /// Which pooling.
@@ -47,6 +48,27 @@ pub(super) fn adaptive(planner: &mut Planner<'_>, sizes: &[i64], zero_point: u8,
         *to = usize::try_from(*given).unwrap_or(0);
     }
     finish(planner, Form::Adaptive(zero_point), image, image.resized(size), sizes.len(), x)
+}
+
+/// Plans the mean over `axes`, which are all dimensions but the first two.
+pub(super) fn mean(planner: &mut Planner<'_>, axes: &[i64], keep: bool, zero_point: u8, x: &Placed) -> Result<Placed> {
+    let sizes = &x.layout.sizes;
+    let rank = sizes.len() as i64;
+    let mut named: Vec<i64> = axes.iter().map(|axis| if *axis < 0 { axis + rank } else { *axis }).collect();
+    named.sort_unstable();
+    if !named.iter().copied().eq(2..rank) || sizes.contains(&0) {
+        return refuse(format!("the mean over dimensions {axes:?} of a tensor of sizes {sizes:?}"));
+    }
+    let dimensions = named.len();
+    let kernel = image(&x.layout, dimensions)?.size;
+    let window = Window { kernel, stride: kernel, padding: [0; 3], dilation: [1; 3], ceil_mode: false };
+    let pool = AveragePool { window, count_include_pad: false, divisor_override: None };
+    let result = plan(planner, Form::Average(pool, zero_point), dimensions, x)?;
+    if keep {
+        return Ok(result);
+    }
+    let flat = View::Flatten(1, -1).of(&result.layout, &|size| planner.number(size))?;
+    planner.view(result, flat)
 }
 
 /// `[batch, channels, ...]` as an image.

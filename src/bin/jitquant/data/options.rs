@@ -4,6 +4,8 @@ use std::str::FromStr;
 
 use super::ImageOptions;
 
+const HEADING: &str = "Samples (DATA)";
+
 /// Memory that compressed arrays may take where nothing is said, in GB: more only where the file itself is large.
 const UNPACKED_GB: u64 = 2;
 /// How many times the file's size they may take then.
@@ -14,11 +16,11 @@ const UNPACKED_RATIO: u64 = 20;
 pub struct DataOptions {
     /// The value of an argument of the model that no array is for: a number, `true`, `false`, `none`, a text, or numbers
     /// with commas between for a list or tuple of them; may be given several times
-    #[arg(long = "input", value_name = "NAME=VALUE")]
+    #[arg(long = "input", help_heading = HEADING, value_name = "NAME=VALUE")]
     pub given: Vec<Given>,
 
     /// How many GB the compressed arrays of one .npz may take when unpacked [default: 2, or 20 times the file]
-    #[arg(long, value_name = "GB", value_parser = clap::value_parser!(u64).range(1..=1 << 20))]
+    #[arg(long, help_heading = HEADING, value_name = "GB", value_parser = clap::value_parser!(u64).range(1..=1 << 20))]
     pub max_unpacked: Option<u64>,
 
     #[command(flatten)]

@@ -54,7 +54,7 @@ pub(super) struct Observed {
 }
 
 /// Whether a node hands on what it takes, as far as its range goes: observers, activations, pools, changes of shape.
-fn hands_on(node: Node<'_>) -> bool {
+fn passes_on(node: Node<'_>) -> bool {
     let is_through = |row: &Operator| row.pass_through.is_of_first() || row.relu == ReluFusion::Relu || row.is_clamp;
     Operator::of(node).is_some_and(is_through)
 }
@@ -68,7 +68,7 @@ fn before(value: Value<'_>, numbers: &HashMap<Node<'_>, usize>, found: &mut BTre
     match (numbers.get(&node), observed(node)) {
         (Some(number), _) => drop(found.insert(*number)),
         (None, Some(input)) => before(input, numbers, found),
-        (None, None) if hands_on(node) => node.input(0).into_iter().for_each(|input| before(input, numbers, found)),
+        (None, None) if passes_on(node) => node.input(0).into_iter().for_each(|input| before(input, numbers, found)),
         _ => {}
     }
 }
@@ -77,7 +77,7 @@ fn after(value: Value<'_>, numbers: &HashMap<Node<'_>, usize>, found: &mut BTree
     for place in value.uses() {
         match numbers.get(&place.user) {
             Some(number) if place.offset == 0 => drop(found.insert(*number)),
-            None if observed(place.user).is_some() || hands_on(place.user) => {
+            None if observed(place.user).is_some() || passes_on(place.user) => {
                 place.user.outputs().into_iter().for_each(|output| after(output, numbers, found));
             }
             _ => {}
@@ -98,7 +98,7 @@ impl std::fmt::Display for Plan {
 }
 
 /// Makes models by [`Plan`].
-pub(super) struct Workshop<'d> {
+pub(super) struct Variants<'d> {
     quantizer: Quantizer,
     float: &'d Module,
     calibration: &'d [Vec<IValue>],
@@ -111,7 +111,7 @@ pub(super) struct Workshop<'d> {
     pub reasons: BTreeMap<usize, String>,
 }
 
-impl<'d> Workshop<'d> {
+impl<'d> Variants<'d> {
     /// Flattens the model and calibrates, as far as `known` does not tell the ranges already.
     pub fn open(
         quantizer: &Quantizer,
@@ -134,13 +134,13 @@ impl<'d> Workshop<'d> {
             methods.rounding = Rounding::Sums;
         }
         let quantizer = quantizer.clone().methods(methods).check(false);
-        let mut workshop =
+        let mut variants =
             Self { quantizer, float, calibration, flat, kept, ranges, range: None, reasons: BTreeMap::new() };
-        let prepared = workshop.calibrated(workshop.quantizer.clone(), progress)?;
+        let prepared = variants.calibrated(variants.quantizer.clone(), progress)?;
         // Once, for all plans.
-        let known = workshop.ranges.choice();
-        workshop.range = known.map_or_else(|| prepared.choose_range(prepared.module()), |known| Ok(Some(known)))?;
-        Ok(workshop)
+        let known = variants.ranges.choice();
+        variants.range = known.map_or_else(|| prepared.choose_range(prepared.module()), |known| Ok(Some(known)))?;
+        Ok(variants)
     }
 
     /// What calibration found.

@@ -1,10 +1,10 @@
-//! The INT8 forms of linear layers between float operators ([`super::lone_linear`]), from libtorch's operators.
+//! The INT8 forms of linear layers between float operators ([`super::isolated_linear`]), from libtorch's operators.
 
 use std::cell::RefCell;
 use std::collections::HashMap;
 use std::hash::{DefaultHasher, Hash, Hasher};
 
-use super::lone_linear::{LoneLinear, ROWS, mark_of, norm_before};
+use super::isolated_linear::{IsolatedLinear, ROWS, mark_of, norm_before};
 use super::round_weights::rounded;
 use super::weight_grid::WeightGrid;
 use crate::error::{Context, Error, Result};
@@ -23,10 +23,10 @@ pub(crate) type Strength = f32;
 ///
 /// # Errors
 /// Where an observer or libtorch's packing refuses a weight.
-pub(crate) fn quantize_lone_linear<'q>(
+pub(crate) fn quantize_isolated_linear<'q>(
     module: &Module,
     method: &str,
-    lone: LoneLinear,
+    isolated: IsolatedLinear,
     strength: Strength,
     qconfig: impl Fn(Node<'_>) -> Option<&'q QConfig>,
 ) -> Result<()> {
@@ -46,11 +46,11 @@ pub(crate) fn quantize_lone_linear<'q>(
     for (mark, layers) in groups {
         let Some(observer) = mark_of(module, layers[0]) else { continue };
         let what = || format!("quantizing linear layer '{}'", layers[0].scope().unwrap_or_default());
-        quantize_group(&packer, mark, &layers, &observer, lone, strength, &qconfig).context(what)?;
+        quantize_group(&packer, mark, &layers, &observer, isolated, strength, &qconfig).context(what)?;
     }
     // A mark whose layers stay in float, and those just quantized.
     for call in graph.all_nodes() {
-        let marks = |name: &str| name.starts_with(super::lone_linear::MARK);
+        let marks = |name: &str| name.starts_with(super::isolated_linear::MARK);
         if call.kind() == "prim::CallMethod"
             && call.input(0).and_then(|object| object.node().name_attribute()).is_some_and(|name| marks(&name))
         {
@@ -68,7 +68,7 @@ fn quantize_group<'g, 'q>(
     mark: Value<'g>,
     layers: &[Node<'g>],
     observer: &Module,
-    lone: LoneLinear,
+    isolated: IsolatedLinear,
     strength: Strength,
     qconfig: &impl Fn(Node<'_>) -> Option<&'q QConfig>,
 ) -> Result<()> {
@@ -82,8 +82,8 @@ fn quantize_group<'g, 'q>(
         let smoothing = Smoothing::between(&ranges, &weights, strength);
         weights.iter_mut().for_each(|weight| smoothing.scale_weight(weight));
         input = smoothing.insert(layers[0], input, mark)?;
-        let is_earned = !lone.per_row || rows_seen(observer)? >= ROWS_OF_RANGES;
-        static_range = (lone.quant_type == QuantType::Static && is_earned).then(|| smoothing.range(&ranges));
+        let is_earned = !isolated.per_row || rows_seen(observer)? >= ROWS_OF_RANGES;
+        static_range = (isolated.quant_type == QuantType::Static && is_earned).then(|| smoothing.range(&ranges));
     }
     let rows = match static_range {
         Some(_) => None,

@@ -10,8 +10,8 @@
 //! - *by row*, elsewhere: each row (token) is stretched to 0 to 1 when the model runs, `x' = (x - min) / (max - min)`,
 //!   and `W x + b = (max - min) W x' + min W 1 + b`. A row with outliers then costs the other rows nothing.
 //!
-//! Both are made of libtorch's own operators. [`mark_lone_linear`] marks the layers by observers of their inputs,
-//! [`super::quantize_lone_linear`] quantizes what is marked.
+//! Both are made of libtorch's own operators. [`mark_isolated_linear`] marks the layers by observers of their inputs,
+//! [`super::quantize_isolated_linear`] quantizes what is marked.
 
 use std::collections::{HashMap, HashSet};
 
@@ -31,7 +31,7 @@ pub(crate) const ROWS: &str = "rows";
 
 /// Which linear layers are marked, and how.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct LoneLinear {
+pub(crate) struct IsolatedLinear {
     pub quant_type: QuantType,
     /// Whether layers without smoothing are quantized by row; they are not marked otherwise.
     pub per_row: bool,
@@ -40,22 +40,22 @@ pub(crate) struct LoneLinear {
 }
 
 /// The layers to mark, by [`Node::address`].
-pub(crate) fn find_lone_linear(
+pub(crate) fn find_isolated_linear(
     graph: &Graph,
-    lone: LoneLinear,
+    isolated: IsolatedLinear,
     is_wanted: impl Fn(Node<'_>) -> bool,
 ) -> HashSet<usize> {
     let nodes = graph.all_nodes();
     let linear = nodes.iter().filter(|node| node.kind() == "aten::linear" && !computes_weight(**node));
     let mut candidates: HashSet<Node<'_>> = linear.copied().filter(|node| is_wanted(*node)).collect();
     let is_marked = |node: Node<'_>| {
-        lone.per_row || (lone.smooth && node.input(0).is_some_and(|input| norm_before(input).is_some()))
+        isolated.per_row || (isolated.smooth && node.input(0).is_some_and(|input| norm_before(input).is_some()))
     };
     candidates.retain(|node| is_marked(*node));
-    if lone.quant_type == QuantType::Static {
+    if isolated.quant_type == QuantType::Static {
         // A layer that goes away makes others' surroundings INT8: until nothing changes.
         loop {
-            let surroundings = Surroundings { lone: &candidates };
+            let surroundings = Surroundings { isolated: &candidates };
             let kept: HashSet<_> = candidates.iter().copied().filter(|node| surroundings.are_float(*node)).collect();
             if kept.len() == candidates.len() {
                 break;
@@ -67,10 +67,10 @@ pub(crate) fn find_lone_linear(
 }
 
 /// Puts an observer before each of the layers, one for all that share an input and a form.
-pub(crate) fn mark_lone_linear(
+pub(crate) fn mark_isolated_linear(
     module: &Module,
     graph: &Graph,
-    lone: LoneLinear,
+    isolated: IsolatedLinear,
     layers: &HashSet<usize>,
 ) -> Result<()> {
     let mut marks: HashMap<Value<'_>, Value<'_>> = HashMap::new();
@@ -79,7 +79,7 @@ pub(crate) fn mark_lone_linear(
         let mark = match marks.get(&input) {
             Some(mark) if node.owning_block() == mark.node().owning_block() => *mark,
             _ => {
-                let is_smoothed = lone.smooth && norm_before(input).is_some();
+                let is_smoothed = isolated.smooth && norm_before(input).is_some();
                 let mark = insert_mark(module, node, input, is_smoothed)?;
                 marks.insert(input, mark);
                 mark
@@ -146,9 +146,9 @@ pub(super) fn norm_before(value: Value<'_>) -> Option<Node<'_>> {
     }
 }
 
-/// What is INT8 around the layers `lone`.
+/// What is INT8 around the layers `isolated`.
 struct Surroundings<'g, 'a> {
-    lone: &'a HashSet<Node<'g>>,
+    isolated: &'a HashSet<Node<'g>>,
 }
 
 impl<'g> Surroundings<'g, '_> {
@@ -161,26 +161,27 @@ impl<'g> Surroundings<'g, '_> {
 
     fn is_model_input(&self, value: Value<'g>) -> bool {
         let node = value.node();
-        value.is_block_input() || (self.hands_on(node) && node.input(0).is_some_and(|input| self.is_model_input(input)))
+        value.is_block_input()
+            || (self.passes_on(node) && node.input(0).is_some_and(|input| self.is_model_input(input)))
     }
 
-    fn hands_on(&self, node: Node<'g>) -> bool {
-        let hands_on = |row: &Operator| {
-            node.output(0).is_some_and(|output| row.hands_on(output, Conditions::Asked))
+    fn passes_on(&self, node: Node<'g>) -> bool {
+        let passes_on = |row: &Operator| {
+            node.output(0).is_some_and(|output| row.passes_on(output, Conditions::Asked))
                 && row.pass_through.is_of_first()
         };
-        Operator::of(node).is_some_and(hands_on)
+        Operator::of(node).is_some_and(passes_on)
     }
 
     fn has_kernel(&self, node: Node<'g>) -> bool {
         // What feeds a product of attention is better smoothed and quantized by the product than given as INT8.
-        let is_float = matches!(node.kind(), "aten::layer_norm" | PRODUCT) || self.lone.contains(&node);
+        let is_float = matches!(node.kind(), "aten::layer_norm" | PRODUCT) || self.isolated.contains(&node);
         !is_float && Operator::of(node).is_some_and(|row| row.is_quantized(QuantType::Static))
     }
 
     fn is_int8(&self, value: Value<'g>) -> bool {
         let node = value.node();
-        if self.hands_on(node) {
+        if self.passes_on(node) {
             return node.input(0).is_some_and(|input| self.is_int8(input));
         }
         let joins = Operator::of(node).is_some_and(|row| row.propagation.is_some());
@@ -190,18 +191,18 @@ impl<'g> Surroundings<'g, '_> {
         }
     }
 
-    fn is_taken_as_int8(&self, value: Value<'g>, handed_on: bool) -> bool {
+    fn is_taken_as_int8(&self, value: Value<'g>, passed_on: bool) -> bool {
         value.uses().into_iter().map(|place| place.user).any(|user| {
             if self.has_kernel(user) {
                 return true;
             }
             // linear, relu, linear: the two fuse into INT8 layers.
-            if self.lone.contains(&user) {
-                return handed_on
+            if self.isolated.contains(&user) {
+                return passed_on
                     && Operator::of(value.node()).is_some_and(|row| row.pass_through == PassThrough::Shape)
                     && value.node().kind().starts_with("aten::relu");
             }
-            if self.hands_on(user) {
+            if self.passes_on(user) {
                 return self.is_taken_as_int8(user.outputs()[0], true);
             }
             let joins = Operator::of(user).is_some_and(|row| row.propagation.is_some() && row.kernel == Kernel::Float);
