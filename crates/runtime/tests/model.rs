@@ -12,7 +12,7 @@ use jitquant_runtime::{
 use networks::{file, floats, network};
 
 enum Packed {
-    Conv(PackedConv),
+    Conv(Box<PackedConv>),
     Linear(PackedGemm),
 }
 
@@ -20,7 +20,7 @@ fn packed(plain: &PlainWeight) -> Packed {
     let isa = Isa::current();
     match plain.form {
         WeightForm::Conv { shape, .. } => {
-            Packed::Conv(PackedConv::new(isa, &plain.values, shape, &plain.zero_points).unwrap())
+            Packed::Conv(Box::new(PackedConv::new(isa, &plain.values, shape, &plain.zero_points).unwrap()))
         }
         WeightForm::Linear { n, k } => {
             Packed::Linear(PackedGemm::new(isa, &plain.values, n, k, &plain.zero_points).unwrap())

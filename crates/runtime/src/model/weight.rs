@@ -107,7 +107,7 @@ pub(super) struct OwnedWeight {
 }
 
 enum Packed {
-    Conv(PackedConv, usize),
+    Conv(Box<PackedConv>, usize),
     Linear(PackedGemm),
 }
 
@@ -142,7 +142,7 @@ impl OwnedWeight {
         let isa = Isa::current();
         let packed = match form {
             WeightForm::Conv { shape, dimensions } => {
-                Packed::Conv(PackedConv::new(isa, values, *shape, &zero_points)?, *dimensions)
+                Packed::Conv(Box::new(PackedConv::new(isa, values, *shape, &zero_points)?), *dimensions)
             }
             WeightForm::Linear { n, k } => Packed::Linear(PackedGemm::new(isa, values, *n, *k, &zero_points)?),
         };
