@@ -21,6 +21,7 @@ demo: setup ## Quantizes a trained digit classifier and compares it with the ori
 
 install: setup ## Installs libraries, headers, a CMake package and a pkg-config file under PREFIX (/usr/local); below DESTDIR for packages.
 	@scripts/step.sh "cargo build" cargo build $(quiet) --release --lib --no-default-features --features torch
+	@scripts/step.sh "cargo build (runtime)" cargo build $(quiet) --release -p jitquant-runtime-c
 	@scripts/step.sh "install" scripts/install.sh "$(PREFIX)"
 
 uninstall: ## Takes away what `make install` put under PREFIX.

@@ -8,17 +8,22 @@ set -euo pipefail
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 version=$(sed -nE 's/^version = "(.*)"/\1/p' "$root/Cargo.toml" | head -n 1)
 abi=$(sed -nE 's/^#define JQ_ABI_VERSION ([0-9]+)/\1/p' "$root/include/jitquant.h")
+runtime_abi=$(sed -nE 's/^#define JQR_ABI_VERSION ([0-9]+)/\1/p' "$root/include/jitquant_runtime.h")
 # All that is installed, relative to PREFIX.
 files=(
     include/jitquant.h
     include/jitquant.hpp
+    include/jitquant_runtime.h
     lib/libjitquant.so
     "lib/libjitquant.so.$abi"
     "lib/libjitquant.so.$abi.debug"
     lib/libjitquant_preload.so
+    lib/libjitquant_runtime.so
+    "lib/libjitquant_runtime.so.$runtime_abi"
     lib/cmake/jitquant/jitquantConfig.cmake
     lib/cmake/jitquant/jitquantConfigVersion.cmake
     lib/pkgconfig/jitquant.pc
+    lib/pkgconfig/jitquant_runtime.pc
     share/licenses/jitquant/LICENSE-APACHE
     share/licenses/jitquant/LICENSE-MIT
 )
@@ -61,7 +66,7 @@ place() {
 for file in "${files[@]}"; do
     mkdir -p "$(dirname "$prefix/$file")"
 done
-install -m 644 "$root"/include/jitquant.{h,hpp} "$prefix/include/"
+install -m 644 "$root"/include/jitquant{.h,.hpp,_runtime.h} "$prefix/include/"
 library=$prefix/lib/libjitquant.so.$abi
 new=$prefix/lib/.libjitquant.so.new
 # What debuggers need lies beside.
@@ -76,6 +81,14 @@ new=$prefix/lib/.libjitquant_preload.so.new
 "${CXX:-c++}" -std=c++17 -O2 -fPIC -shared -fvisibility=hidden -Wl,-soname,libjitquant_preload.so -s \
     -I "$root/include" "$root/preload/preload.cpp" -o "$new" -ldl
 place "$new" "$prefix/lib/libjitquant_preload.so"
+# The runtime without libtorch, where it was built.
+if [ -f "$built/libjitquant_runtime_c.so" ]; then
+    new=$prefix/lib/.libjitquant_runtime.so.new
+    strip --strip-unneeded "$built/libjitquant_runtime_c.so" -o "$new"
+    place "$new" "$prefix/lib/libjitquant_runtime.so.$runtime_abi"
+    ln -sfn "libjitquant_runtime.so.$runtime_abi" "$prefix/lib/libjitquant_runtime.so"
+    fill jitquant_runtime.pc lib/pkgconfig
+fi
 fill jitquantConfig.cmake lib/cmake/jitquant
 fill jitquantConfigVersion.cmake lib/cmake/jitquant
 fill jitquant.pc lib/pkgconfig

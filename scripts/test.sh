@@ -26,7 +26,7 @@ clang_format() {
     if command -v clang-format-14 >/dev/null 2>&1; then
         tool=clang-format-14
     fi
-    mapfile -t files < <(find cpp include preload src tests benches examples -type f \
+    mapfile -t files < <(find cpp crates include preload src tests benches examples -type f \
         \( -name '*.h' -o -name '*.hpp' -o -name '*.c' -o -name '*.cc' -o -name '*.cpp' \) 2>/dev/null | LC_ALL=C sort)
     if [ ${#files[@]} -eq 0 ]; then
         echo "    no C++ files"
@@ -63,8 +63,8 @@ check "clang-format" clang_format
 if cargo deny --version >/dev/null 2>&1; then
     check "cargo deny" cargo deny --log-level error --offline check licenses bans sources
 fi
-check "clippy, no features" without_libtorch cargo clippy --quiet --no-default-features -p jitquant -p jitquant-kernels -p jitquant-runtime --all-targets -- -D warnings
-check "tests, no features (no libtorch)" without_libtorch cargo_test "without libtorch" --no-default-features -p jitquant -p jitquant-kernels -p jitquant-runtime
+check "clippy, no features" without_libtorch cargo clippy --quiet --no-default-features -p jitquant -p jitquant-kernels -p jitquant-runtime -p jitquant-runtime-c --all-targets -- -D warnings
+check "tests, no features (no libtorch)" without_libtorch cargo_test "without libtorch" --no-default-features -p jitquant -p jitquant-kernels -p jitquant-runtime -p jitquant-runtime-c
 check "clippy, without tch" cargo clippy --quiet --no-default-features --features cli --all-targets -- -D warnings
 check "clippy, default features" cargo clippy --quiet --workspace --all-targets -- -D warnings
 check "tests, default features, with documentation tests" cargo_test "default features"

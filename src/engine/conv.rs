@@ -29,6 +29,12 @@ pub(super) fn convolution_weight(
     })
 }
 
+/// The sizes of a convolution whose weight has `weight` sizes, with its strides, paddings, dilations and output paddings.
+pub(crate) fn conv_shape(weight: &[i64], windows: [Vec<i64>; 4], groups: i64, transposed: bool) -> Result<ConvShape> {
+    let [stride, padding, dilation, output_padding] = windows;
+    shape(&ConvolutionSizes { weight: weight.to_vec(), stride, padding, dilation, output_padding, groups, transposed })
+}
+
 fn shape(sizes: &ConvolutionSizes) -> Result<ConvShape> {
     let [first, second, kernel @ ..] = sizes.weight.as_slice() else {
         return Err(Error::invalid(format!("a weight of sizes {:?} is no convolution's", sizes.weight)));

@@ -24,6 +24,7 @@ mod upsample;
 mod weight_only;
 
 pub use accelerate::{Accelerated, LeftOut, accelerate};
+pub(crate) use conv::conv_shape;
 pub(crate) use elementwise::step_qparams;
 pub(crate) use pool::step_window;
 pub(crate) use program::{CompiledProgram, Given, compile_parts_by};

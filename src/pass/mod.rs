@@ -47,7 +47,7 @@ pub(crate) use layers::{computes_weight, layer_of, tag_layer, tag_of};
 pub(crate) use native::{pack_transposed, rewrite_executed};
 pub use native::{stock_operators, to_native};
 pub use on_device::{finalize_on_device_ptq, insert_observers_for_on_device_ptq, insert_quant_dequant_on_device_ptq};
-pub use program::{ProgramParts, program_parts, programs, set_programs};
+pub use program::{ProgramParts, export_program, program_parts, programs, set_programs};
 pub(crate) use program::{compile_part, make_programs};
 pub use register_prepack_params::register_prepack_params;
 pub(crate) use unfit_weight::unfit_weight;

@@ -32,6 +32,8 @@ mod softmax;
 mod table;
 mod upsample;
 mod weight_only;
+#[cfg(feature = "serde")]
+mod written;
 
 pub use conv::{ConvShape, PackedConv};
 pub use depthwise::{DepthwiseShape, PackedDepthwise, Window as ConvWindow};

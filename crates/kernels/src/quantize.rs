@@ -17,6 +17,11 @@ use super::elementwise::simd::{Kernel, Simd, dispatch};
 
 /// How a float is quantized: `q = clamp(round_half_even(x / scale + zero_point))`.
 #[derive(Clone, Copy, Debug, PartialEq)]
+#[cfg_attr(
+    feature = "serde",
+    derive(serde::Serialize, serde::Deserialize),
+    serde(try_from = "crate::written::WrittenQParams")
+)]
 pub struct QParams {
     /// The distance between the floats of two neighbouring quantized values; more than zero.
     pub scale: f32,

@@ -12,6 +12,11 @@ use super::{Isa, QParams};
 
 /// A function from u8 to u8, tabulated.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[cfg_attr(
+    feature = "serde",
+    derive(serde::Serialize, serde::Deserialize),
+    serde(try_from = "String", into = "String")
+)]
 pub struct Table([u8; 256]);
 
 impl Table {

@@ -5,7 +5,8 @@ use jitquant_kernels::geometry::elements;
 use crate::{Result, refuse};
 
 /// What a tensor's elements are.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "snake_case")]
 pub enum Element {
     /// Bytes of a quantized tensor.
     U8,
@@ -26,7 +27,8 @@ impl Element {
 }
 
 /// The order of dimensions in memory.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "snake_case")]
 pub enum Format {
     /// The last dimension is the innermost.
     Contiguous,

@@ -27,9 +27,12 @@
 #![warn(missing_docs)]
 
 mod arena;
+mod bound;
 mod float;
 mod fuse;
 mod layout;
+mod map;
+mod model;
 mod parts;
 mod plan;
 mod program;
@@ -40,6 +43,9 @@ mod view;
 
 pub use float::{Attention, Float};
 pub use layout::{Element, Format, Layout};
+pub use model::{
+    Described, Dim, Model, OwnedValues, PlainWeight, Tensor, TensorRef, Values, ValuesMut, WeightForm, write_model,
+};
 pub use parts::in_parts;
 pub use plan::{Buffer, Plan, TaskInfo, place};
 pub use program::{Binary, Builder, NumberId, Op, Product, Program, Step, Store, ValueId, Weight, WeightId};

@@ -11,15 +11,15 @@ use crate::view::View;
 use crate::{Result, refuse};
 
 /// A value of a Program.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, serde::Serialize, serde::Deserialize)]
 pub struct ValueId(pub(crate) usize);
 
 /// A weight that the caller gives.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, serde::Serialize, serde::Deserialize)]
 pub struct WeightId(pub(crate) usize);
 
 /// An integer that the caller gives.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, serde::Serialize, serde::Deserialize)]
 pub struct NumberId(pub(crate) usize);
 
 /// A layer's weight as a call gives it: packed, with a scale for all outputs or one each, and a bias (empty for none).
@@ -48,7 +48,8 @@ pub enum Weight<'a> {
 }
 
 /// What a layer's sums become.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "snake_case")]
 pub enum Store {
     /// Bytes, as [`Requantize`](jitquant_kernels::Requantize) says.
     Bytes {
@@ -66,14 +67,16 @@ pub enum Store {
     /// Floats within these bounds.
     Floats {
         /// The lower one.
+        #[serde(with = "crate::bound::lower")]
         min: f32,
         /// The upper one.
+        #[serde(with = "crate::bound::upper")]
         max: f32,
     },
 }
 
 /// A layer whose input are bytes.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, serde::Serialize, serde::Deserialize)]
 pub struct Product {
     /// Its weight.
     pub weight: WeightId,
@@ -84,7 +87,8 @@ pub struct Product {
 }
 
 /// What a step computes.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "snake_case")]
 pub enum Op {
     /// Floats to bytes.
     Quantize(QParams),
@@ -105,8 +109,10 @@ pub enum Op {
         /// Whose range.
         scheme: DynamicScheme,
         /// Bounds of the result.
+        #[serde(with = "crate::bound::lower")]
         min: f32,
         /// The upper one.
+        #[serde(with = "crate::bound::upper")]
         max: f32,
     },
     /// The sum of two operands, broadcast.
@@ -159,7 +165,7 @@ pub enum Op {
 }
 
 /// An element-wise operator of two operands of bytes.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, serde::Serialize, serde::Deserialize)]
 pub struct Binary {
     /// What the first one stands for.
     pub a: QParams,
@@ -189,7 +195,7 @@ impl Op {
     }
 
     /// Its weight.
-    fn weight(&self) -> Option<WeightId> {
+    pub(crate) fn weight(&self) -> Option<WeightId> {
         match self {
             Self::Conv(product) | Self::Linear(product) => Some(product.weight),
             Self::LinearDynamic { weight, .. } | Self::Float(Float::StretchedLinear { weight, .. }) => Some(*weight),
@@ -311,6 +317,11 @@ impl Builder {
             && pool.window.dilation != [1; 3]
         {
             return refuse("avg_pool: a dilated window");
+        }
+        if let Op::AvgPool { pool, .. } = &op
+            && pool.divisor_override == Some(0)
+        {
+            return refuse("avg_pool: a divisor of 0");
         }
         let output = self.value();
         self.steps.push(Step { op, inputs: inputs.to_vec(), output });

@@ -5,7 +5,8 @@ use crate::program::{NumberId, ValueId};
 use crate::{Error, Result, refuse};
 
 /// A size, or another number that sizes are computed with.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "snake_case")]
 pub enum Size {
     /// The same in every call.
     Known(i64),

@@ -5,7 +5,8 @@ use crate::size::Size;
 use crate::{Result, refuse};
 
 /// A step that computes nothing.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "snake_case")]
 pub enum View {
     /// Dimensions in another order.
     Permute(Vec<i64>),
@@ -107,7 +108,7 @@ impl View {
             Self::Select(axis, index) => {
                 let axis = x.axis(*axis)?;
                 let index = if *index < 0 { *index + x.sizes[axis] } else { *index };
-                let Seen::Same(mut layout, offset) = part(x, axis, index, index + 1, 1)? else {
+                let Seen::Same(mut layout, offset) = part(x, axis, index, index.saturating_add(1), 1)? else {
                     return refuse("a view");
                 };
                 layout.sizes.remove(axis);
@@ -248,12 +249,12 @@ pub(crate) fn reshaped(x: &Layout, sizes: &[i64]) -> Option<Layout> {
     let (mut elements, mut seen) = (1i64, 1i64);
     for axis in (0..x.rank()).rev() {
         elements *= x.sizes[axis];
-        let ends = axis == 0 || (x.sizes[axis - 1] != 1 && x.strides[axis - 1] != elements * base);
+        let ends = axis == 0 || (x.sizes[axis - 1] != 1 && x.strides[axis - 1] != elements.saturating_mul(base));
         if !ends {
             continue;
         }
         while next > 0 && (seen < elements || sizes[next - 1] == 1) {
-            strides[next - 1] = seen * base;
+            strides[next - 1] = seen.saturating_mul(base);
             seen *= sizes[next - 1];
             next -= 1;
         }

@@ -19,6 +19,7 @@ mod control_report;
 mod convert;
 mod data;
 mod dropped;
+mod export;
 mod feed;
 #[cfg(feature = "tch")]
 mod finetune;
@@ -28,6 +29,7 @@ mod output;
 mod provenance;
 mod quantize;
 mod report;
+mod run;
 
 use std::io::IsTerminal;
 use std::path::PathBuf;
@@ -49,6 +51,7 @@ A first session:
   jitquant inspect model.pt                                         what can be quantized, and what not and why
   jitquant quantize model.pt --calibrate data.npz -o model.int8.pt  an INT8 model that any libtorch runs
   jitquant compare model.pt model.int8.pt --data more.npz           how close it is, how small, how fast
+  jitquant export model.pt -o model.jqp --calibrate data.npz        a file that runs without libtorch (jitquant run)
 
 A model is a TorchScript file (.pt), or a program that torch.export.save wrote (.pt2).
 
@@ -75,6 +78,8 @@ enum Command {
     Compare(compare::Arguments),
     Report(report::Arguments),
     Bench(bench::Arguments),
+    Export(export::Arguments),
+    Run(run::Arguments),
 }
 
 fn main() -> ExitCode {
@@ -116,6 +121,8 @@ fn run(cli: &Cli) -> Result<()> {
         Command::Compare(arguments) => compare::run(arguments),
         Command::Report(arguments) => report::run(arguments),
         Command::Bench(arguments) => bench::run(arguments),
+        Command::Export(arguments) => export::run(arguments),
+        Command::Run(arguments) => run::run(arguments),
     }
 }
 

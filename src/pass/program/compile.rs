@@ -15,7 +15,7 @@ use crate::ir::{Graph, Node, Value};
 /// # Errors
 /// Where a node has no step, or an argument is of another type than the step takes.
 pub(crate) fn compile_part(graph: &Graph) -> Result<CompiledProgram> {
-    let mut compiler = Compiler { builder: Builder::default(), known: HashMap::new() };
+    let mut compiler = Compiler::default();
     let given = graph.inputs().into_iter().map(|value| compiler.argument(value)).collect::<Result<Vec<_>>>()?;
     for node in graph.nodes() {
         compiler.node(node).map_err(|e| Error::invalid(format!("{}: {e}", node.kind())))?;
@@ -26,15 +26,16 @@ pub(crate) fn compile_part(graph: &Graph) -> Result<CompiledProgram> {
 
 /// What a value of the graph is in the Program.
 #[derive(Clone, Copy)]
-enum Known {
+pub(super) enum Known {
     Tensor(ValueId),
     Number(NumberId),
     Weight(WeightId),
 }
 
-struct Compiler<'g> {
-    builder: Builder,
-    known: HashMap<Value<'g>, Known>,
+#[derive(Default)]
+pub(super) struct Compiler<'g> {
+    pub builder: Builder,
+    pub known: HashMap<Value<'g>, Known>,
 }
 
 impl<'g> Compiler<'g> {
@@ -56,14 +57,15 @@ impl<'g> Compiler<'g> {
         Ok(given)
     }
 
-    fn tensor(&self, value: Value<'g>) -> Result<ValueId> {
+    pub fn tensor(&self, value: Value<'g>) -> Result<ValueId> {
         match self.known.get(&value) {
             Some(Known::Tensor(id)) => Ok(*id),
             _ => Err(Error::invalid(format!("%{} is no tensor of the part", value.debug_name()))),
         }
     }
 
-    fn node(&mut self, node: Node<'g>) -> Result<()> {
+    /// Adds the steps of a node.
+    pub fn node(&mut self, node: Node<'g>) -> Result<()> {
         if let Some(step) = computation(node) {
             let step = step?;
             let operands = step.operands.iter().map(|value| self.tensor(*value)).collect::<Result<Vec<_>>>()?;

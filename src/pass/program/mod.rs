@@ -8,8 +8,10 @@
 //! 1. [`steps`]: what an operator is as a step.
 //! 2. [`parts`]: which operators become a part together.
 //! 3. [`compile`]: a part's graph as a Program.
+//! 4. [`export`]: a whole model as a file that runs without libtorch.
 
 mod compile;
+mod export;
 mod parts;
 mod read;
 mod steps;
@@ -18,6 +20,7 @@ use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 pub(crate) use self::compile::compile_part;
+pub use self::export::export_program;
 use crate::error::Result;
 use crate::ir::{GeneralPass, Graph, Module};
 

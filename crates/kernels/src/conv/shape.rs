@@ -14,6 +14,7 @@ use crate::{Error, Result};
 /// # Ok::<(), jitquant_kernels::Error>(())
 /// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize), serde(deny_unknown_fields))]
 pub struct ConvShape {
     /// Channels of the input.
     pub input_channels: usize,

@@ -8,6 +8,7 @@ use crate::{Error, Result};
 
 /// How f32 activations become u8 on the fly.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize), serde(rename_all = "snake_case"))]
 pub enum DynamicScheme {
     /// One range for the whole tensor, as libtorch's `quantized::linear_dynamic`.
     PerTensor {

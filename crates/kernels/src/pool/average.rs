@@ -8,6 +8,7 @@ use crate::elementwise::simd::{Kernel, Simd, dispatch};
 
 /// An average pooling: its window and what a sum is divided by.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize), serde(deny_unknown_fields))]
 pub struct AveragePool {
     /// The window; its dilation must be 1.
     pub window: Window,

@@ -22,6 +22,7 @@ use crate::{Error, Result};
 /// assert_eq!(window.output([1, 112, 112]), [1, 56, 56]);
 /// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize), serde(deny_unknown_fields))]
 pub struct Window {
     /// Taps along each dimension.
     pub kernel: [usize; 3],

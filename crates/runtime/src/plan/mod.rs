@@ -8,6 +8,7 @@ pub use place::{Buffer, place};
 
 use jitquant_kernels::Parallel;
 
+use crate::arena::ALIGNMENT;
 use crate::layout::{Format, Layout};
 use crate::program::{Program, ValueId};
 use crate::run::Call;
@@ -305,6 +306,11 @@ impl Planner<'_> {
                     (buffer.first, buffer.last) = (buffer.first.min(number), buffer.last.max(number));
                 }
             }
+        }
+        let bytes = |all: usize, buffer: &Buffer| all.checked_add(buffer.bytes.checked_next_multiple_of(ALIGNMENT)?);
+        let all = self.buffers.iter().try_fold(0, bytes).filter(|all| *all < isize::MAX as usize);
+        if all.is_none() {
+            return refuse("values that are larger than memory");
         }
         let (places, arena) = place(&self.buffers);
         for task in &mut self.tasks {
