@@ -21,6 +21,7 @@
 
 #include <functional>
 #include <sstream>
+#include <string_view>
 #include <unordered_map>
 
 #include "jitquant/src/ir/ffi.rs.h"
@@ -141,12 +142,67 @@ rust::Vec<ValueRef> graph_insert_graph(const Graph &graph, const Node &before, c
 
 void graph_lint(const Graph &graph) { graph.lint(); }
 
+static size_t content_hash(const at::Tensor &tensor) {
+  size_t hash = c10::hash_combine(tensor.numel(), static_cast<size_t>(tensor.scalar_type()));
+  if (tensor.layout() != at::kStrided || !tensor.device().is_cpu() || tensor.is_quantized() || !tensor.has_storage())
+    return hash;
+  at::Tensor dense = tensor.contiguous();
+  const char *bytes = static_cast<const char *>(dense.const_data_ptr());
+  return c10::hash_combine(hash, std::hash<std::string_view>()(std::string_view(bytes, dense.nbytes())));
+}
+
+static void constant_tensors(jit::Block *block, std::vector<Node *> &found) {
+  for (Node *node : block->nodes()) {
+    if (node->kind() == c10::prim::Constant && node->hasAttribute(c10::attr::value) &&
+        node->kindOf(c10::attr::value) == jit::AttributeKind::t)
+      found.push_back(node);
+    for (jit::Block *inner : node->blocks())
+      constant_tensors(inner, found);
+  }
+}
+
+// libtorch puts nodes into a hash table where all constant tensors have one hash, so that each is compared with all
+// others before it. Its hash looks at a node's inputs: while it works, each constant tensor has one that stands for its
+// content.
+class TensorHashes {
+public:
+  explicit TensorHashes(Graph &graph) {
+    std::vector<Node *> constants;
+    constant_tensors(graph.block(), constants);
+    std::unordered_map<size_t, std::vector<Node *>> by_content;
+    for (Node *node : constants)
+      by_content[content_hash(node->t(c10::attr::value))].push_back(node);
+    marks = graph.create(c10::prim::Uninitialized, by_content.size())->insertBefore(*graph.nodes().begin());
+    size_t number = 0;
+    for (auto &[hash, nodes] : by_content) {
+      for (Node *node : nodes)
+        node->addInput(marks->output(number));
+      ++number;
+    }
+  }
+  ~TensorHashes() {
+    for (Value *mark : marks->outputs())
+      while (!mark->uses().empty())
+        mark->uses().front().user->removeAllInputs();
+    marks->destroy();
+  }
+  TensorHashes(const TensorHashes &) = delete;
+  TensorHashes &operator=(const TensorHashes &) = delete;
+
+private:
+  Node *marks;
+};
+
 void graph_run_pass(const Graph &graph, rust::Str name) {
   static const std::unordered_map<std::string, std::function<void(std::shared_ptr<Graph> &)>> passes = {
       {"clear_profiling", [](auto &g) { jit::ClearProfilingInformation(g); }},
       {"constant_pooling", [](auto &g) { jit::ConstantPooling(g); }},
       {"constant_propagation", [](auto &g) { jit::ConstantPropagation(g, true); }},
-      {"cse", [](auto &g) { jit::EliminateCommonSubexpression(g); }},
+      {"cse",
+       [](auto &g) {
+         TensorHashes hashes(*g);
+         jit::EliminateCommonSubexpression(g);
+       }},
       {"dead_code_elimination", [](auto &g) { jit::EliminateDeadCode(g); }},
       {"inline", [](auto &g) { jit::Inline(*g); }},
       {"inline_fork_wait", [](auto &g) { jit::InlineForkWait(g); }},

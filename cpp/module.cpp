@@ -8,6 +8,7 @@
 #include <torch/csrc/jit/frontend/sugared_value.h>
 #include <torch/csrc/jit/ir/constants.h>
 #include <torch/csrc/jit/passes/freeze_module.h>
+#include <torch/csrc/jit/runtime/graph_executor.h>
 #include <torch/csrc/jit/serialization/export.h>
 #include <torch/csrc/jit/serialization/import.h>
 #include <torch/version.h>
@@ -231,16 +232,20 @@ void module_copy_method(const Module &source, rust::Str method, const Module &ta
 
 size_t module_address(const Module &module) { return reinterpret_cast<size_t>(module._ivalue().get()); }
 
-static void fit_slots(c10::ivalue::Object &object) {
+static void fit_own_slots(c10::ivalue::Object &object) {
   // setSlot makes room; getSlot does not look how much there is.
   size_t wanted = object.type()->numAttributes();
   if (object.slots().size() < wanted)
     object.setSlot(wanted - 1, IValue());
+}
+static void fit_slots(c10::ivalue::Object &object) {
+  fit_own_slots(object);
   for (const IValue &slot : object.slots())
     if (slot.isModule())
       fit_slots(slot.toObjectRef());
 }
 void module_fit_slots(const Module &module) { fit_slots(*module._ivalue()); }
+void module_fit_own_slots(const Module &module) { fit_own_slots(*module._ivalue()); }
 
 std::unique_ptr<Type> module_type(const Module &module) { return own(Type{module.type()}); }
 
@@ -402,6 +407,11 @@ std::unique_ptr<IValue> module_run(const Module &module, rust::Str method, std::
   for (size_t i = 0; i < args->size() && i + 1 < arguments.size(); ++i)
     (*args)[i] = with_names((*args)[i], arguments[i + 1].type());
   return own(function(std::move(*args)));
+}
+
+std::unique_ptr<IValue> module_run_once(const Module &module, rust::Str method, std::unique_ptr<IValues> args) {
+  jit::GraphOptimizerEnabledGuard as_it_is(false);
+  return module_run(module, method, std::move(args), false);
 }
 
 std::unique_ptr<Module> module_freeze(const Module &module, rust::Slice<const rust::String> preserved,

@@ -32,6 +32,7 @@ void module_copy_method(const Module &source, rust::Str method, const Module &ta
                         const Graph &graph);
 size_t module_address(const Module &module);
 void module_fit_slots(const Module &module);
+void module_fit_own_slots(const Module &module);
 std::unique_ptr<Type> module_type(const Module &module);
 rust::Vec<rust::String> module_method_names(const Module &module);
 std::shared_ptr<Graph> module_method_graph(const Module &module, rust::Str method);
@@ -56,6 +57,8 @@ void module_train(const Module &module, bool on);
 bool module_is_training(const Module &module);
 std::unique_ptr<IValue> module_run(const Module &module, rust::Str method, std::unique_ptr<IValues> args,
                                    bool gradients);
+// The same without gradients, as the code stands: libtorch's executor optimizes nothing.
+std::unique_ptr<IValue> module_run_once(const Module &module, rust::Str method, std::unique_ptr<IValues> args);
 std::unique_ptr<Module> module_freeze(const Module &module, rust::Slice<const rust::String> preserved,
                                       bool optimize_numerics);
 std::unique_ptr<Module> module_fold_attributes(const Module &module, rust::Slice<const rust::String> preserved);

@@ -97,6 +97,18 @@ typedef struct jq_buffer {
 // What a value is.
 typedef int32_t jq_kind;
 
+// The caller's memory for a tensor: row-major, without gaps. It owns nothing.
+typedef struct jq_output {
+  // The type of the elements.
+  jq_dtype dtype;
+  // How many dimensions there are; 0 for a single number.
+  size_t dims;
+  // The size of each dimension; may be null where `dims` is 0.
+  const int64_t *shape;
+  // Where the first element goes; may be null where a size is 0.
+  void *data;
+} jq_output;
+
 // An input or an output of a method. The texts belong to the `jq_signature` and go with it.
 typedef struct jq_argument {
   // Its name; empty where it has none, as outputs mostly.
@@ -436,6 +448,16 @@ jq_status jq_value_list(const char *element,
                         size_t count,
                         struct jq_value **value);
 
+// A dictionary into `*value`: the `count` keys at `keys`, each with the value at the same place of `items`. `key` and `item`
+// are their types as TorchScript writes them, e.g. `str` and `Tensor`. No key may be there twice. Keys and items keep their
+// own handles. Any thread.
+jq_status jq_value_dict(const char *key,
+                        const char *item,
+                        const struct jq_value *const *keys,
+                        const struct jq_value *const *items,
+                        size_t count,
+                        struct jq_value **value);
+
 // What the value is, into `*kind`. Any thread.
 jq_status jq_value_kind(const struct jq_value *value, jq_kind *kind);
 
@@ -523,6 +545,18 @@ jq_status jq_module_forward(const struct jq_module *module,
                             const struct jq_buffer *inputs,
                             size_t count,
                             struct jq_value **output);
+
+// Runs method `method` on the `count` values at `inputs`, as `jq_module_run` does, and writes the tensors of its result, in
+// order, through tuples, lists and the values of dictionaries, into the `output_count` places at `outputs`. Types and sizes
+// have to be those of the results (of quantized tensors the integers are written); where one is not, or their number is
+// another, nothing is written. The places do not overlap, and nothing else uses them during the call. Threads are as for
+// `jq_module_run`.
+jq_status jq_module_run_into(const struct jq_module *module,
+                             const char *method,
+                             const struct jq_value *const *inputs,
+                             size_t count,
+                             const struct jq_output *outputs,
+                             size_t output_count);
 
 // The inputs of method `method` behind the module itself, and its outputs (mostly one, which may be a tuple), into
 // `*signature`, to be freed with `jq_signature_free`. Any thread, as long as no other one changes the module.

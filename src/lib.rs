@@ -93,6 +93,9 @@ mod quantizer;
 mod ranges;
 #[cfg(feature = "torch")]
 mod replay;
+#[cfg(feature = "torch")]
+#[allow(unsafe_code)]
+mod runner;
 
 #[cfg(feature = "torch")]
 pub mod watch;
@@ -116,6 +119,8 @@ pub use methods::{Methods, Rounding};
 pub use pass::WeightOnly;
 #[cfg(feature = "torch")]
 pub use quantizer::{Converted, FloatLayer, ModelForm, Prepared, Quantizer, Report, StockEngine};
+#[cfg(feature = "torch")]
+pub use runner::Runner;
 
 /// Registers jitquant's operators with libtorch; later calls do nothing.
 ///

@@ -191,6 +191,88 @@ fn models_go_through_memory_and_through_files_of_any_name() {
     }
 }
 
+/// A model that takes a dictionary and gives two tensors.
+fn of_dictionary() -> *mut jq_module {
+    let model = Module::new("Sums").unwrap();
+    let code = "def forward(self, named: Dict[str, Tensor]) -> Tuple[Tensor, Tensor]:\n    \
+                return named['a'] + named['b'], named['a'].sum().to(4)\n";
+    model.define(code).unwrap();
+    let bytes = model.save_bytes().unwrap();
+    let mut module = null_mut();
+    // SAFETY: the bytes and the out-pointer are good for the call.
+    ok(unsafe { jq_module_load_bytes(bytes.as_ptr(), bytes.len(), &mut module) });
+    module
+}
+
+#[test]
+fn dictionaries_go_in_and_results_come_into_memory_of_the_callers() {
+    let module = of_dictionary();
+    let (one, two, shape) = ([1.0f32, 2.0, 3.0, 4.0], [10.0f32, 20.0, 30.0, 40.0], [2i64, 2]);
+    let tensor = |data: &[f32; 4]| {
+        let mut value = null_mut();
+        let buffer =
+            jq_buffer { dtype: JQ_F32, dims: 2, shape: shape.as_ptr(), strides: null(), data: data.as_ptr().cast() };
+        // SAFETY: the buffer and the out-pointer are good for the call.
+        ok(unsafe { jq_value_from_buffer(&buffer, &mut value) });
+        value.cast_const()
+    };
+    let items = [tensor(&one), tensor(&two)];
+    let name = |name: &CStr| {
+        let mut value = null_mut();
+        // SAFETY: as above.
+        ok(unsafe { jq_value_from_text(name.as_ptr(), &mut value) });
+        value.cast_const()
+    };
+    let (keys, twice) = ([name(c"a"), name(c"b")], [name(c"a"), name(c"a")]);
+    let (mut dict, mut kind) = (null_mut(), 0);
+    let (mut sums, mut total) = ([0.0f32; 5], -1i64);
+    let place = |data: *mut c_void| jq_output { dtype: JQ_F32, dims: 2, shape: shape.as_ptr(), data };
+    let (text, of_tensors) = (c"str".as_ptr(), c"Tensor".as_ptr());
+    // SAFETY: all pointers are good for their calls.
+    unsafe {
+        let make = |keys: &[*const jq_value; 2], value: *mut *mut jq_value| {
+            jq_value_dict(text, of_tensors, keys.as_ptr(), items.as_ptr(), 2, value)
+        };
+        refused(make(&twice, &mut dict), JQ_ERROR_ARGUMENT, "2 keys, of which 1 are different");
+        refused(make(&items, &mut dict), JQ_ERROR_TORCH, "dictionary from str to Tensor");
+        assert!(dict.is_null());
+        ok(make(&keys, &mut dict));
+        ok(jq_value_kind(dict, &mut kind));
+        assert_eq!(kind, JQ_DICT);
+
+        let dict_only = [dict.cast_const()];
+        let run = |outputs: &[jq_output]| {
+            let (inputs, method) = (dict_only.as_ptr(), c"forward".as_ptr());
+            jq_module_run_into(module, method, inputs, 1, outputs.as_ptr(), outputs.len())
+        };
+        let first = || place((&raw const sums).cast_mut().cast());
+        let second = |dtype| jq_output { dtype, dims: 0, shape: null(), data: (&raw const total).cast_mut().cast() };
+        refused(run(&[first()]), JQ_ERROR_ARGUMENT, "1 places; the result, a tuple, holds 2 tensors");
+        refused(run(&[first(), second(JQ_F32)]), JQ_ERROR_ARGUMENT, "'outputs[1]' is for a tensor of F32 []");
+        refused(run(&[place(null_mut()), second(JQ_I64)]), JQ_ERROR_ARGUMENT, "'outputs[0]': data is null");
+        refused(run(&[jq_output { dims: 65, ..first() }, second(JQ_I64)]), JQ_ERROR_ARGUMENT, "65 dimensions");
+        let huge = [i64::MAX, 2];
+        let too_large = jq_output { shape: huge.as_ptr(), ..first() };
+        refused(run(&[too_large, second(JQ_I64)]), JQ_ERROR_ARGUMENT, "more than fits into memory");
+        refused(run(&[jq_output { dtype: 99, ..first() }, second(JQ_I64)]), JQ_ERROR_ARGUMENT, "99 is no element type");
+        assert_eq!(
+            ((&raw const sums).read_volatile(), (&raw const total).read_volatile()),
+            ([0.0; 5], -1),
+            "nothing was written"
+        );
+        let number = jq_output { dtype: JQ_I64, dims: 0, shape: null(), data: (&raw mut total).cast() };
+        let outputs = [place((&raw mut sums).cast()), number];
+        ok(run(&outputs));
+        assert_eq!(
+            ((&raw const sums).read_volatile(), (&raw const total).read_volatile()),
+            ([11.0, 22.0, 33.0, 44.0, 0.0], 10)
+        );
+        items.into_iter().chain(keys).chain(twice).for_each(|value| ok(jq_value_free(value.cast_mut())));
+        ok(jq_value_free(dict));
+        ok(jq_module_free(module));
+    }
+}
+
 #[test]
 fn a_module_tells_what_it_takes_and_returns() {
     let model = Module::new("Two").unwrap();

@@ -8,13 +8,14 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 /// The files of src/capi in the order in which the header has them.
-const PARTS: [&str; 17] = [
+const PARTS: [&str; 18] = [
     "status",
     "buffer",
     "strings",
     "bytes",
     "value",
     "module",
+    "run_into",
     "signature",
     "report",
     "quantizer",

@@ -142,3 +142,25 @@ fn tch_tensors_and_modules_go_both_ways() {
     assert_eq!(Vec::<f32>::try_from(in_tch.forward_ts(&[x]).unwrap()).unwrap(), [2.0, 3.0]);
     assert_eq!(Module::try_from(&in_tch).unwrap().method_names(), ["forward"]);
 }
+
+#[test]
+fn common_constant_tensors_are_one_and_others_stay() {
+    let text = "graph(%x : Tensor):\n  %y : Tensor = aten::relu(%x)\n  return (%y)";
+    let mut graph = Graph::parse(text).unwrap();
+    let relu = graph.nodes().next().unwrap();
+    let constant = |values: [f32; 2]| relu.insert_constant(Tensor::from_slice(&values, &[2]).unwrap()).unwrap();
+    let constants = [constant([1.0, 2.0]), constant([1.0, 3.0]), constant([1.0, 2.0])];
+    let mut sum = graph.inputs()[0];
+    for value in constants {
+        sum = relu.insert_operator("aten::mul", &[sum, value]).unwrap();
+    }
+    relu.replace_input(0, sum).unwrap();
+    graph.run(GeneralPass::CommonSubexpressionElimination).unwrap();
+    let text = graph.to_string();
+    let products: Vec<_> =
+        graph.nodes().filter(|node| node.kind() == "aten::mul").map(|node| node.inputs()[1]).collect();
+    assert_eq!((products.len(), text.matches("prim::Constant[value=").count()), (3, 2), "{text}");
+    assert!(products[0] == products[2] && products[0] != products[1], "{text}");
+    assert!(products.iter().all(|value| value.node().inputs().is_empty()), "{text}");
+    assert!(!text.contains("Uninitialized"), "{text}");
+}

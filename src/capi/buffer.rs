@@ -49,6 +49,39 @@ pub struct jq_buffer {
 /// More dimensions than that are a mistake in the caller's structure.
 const MAX_DIMS: usize = 64;
 
+/// The type of elements that a caller may name.
+fn element_type(dtype: jq_dtype, argument: &str) -> Outcome<DType> {
+    let dtype_of_c = DType::from_code(dtype).filter(|d| !matches!(d, DType::QI8 | DType::QU8 | DType::QI32));
+    dtype_of_c.ok_or_else(|| {
+        Failure::argument(format!("'{argument}': {dtype} is no element type; take one of JQ_U8 to JQ_BF16"))
+    })
+}
+
+/// The type and sizes of row-major memory, and how many bytes it has; `argument` is its name in the header.
+///
+/// # Safety
+/// `shape` is null or points to `dims` numbers that stay and do not change for `'a`.
+pub(super) unsafe fn dense_bytes<'a>(
+    dtype: jq_dtype,
+    dims: usize,
+    shape: *const i64,
+    argument: &str,
+) -> Outcome<(DType, &'a [i64], usize)> {
+    let dtype = element_type(dtype, argument)?;
+    if dims > MAX_DIMS {
+        return Err(Failure::argument(format!("'{argument}': {dims} dimensions; at most {MAX_DIMS} are accepted")));
+    }
+    // SAFETY: the caller's promise.
+    let shape = unsafe { argument::items(shape, dims, &format!("{argument}.shape"))? };
+    let bytes = count(shape).and_then(|count| count.checked_mul(dtype.size()));
+    match bytes.filter(|bytes| *bytes <= isize::MAX as usize) {
+        Some(bytes) => Ok((dtype, shape, bytes)),
+        None => {
+            Err(Failure::argument(format!("'{argument}': shape {shape:?} is negative or more than fits into memory")))
+        }
+    }
+}
+
 /// A tensor with a copy of the buffer's elements; `argument` is its name in the header.
 ///
 /// # Safety
@@ -56,10 +89,7 @@ const MAX_DIMS: usize = 64;
 /// call.
 pub(super) unsafe fn read(buffer: &jq_buffer, argument: &str) -> Outcome<Tensor> {
     let refuse = |what: String| Err(Failure::argument(format!("'{argument}': {what}")));
-    let Some(dtype) = DType::from_code(buffer.dtype).filter(|d| !matches!(d, DType::QI8 | DType::QU8 | DType::QI32))
-    else {
-        return refuse(format!("{} is no element type; take one of JQ_U8 to JQ_BF16", buffer.dtype));
-    };
+    let dtype = element_type(buffer.dtype, argument)?;
     if buffer.dims > MAX_DIMS {
         return refuse(format!("{} dimensions; at most {MAX_DIMS} are accepted", buffer.dims));
     }

@@ -263,6 +263,37 @@ pub unsafe extern "C" fn jq_value_list(
     })
 }
 
+/// A dictionary into `*value`: the `count` keys at `keys`, each with the value at the same place of `items`. `key` and `item`
+/// are their types as TorchScript writes them, e.g. `str` and `Tensor`. No key may be there twice. Keys and items keep their
+/// own handles. Any thread.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn jq_value_dict(
+    key: *const c_char,
+    item: *const c_char,
+    keys: *const *const jq_value,
+    items: *const *const jq_value,
+    count: usize,
+    value: *mut *mut jq_value,
+) -> jq_status {
+    enter(|| {
+        // SAFETY: the caller's promise.
+        let (key, item) = unsafe { (argument::text(key, "key")?, argument::text(item, "item")?) };
+        // SAFETY: the caller's promise.
+        let keys = resolve_all(unsafe { argument::items(keys, count, "keys")? }, "keys")?;
+        // SAFETY: the caller's promise.
+        let items = resolve_all(unsafe { argument::items(items, count, "items")? }, "items")?;
+        let dict =
+            IValue::Dict { key: key.to_owned(), value: item.to_owned(), items: keys.into_iter().zip(items).collect() };
+        if let IValue::Dict { items, .. } = IValue::from_raw(dict.to_raw()?)?
+            && items.len() != count
+        {
+            return Err(Failure::argument(format!("'keys': {count} keys, of which {} are different", items.len())));
+        }
+        // SAFETY: the caller's promise.
+        unsafe { store(value, dict) }
+    })
+}
+
 /// Stores a handle on `made`.
 ///
 /// # Safety

@@ -265,6 +265,7 @@ pub(crate) mod bridge {
         fn module_copy_method(source: &Module, method: &str, target: &Module, name: &str, graph: &Graph) -> Result<()>;
         fn module_address(module: &Module) -> usize;
         fn module_fit_slots(module: &Module);
+        fn module_fit_own_slots(module: &Module);
         fn module_type(module: &Module) -> UniquePtr<Type>;
         fn module_method_names(module: &Module) -> Vec<String>;
         fn module_method_graph(module: &Module, method: &str) -> Result<SharedPtr<Graph>>;
@@ -300,6 +301,7 @@ pub(crate) mod bridge {
             args: UniquePtr<IValues>,
             gradients: bool,
         ) -> Result<UniquePtr<IValue>>;
+        fn module_run_once(module: &Module, method: &str, args: UniquePtr<IValues>) -> Result<UniquePtr<IValue>>;
         fn module_fold_attributes(module: &Module, preserved: &[String]) -> Result<UniquePtr<Module>>;
         fn module_freeze(module: &Module, preserved: &[String], optimize_numerics: bool) -> Result<UniquePtr<Module>>;
 

@@ -32,7 +32,8 @@ pub use super::ffi::bridge::{AttributeInfo, ExtraFile, FloatChanges};
 /// ```
 ///
 /// Modules stay in the thread that made them: graphs and classes are shared by all handles and are not safe to change
-/// from two threads. Other threads load a module of their own from [`Module::save_bytes`].
+/// from two threads. Other threads run a [`Runner`](crate::Runner), or load a module of their own from
+/// [`Module::save_bytes`].
 pub struct Module {
     raw: UniquePtr<ffi::Module>,
     /// The value of [`CLASS_CHANGES`] for which the module is known to have a slot for each attribute of its class.
@@ -77,6 +78,13 @@ impl Module {
         if self.fitted.replace(changes) != changes {
             ffi::module_fit_slots(&self.raw);
         }
+        &self.raw
+    }
+
+    /// libtorch's module, with a slot for each attribute of its class: for calls that do not look into submodules. Looking
+    /// through all of them after each new attribute would take a time that grows with the square of a model's size.
+    fn own(&self) -> &ffi::Module {
+        ffi::module_fit_own_slots(&self.raw);
         &self.raw
     }
 
@@ -201,12 +209,12 @@ impl Module {
 
     /// Tells one module from another while both live.
     pub fn id(&self) -> usize {
-        ffi::module_address(self.raw())
+        ffi::module_address(self.own())
     }
 
     /// Its class.
     pub fn type_of(&self) -> Type {
-        Type(ffi::module_type(self.raw()))
+        Type(ffi::module_type(self.own()))
     }
 
     /// The qualified name of its class as libtorch keeps it, e.g.
@@ -217,7 +225,7 @@ impl Module {
 
     /// The names of its methods.
     pub fn method_names(&self) -> Vec<String> {
-        ffi::module_method_names(self.raw())
+        ffi::module_method_names(self.own())
     }
 
     /// Whether it has a method `name`.
@@ -247,7 +255,7 @@ impl Module {
     /// Where it has no such method; the message lists those it has.
     pub fn graph(&self, name: &str) -> Result<Graph> {
         self.method(name)?;
-        Ok(Graph::lease(ffi::module_method_graph(self.raw(), name)?, self.code()))
+        Ok(Graph::lease(ffi::module_method_graph(self.own(), name)?, self.code()))
     }
 
     /// The schema of method `name`, `self` included.
@@ -256,7 +264,7 @@ impl Module {
     /// Where it has no such method.
     pub fn schema(&self, name: &str) -> Result<Schema> {
         self.method(name)?;
-        Ok(ffi::module_method_schema(self.raw(), name)?)
+        Ok(ffi::module_method_schema(self.own(), name)?)
     }
 
     /// The value that argument number `argument` of method `name` has where none is given; `self` is number 0.
@@ -265,7 +273,7 @@ impl Module {
     /// Where there is no such method or argument, or it has no default value.
     pub fn argument_default(&self, name: &str, argument: usize) -> Result<IValue> {
         self.method(name)?;
-        IValue::from_raw(ffi::module_method_default(self.raw(), name, argument)?)
+        IValue::from_raw(ffi::module_method_default(self.own(), name, argument)?)
     }
 
     /// Compiles methods from TorchScript source. `torch.…` names operators of `aten`, `ops.namespace.…` of any other
@@ -313,17 +321,17 @@ impl Module {
 
     /// What its class declares, in order: parameters, buffers, submodules and plain attributes.
     pub fn attributes(&self) -> Vec<AttributeInfo> {
-        ffi::module_attributes(self.raw())
+        ffi::module_attributes(self.own())
     }
 
     /// The names of its constants.
     pub fn constants(&self) -> Vec<String> {
-        ffi::module_constants(self.raw())
+        ffi::module_constants(self.own())
     }
 
     /// Whether it has an attribute or a constant `name`.
     pub fn has_attribute(&self, name: &str) -> bool {
-        ffi::module_has_attribute(self.raw(), name)
+        ffi::module_has_attribute(self.own(), name)
     }
 
     /// The value of attribute or constant `name`.
@@ -334,7 +342,7 @@ impl Module {
         if !self.has_attribute(name) {
             return Err(Error::invalid(format!("module {} has no attribute '{name}'", self.class_name())));
         }
-        IValue::from_raw(ffi::module_attribute(self.raw(), name)?)
+        IValue::from_raw(ffi::module_attribute(self.own(), name)?)
     }
 
     /// Sets attribute `name`.
@@ -342,7 +350,7 @@ impl Module {
     /// # Errors
     /// Where it has none of that name, or it is declared of another type.
     pub fn set_attribute(&self, name: &str, value: &IValue) -> Result<()> {
-        Ok(ffi::module_set_attribute(self.raw(), name, &*value.to_raw()?)?)
+        Ok(ffi::module_set_attribute(self.own(), name, &*value.to_raw()?)?)
     }
 
     /// Gives its class an attribute `name` of type `ty`, and it the value; `None` where the model's code sets it later.
@@ -378,7 +386,7 @@ impl Module {
         is_buffer: bool,
     ) -> Result<()> {
         let value = value.to_raw()?;
-        ffi::module_register_attribute(self.raw(), name, &ty.0, &value, is_parameter, is_buffer)?;
+        ffi::module_register_attribute(self.own(), name, &ty.0, &value, is_parameter, is_buffer)?;
         CLASS_CHANGES.fetch_add(1, Ordering::Relaxed);
         Ok(())
     }
@@ -388,7 +396,7 @@ impl Module {
     /// # Errors
     /// Where an attribute of that name and another type exists.
     pub fn register_submodule(&self, name: &str, submodule: &Module) -> Result<()> {
-        ffi::module_register_submodule(self.raw(), name, submodule.raw())?;
+        ffi::module_register_submodule(self.own(), name, submodule.raw())?;
         CLASS_CHANGES.fetch_add(1, Ordering::Relaxed);
         Ok(())
     }
@@ -422,7 +430,7 @@ impl Module {
         let modules = self.attributes().into_iter().enumerate().filter(|(_, attribute)| attribute.is_module);
         modules
             .filter_map(|(slot, attribute)| {
-                let module = ffi::module_in_slot(self.raw(), slot);
+                let module = ffi::module_in_slot(self.own(), slot);
                 (!module.is_null()).then(|| (attribute.name, Self::from_raw(module)))
             })
             .collect()
@@ -489,7 +497,7 @@ impl Module {
 
     /// Whether it is in training mode; a module that has no `training` attribute counts as being so, as in libtorch.
     pub fn is_training(&self) -> bool {
-        ffi::module_is_training(self.raw())
+        ffi::module_is_training(self.own())
     }
 
     /// Runs `forward` on `inputs` (tensors, tch tensors or [`IValue`]s), without recording gradients.
@@ -523,6 +531,17 @@ impl Module {
     pub fn call_on_copies(&self, method: &str, inputs: &[IValue]) -> Result<IValue> {
         let copies = inputs.iter().map(IValue::deep_clone).collect::<Result<Vec<_>>>()?;
         self.call(method, &copies)
+    }
+
+    /// As [`Module::call_on_copies`], for code that runs once: libtorch optimizes nothing before. Its executor compares each
+    /// constant tensor with all others.
+    ///
+    /// # Errors
+    /// As [`Module::call`].
+    pub(crate) fn call_once_on_copies(&self, method: &str, inputs: &[IValue]) -> Result<IValue> {
+        self.method(method)?;
+        let copies = inputs.iter().map(IValue::deep_clone).collect::<Result<Vec<_>>>()?;
+        IValue::from_raw(ffi::module_run_once(self.raw(), method, raw_items(&copies)?)?)
     }
 
     /// Runs a method and records gradients.

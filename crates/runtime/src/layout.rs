@@ -12,13 +12,16 @@ pub enum Element {
     U8,
     /// Floats.
     F32,
+    /// Truth values: a byte that is 0 or 1.
+    #[serde(skip)]
+    Bool,
 }
 
 impl Element {
     /// Bytes of an element.
     pub fn size(self) -> usize {
         match self {
-            Self::U8 => 1,
+            Self::U8 | Self::Bool => 1,
             Self::F32 => 4,
         }
     }
@@ -161,6 +164,25 @@ impl Layout {
             true => Ok(found as usize),
             false => refuse(format!("dimension {axis} of a tensor of sizes {:?}", self.sizes)),
         }
+    }
+
+    /// A tensor of `sizes` without gaps whose dimensions lie in memory in the order that they have here, as libtorch's
+    /// element-wise operators give it; contiguous where the sizes are others or a dimension is repeated.
+    pub(crate) fn like(&self, element: Element, sizes: &[i64]) -> Self {
+        let contiguous = Self::new(element, sizes, Format::Contiguous);
+        let repeats = self.dims().any(|(size, stride)| size != 1 && stride == 0);
+        if self.sizes != sizes || repeats {
+            return contiguous;
+        }
+        let mut axes: Vec<usize> = (0..self.rank()).filter(|axis| sizes[*axis] != 1).collect();
+        axes.sort_by_key(|axis| std::cmp::Reverse(self.strides[*axis]));
+        let mut layout = contiguous;
+        let mut stride = 1;
+        for axis in axes.into_iter().rev() {
+            layout.strides[axis] = stride;
+            stride *= sizes[axis];
+        }
+        layout
     }
 
     /// Its dimensions from the outermost in the memory of `order`, as (size, own stride), neighbours merged where they lie

@@ -28,6 +28,8 @@
 
 mod arena;
 mod bound;
+mod float;
+mod fuse;
 mod layout;
 mod map;
 mod model;
@@ -39,6 +41,7 @@ mod size;
 mod steps;
 mod view;
 
+pub use float::{Attention, Float};
 pub use layout::{Element, Format, Layout};
 pub use model::{
     Described, Dim, Model, OwnedValues, PlainWeight, Tensor, TensorRef, Values, ValuesMut, WeightForm, write_model,

@@ -3,6 +3,8 @@
 use jitquant_kernels::{DynamicScheme, PackedConv, PackedGemm, QParams, Table, Window};
 
 use crate::arena::Arenas;
+use crate::float::Float;
+use crate::fuse::fuse;
 use crate::plan::Plans;
 use crate::size::Size;
 use crate::view::View;
@@ -156,6 +158,9 @@ pub enum Op {
         /// What 0.0 is in bytes.
         zero_point: u8,
     },
+    /// What floats are computed from floats. Files have no form for it yet.
+    #[serde(skip)]
+    Float(Float),
     /// What moves or reinterprets.
     View(View),
 }
@@ -185,6 +190,7 @@ impl Op {
             },
             Self::Add(_) | Self::Mul(_) => 2,
             Self::Cat { tables, .. } => tables.len(),
+            Self::Float(float) => float.operands(),
             _ => 1,
         }
     }
@@ -193,7 +199,7 @@ impl Op {
     pub(crate) fn weight(&self) -> Option<WeightId> {
         match self {
             Self::Conv(product) | Self::Linear(product) => Some(product.weight),
-            Self::LinearDynamic { weight, .. } => Some(*weight),
+            Self::LinearDynamic { weight, .. } | Self::Float(Float::StretchedLinear { weight, .. }) => Some(*weight),
             _ => None,
         }
     }
@@ -215,6 +221,7 @@ impl Op {
             Self::AvgPool { .. } => "avg_pool",
             Self::AdaptiveAvgPool { .. } => "adaptive_avg_pool",
             Self::Mean { .. } => "mean",
+            Self::Float(float) => float.name(),
             Self::View(_) => "view",
         }
     }
@@ -322,7 +329,8 @@ impl Builder {
         Ok(output)
     }
 
-    /// The Program that gives these values.
+    /// The Program that gives these values. Steps that a single one computes faster are fused ([`Float::Attention`],
+    /// [`Float::StretchedLinear`]).
     ///
     /// # Errors
     /// Where a value is none of this Program.
@@ -330,7 +338,8 @@ impl Builder {
         if outputs.iter().any(|value| value.0 >= self.values) {
             return refuse("an output that is none of this Program");
         }
-        let Self { values, inputs, numbers, weights, steps } = self;
+        let Self { values, inputs, numbers, weights, mut steps } = self;
+        fuse(&mut steps, outputs);
         let (plans, arenas) = (Plans::default(), Arenas::default());
         Ok(Program { values, inputs, numbers, weights, steps, outputs: outputs.to_vec(), plans, arenas })
     }

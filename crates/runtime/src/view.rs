@@ -25,6 +25,15 @@ pub enum View {
     },
     /// One index of a dimension, which is gone.
     Select(i64, i64),
+    /// Index `index` of a dimension of `count` indices, which is gone; refused for another size.
+    Unbind {
+        /// The dimension.
+        axis: i64,
+        /// Its size.
+        count: i64,
+        /// Which index.
+        index: i64,
+    },
     /// Part `index` of `parts` (of a dimension divided as `aten::chunk` does).
     Chunk {
         /// The dimension.
@@ -105,6 +114,13 @@ impl View {
                 layout.sizes.remove(axis);
                 layout.strides.remove(axis);
                 Ok(Seen::Same(layout, offset))
+            }
+            Self::Unbind { axis, count, index } => {
+                let size = x.sizes[x.axis(*axis)?];
+                match size == *count {
+                    true => Self::Select(*axis, *index).of(x, number),
+                    false => refuse(format!("{count} tensors of a dimension of size {size}")),
+                }
             }
             Self::Chunk { axis, parts, index } => {
                 let along = x.axis(*axis)?;

@@ -1,6 +1,6 @@
 //! Every operator of namespace `jitquant`, called through the dispatcher's boxed entry with arguments that nobody means: types that
-//! the schema allows and the operator does not, ranks, sizes of zero, strides, integers at the ends of i64, NaN, indices out of
-//! range, meta tensors. An operator answers with a result or with an error in words; on meta tensors it gives the shapes and
+//! the schema does not allow, or allows and the operator does not, ranks, sizes of zero, strides, integers at the ends of i64, NaN,
+//! indices out of range, meta tensors. An operator answers with a result or with an error in words; on meta tensors it gives the shapes and
 //! types that it gives on the CPU.
 
 use std::collections::BTreeMap;
@@ -177,6 +177,19 @@ impl Fuzzer {
         })
     }
 
+    /// A value of a type that the schema does not ask for, mostly: the boxed entry compares no types.
+    fn wrong(&mut self) -> IValue {
+        let mut types: Vec<_> =
+            ["Tensor", "int", "float", "bool", "str", "List[int]", "List[float]", "List[Tensor]"].into();
+        types.extend(self.objects.keys().map(String::as_str));
+        let ty = self.random.pick(&types).to_owned();
+        match self.random.below(10) {
+            0 => IValue::None,
+            1 => IValue::Tuple(vec![self.any_tensor(), IValue::Int(self.integer())]),
+            _ => self.arbitrary(&ty).unwrap_or(IValue::None),
+        }
+    }
+
     /// What an argument of that name usually is, for an input of rank `rank` (spatial dimensions and two more).
     fn usual(&mut self, operator: &str, name: &str, ty: &str, shape: &[i64]) -> Option<IValue> {
         let (rank, op) = (shape.len(), operator.trim_start_matches("jitquant::"));
@@ -297,8 +310,11 @@ impl Fuzzer {
         };
         let mut arguments = Vec::new();
         for (name, ty) in &operator.arguments {
-            let anything = self.random.once_in(10);
-            arguments.push(if anything { self.arbitrary(ty)? } else { self.usual(&operator.name, name, ty, &shape)? });
+            arguments.push(match self.random.below(120) {
+                0 => self.wrong(),
+                1..13 => self.arbitrary(ty)?,
+                _ => self.usual(&operator.name, name, ty, &shape)?,
+            });
         }
         Some(arguments)
     }

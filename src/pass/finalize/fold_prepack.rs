@@ -1,5 +1,7 @@
 //! Weights are packed once and kept: `FoldQuantizedPrepackingOps`.
 
+use std::collections::HashMap;
+
 use crate::error::{Context, Error, Result};
 use crate::ir::{Graph, IValue, Module, Value};
 use crate::pass::block_order::block_order;
@@ -18,41 +20,106 @@ pub fn fold_quantized_prepacking_ops(module: &Module) -> Result<()> {
 
 /// As [`fold_quantized_prepacking_ops`]; where it `shares`, layers with the same weight and bias read one attribute.
 pub(super) fn fold_prepacking(module: &Module, shares: bool) -> Result<()> {
-    let prepacks: Vec<_> = OPERATORS.iter().filter_map(|row| Some(row.packing?.prepack)).collect();
     for method in module.method_names() {
-        let graph = module.graph(&method)?;
-        let mut numbers = 0..;
-        let mut kept: Vec<Packed> = Vec::new();
-        for node in block_order(&graph).into_iter().filter(|node| prepacks.contains(&node.kind())) {
-            let inputs = node.inputs();
-            let Some(constants) = inputs.iter().map(|input| input.constant()).collect::<Option<Vec<_>>>() else {
-                continue;
-            };
-            let output = node.output(0).ok_or_else(|| Error::invalid(format!("{} gives nothing", node.kind())))?;
-            let same = kept.iter().find(|packed| shares && packed.is_of(node.kind(), &constants));
-            let name = match same {
-                Some(packed) => packed.attribute.clone(),
-                None => {
-                    let results =
-                        node.run(&constants).context(|| format!("running {} ({})", node.kind(), source_of(node)))?;
-                    let name = |number| format!("quantized_{method}._jit_pass_packed_weight_{number}");
-                    let free = numbers.by_ref().map(name).find(|name| !module.has_attribute(name)).unwrap_or_default();
-                    let packed = results.first().ok_or_else(|| Error::invalid("a packed weight is missing"))?;
-                    module.register_attribute(&free, &output.type_of(), packed)?;
-                    kept.push(Packed { operator: node.kind().to_owned(), inputs: constants, attribute: free.clone() });
-                    free
-                }
-            };
-            let read = node.insert_get_attribute(graph.inputs()[0], &name)?;
-            read.node().copy_metadata(node)?;
-            output.replace_all_uses_with(read)?;
-            node.destroy()?;
-            for constant in inputs.into_iter().filter(|input| !input.is_used()).map(Value::node) {
-                constant.destroy()?;
-            }
-        }
+        let packing = Packing { shares, passes_errors_over: false };
+        pack(module, &method, packing, &|value| value.constant(), &mut free_names(module, &method))?;
     }
     Ok(())
+}
+
+/// Packs the weights of `forward` that are constants, before the module is frozen; the attributes that hold them, which
+/// freezing has to preserve and [`name_packed`] gives their names afterwards.
+///
+/// Freezing compares each constant tensor with all others, so that its time grows with the square of their number. Packed
+/// weights are not among them, nor are the scales and zero points, which are read here. Attributes in `preserved` are not.
+pub(super) fn pack_early(module: &Module, preserved: &[String]) -> Result<Vec<String>> {
+    let read = |value: Value<'_>| {
+        let path = value.attribute_path()?;
+        let [name] = &path[..] else { return None };
+        module.attribute(name).ok().filter(|_| !preserved.contains(name))
+    };
+    // No dots: libtorch's freezing takes what is before one for a submodule.
+    let names = (0..).map(|number: usize| format!("jitquant_packed_{number}"));
+    let mut names = names.filter(|name| !module.has_attribute(name));
+    let packing = Packing { shares: true, passes_errors_over: true };
+    pack(module, "forward", packing, &|value| computed(value, &read), &mut names)
+}
+
+/// Gives what [`pack_early`] packed the names that packed weights have in a finished module. What freezing found to be
+/// unused goes.
+pub(super) fn name_packed(module: &Module, early: &[String]) -> Result<()> {
+    let graph = module.graph("forward")?;
+    let mut free = free_names(module, "forward");
+    let mut finished: HashMap<&String, Option<String>> = early.iter().map(|name| (name, None)).collect();
+    for node in block_order(&graph).into_iter().filter(|node| node.kind() == "prim::GetAttr") {
+        let (Some(name), Some(output)) = (node.name_attribute(), node.output(0)) else { continue };
+        let Some(finished) = finished.get_mut(&name) else { continue };
+        if finished.is_none() {
+            let new = free.next().unwrap_or_default();
+            module.register_attribute(&new, &output.type_of(), &module.attribute(&name)?)?;
+            *finished = Some(new);
+        }
+        let read = node.insert_get_attribute(graph.inputs()[0], finished.as_deref().unwrap_or_default())?;
+        read.node().copy_metadata(node)?;
+        output.replace_all_uses_with(read)?;
+        node.destroy()?;
+    }
+    early.iter().filter(|name| module.has_attribute(name)).try_for_each(|name| module.remove_attribute(name))
+}
+
+/// Names for the packed weights of a method that `module` does not have yet.
+fn free_names<'m>(module: &'m Module, method: &str) -> impl Iterator<Item = String> + use<'m> {
+    let prefix = format!("quantized_{method}._jit_pass_packed_weight_");
+    (0..).map(move |number: usize| format!("{prefix}{number}")).filter(move |name| !module.has_attribute(name))
+}
+
+#[derive(Clone, Copy)]
+struct Packing {
+    /// Layers with the same weight and bias read one attribute.
+    shares: bool,
+    /// A weight that cannot be packed is left as it is.
+    passes_errors_over: bool,
+}
+
+/// Runs each prepack call of `method` whose inputs all have a value by `value_of`, and keeps what it gives in an attribute,
+/// called by the next of `names`; the names.
+fn pack(
+    module: &Module,
+    method: &str,
+    packing: Packing,
+    value_of: &dyn Fn(Value<'_>) -> Option<IValue>,
+    names: &mut dyn Iterator<Item = String>,
+) -> Result<Vec<String>> {
+    let prepacks: Vec<_> = OPERATORS.iter().filter_map(|row| Some(row.packing?.prepack)).collect();
+    let graph = module.graph(method)?;
+    let mut kept: Vec<Packed> = Vec::new();
+    for node in block_order(&graph).into_iter().filter(|node| prepacks.contains(&node.kind())) {
+        let inputs = node.inputs();
+        let Some(values) = inputs.iter().map(|input| value_of(*input)).collect::<Option<Vec<_>>>() else { continue };
+        let output = node.output(0).ok_or_else(|| Error::invalid(format!("{} gives nothing", node.kind())))?;
+        let same = kept.iter().find(|packed| packing.shares && packed.is_of(node.kind(), &values));
+        let name = match same {
+            Some(packed) => packed.attribute.clone(),
+            None => {
+                let results = node.run(&values);
+                if results.is_err() && packing.passes_errors_over {
+                    continue;
+                }
+                let results = results.context(|| format!("running {} ({})", node.kind(), source_of(node)))?;
+                let packed = results.first().ok_or_else(|| Error::invalid("a packed weight is missing"))?;
+                let name = names.next().unwrap_or_default();
+                module.register_attribute(&name, &output.type_of(), packed)?;
+                kept.push(Packed { operator: node.kind().to_owned(), inputs: values, attribute: name.clone() });
+                name
+            }
+        };
+        let read = node.insert_get_attribute(graph.inputs()[0], &name)?;
+        read.node().copy_metadata(node)?;
+        output.replace_all_uses_with(read)?;
+        node.destroy()?;
+        inputs.into_iter().try_for_each(destroy_unused)?;
+    }
+    Ok(kept.into_iter().map(|packed| packed.attribute).collect())
 }
 
 /// A packed weight that is kept, and what it was made of.
@@ -113,11 +180,20 @@ pub fn fold_constant_prepacks(graph: &Graph) -> Result<usize> {
 const OF_WEIGHTS: [&str; 3] = ["aten::quantize_per_tensor", "aten::quantize_per_channel", "prim::ListConstruct"];
 
 fn from_constants(value: Value<'_>) -> Option<IValue> {
+    computed(value, &|_| None)
+}
+
+/// What operators that quantize compute of constants; their parameters may also be attributes, which `read` reads.
+fn computed(value: Value<'_>, read: &dyn Fn(Value<'_>) -> Option<IValue>) -> Option<IValue> {
     let node = value.node();
     if value.is_constant() || !OF_WEIGHTS.contains(&node.kind()) {
         return value.constant();
     }
-    let inputs = node.inputs().into_iter().map(from_constants).collect::<Option<Vec<_>>>()?;
+    let input = |(index, input): (usize, Value<'_>)| match input.node().kind() {
+        "prim::GetAttr" if index > 0 => read(input),
+        _ => computed(input, read),
+    };
+    let inputs = node.inputs().into_iter().enumerate().map(input).collect::<Option<Vec<_>>>()?;
     if node.kind() == "prim::ListConstruct" {
         let element = value.type_of().contained().first()?.annotation();
         return Some(IValue::List { element, items: inputs });

@@ -3,8 +3,8 @@
 //! The steps, each on the clone that is returned:
 //! 1. `prepack`: quantized weights are packed and unpacked again before their operators.
 //! 2. `fusion`: operators between dequantize and quantize become quantized operators, as `op_table` says.
-//! 3. freezing (libtorch's): attributes become constants.
-//! 4. `fold_prepack`: weights are packed now, and kept as attributes.
+//! 3. freezing (libtorch's): attributes become constants. Weights that are constants before are packed before.
+//! 4. `fold_prepack`: weights are packed, and kept as attributes.
 
 mod float_readers;
 pub(super) mod fold_prepack;
@@ -17,7 +17,7 @@ pub use fusion::quant_fusion;
 pub use prepack::insert_prepack_unpack;
 
 use self::float_readers::read_in_float;
-use self::fold_prepack::fold_prepacking;
+use self::fold_prepack::{fold_prepacking, name_packed, pack_early};
 use self::fusion::quant_fusion_by;
 use self::prepack::{insert_prepack_unpack_by, restore_weights};
 use super::QuantType;
@@ -73,11 +73,15 @@ pub(crate) fn finalize_by(
         read_in_float(&graph)?;
     }
     drop(graph);
-    let preserved = match conditions {
-        Conditions::Ignored => preserved.to_vec(),
-        Conditions::Asked => [preserved, &changed_attributes(&copy, true)?].concat(),
-    };
+    let mut preserved = preserved.to_vec();
+    let mut early = Vec::new();
+    if conditions == Conditions::Asked {
+        preserved.extend(changed_attributes(&copy, true)?);
+        early = pack_early(&copy, &preserved)?;
+        preserved.extend_from_slice(&early);
+    }
     let frozen = copy.fold_attributes(&preserved).context(|| "freezing the quantized module".into())?;
+    name_packed(&frozen, &early)?;
     fold_prepacking(&frozen, conditions == Conditions::Asked)?;
     Ok(frozen)
 }

@@ -58,7 +58,7 @@ impl Ranks {
             }
             layers
         };
-        let outcome: Result<IValue> = copy.call_on_copies(method, inputs);
+        let outcome: Result<IValue> = copy.call_once_on_copies(method, inputs);
         if outcome.is_err() {
             return Ok(None);
         }

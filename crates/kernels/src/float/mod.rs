@@ -19,6 +19,7 @@ mod matmul;
 mod norm;
 mod output;
 mod softmax;
+mod stretch;
 
 pub use activate::activate;
 pub use attention::{Attention, attention, attention_scratch_len};
@@ -27,6 +28,7 @@ pub use matmul::{Batch, BatchMut, Product, matmul, matmul_scratch_len};
 pub use norm::{Norm, layer_norm, rms_norm};
 pub use output::{Target, scratch_len};
 pub use softmax::{Mask, log_softmax, softmax};
+pub use stretch::{LEAST_SPAN, Stretched, add_lows, stretch_rows};
 
 use crate::Parallel;
 use crate::elementwise::simd::Simd;

@@ -16,5 +16,6 @@ mod libtorch;
 mod norm;
 mod pool;
 mod rnn;
+mod stretch;
 mod threads;
 mod weight_only;

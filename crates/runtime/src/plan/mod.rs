@@ -68,10 +68,13 @@ impl Region {
     }
 }
 
+/// Operands of a task, at most.
+pub(crate) const OPERANDS: usize = 4;
+
 /// A kernel and the memory that it works on.
 pub(crate) struct Task {
     pub kernel: Kernel,
-    pub inputs: [Option<Region>; 2],
+    pub inputs: [Option<Region>; OPERANDS],
     pub output: Region,
     pub scratch: Region,
     /// The step that it is of.
@@ -175,6 +178,11 @@ impl Planner<'_> {
         })
     }
 
+    /// Whether the value of this step is a result.
+    pub fn is_result(&self) -> bool {
+        self.program.outputs.contains(&self.program.steps[self.step].output)
+    }
+
     /// A place in the arena.
     pub fn temporary(&mut self, layout: Layout) -> Placed {
         let bytes = layout.span() * layout.element.size();
@@ -225,7 +233,7 @@ impl Planner<'_> {
     /// A task behind those that there are.
     pub fn push(&mut self, kernel: Kernel, inputs: &[&Placed], output: &Placed, scratch: usize) {
         let scratch = Region { root: self.buffer(scratch), offset: 0, len: scratch };
-        let mut regions = [None; 2];
+        let mut regions = [None; OPERANDS];
         for (to, input) in regions.iter_mut().zip(inputs) {
             *to = Some(input.region());
         }

@@ -81,7 +81,7 @@ pub(super) fn plan(
 }
 
 /// The sizes of both together.
-fn broadcast(a: &[i64], b: &[i64]) -> Result<Vec<i64>> {
+pub(super) fn broadcast(a: &[i64], b: &[i64]) -> Result<Vec<i64>> {
     let rank = a.len().max(b.len());
     let size = |sizes: &[i64], axis: usize| (axis + sizes.len()).checked_sub(rank).map_or(1, |axis| sizes[axis]);
     let both = |axis: usize| match (size(a, axis), size(b, axis)) {

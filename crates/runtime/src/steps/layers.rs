@@ -43,7 +43,7 @@ fn conv_weight<'a>(weights: &[Weight<'a>], id: usize) -> Result<(&'a PackedConv,
     }
 }
 
-fn linear_weight<'a>(weights: &[Weight<'a>], id: usize) -> Result<(&'a PackedGemm, &'a [f32], &'a [f32])> {
+pub(super) fn linear_weight<'a>(weights: &[Weight<'a>], id: usize) -> Result<(&'a PackedGemm, &'a [f32], &'a [f32])> {
     match weights.get(id) {
         Some(Weight::Linear { packed, scales, bias }) => Ok((packed, scales, bias)),
         _ => refuse("a linear layer without the weight of one"),
@@ -107,7 +107,7 @@ pub(super) fn linear(planner: &mut Planner<'_>, product: &Product, inputs: &[Val
 }
 
 /// The sizes that a linear layer makes of an input.
-fn rows_of(x: &Layout, packed: &PackedGemm) -> Result<Vec<i64>> {
+pub(super) fn rows_of(x: &Layout, packed: &PackedGemm) -> Result<Vec<i64>> {
     let mut sizes = x.sizes.clone();
     match sizes.last_mut() {
         Some(last) if *last as usize == packed.k() => *last = packed.n() as i64,

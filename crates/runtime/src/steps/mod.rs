@@ -4,12 +4,16 @@ mod binary;
 mod cat;
 pub(crate) mod copy;
 mod elements;
+mod float;
 mod layers;
 mod pool;
+mod products;
+mod rows;
+mod stretched;
 
-use jitquant_kernels::{Isa, Parallel, QParams, Table};
+use jitquant_kernels::{Activation, Isa, Parallel, QParams, Table};
 
-use crate::plan::{Placed, Planner};
+use crate::plan::{OPERANDS, Placed, Planner};
 use crate::program::{Op, ValueId, Weight};
 use crate::{Error, Result};
 
@@ -25,6 +29,12 @@ pub(crate) enum Kernel {
     Layer(layers::Call),
     Dynamic(layers::Dynamic),
     Pool(pool::Call),
+    Function(Activation),
+    Arithmetic(float::Call),
+    FloatRows(rows::Call),
+    Product(products::Call),
+    Mask,
+    Stretched(stretched::Call),
 }
 
 impl Kernel {
@@ -41,6 +51,12 @@ impl Kernel {
             Self::Layer(call) => call.name(),
             Self::Dynamic(_) => "linear_dynamic",
             Self::Pool(call) => call.name(),
+            Self::Function(_) => "function",
+            Self::Arithmetic(call) => call.name(),
+            Self::FloatRows(call) => call.name(),
+            Self::Product(call) => call.name(),
+            Self::Mask => "mask",
+            Self::Stretched(_) => "linear_stretched",
         }
     }
 
@@ -49,6 +65,8 @@ impl Kernel {
         match self {
             Self::Layer(call) => call.products,
             Self::Dynamic(call) => call.products,
+            Self::Product(call) => call.products(),
+            Self::Stretched(call) => call.products,
             _ => 0,
         }
     }
@@ -77,6 +95,7 @@ pub(crate) fn plan(planner: &mut Planner<'_>, op: &Op, inputs: &[ValueId]) -> Re
         }
         Op::AdaptiveAvgPool { sizes, zero_point } => pool::adaptive(planner, sizes, *zero_point, &x),
         Op::Mean { axes, keep, zero_point } => pool::mean(planner, axes, *keep, *zero_point, &x),
+        Op::Float(form) => float::plan(planner, form, inputs),
         Op::View(view) => {
             let seen = view.of(&x.layout, &|size| planner.number(size))?;
             planner.view(x, seen)
@@ -87,12 +106,13 @@ pub(crate) fn plan(planner: &mut Planner<'_>, op: &Op, inputs: &[ValueId]) -> Re
 /// Runs a task.
 pub(crate) fn run(
     kernel: &Kernel,
-    [x, y]: [Option<&[u8]>; 2],
+    inputs: [Option<&[u8]>; OPERANDS],
     out: &mut [u8],
     scratch: &mut [u8],
     weights: &[Weight<'_>],
     threads: &dyn Parallel,
 ) -> Result<()> {
+    let [x, y, ..] = inputs;
     let x = x.ok_or_else(|| Error("a task without an input".to_owned()))?;
     let isa = Isa::current();
     match kernel {
@@ -125,5 +145,11 @@ pub(crate) fn run(
             call.run(isa, x, out, threads);
             Ok(())
         }
+        Kernel::Function(function) => float::function(isa, x, *function, out, threads),
+        Kernel::Arithmetic(call) => call.run(isa, x, y, out, threads),
+        Kernel::FloatRows(call) => call.run(isa, inputs, out, threads),
+        Kernel::Product(call) => call.run(isa, inputs, out, scratch, threads),
+        Kernel::Mask => products::mask(x, out),
+        Kernel::Stretched(call) => call.run(isa, inputs, out, scratch, weights, threads),
     }
 }
