@@ -56,11 +56,12 @@ pub struct jqr_description {
     pub sizes: *const i64,
 }
 
-/// The number of an element type.
+/// The number of an element type; files have no inputs and outputs of truth values, which have none.
 pub(crate) fn number_of(element: Element) -> jqr_element {
     match element {
         Element::U8 => JQR_U8,
         Element::F32 => JQR_F32,
+        Element::Bool => -1,
     }
 }
 

@@ -13,6 +13,7 @@ pub enum Element {
     /// Floats.
     F32,
     /// Truth values: a byte that is 0 or 1.
+    #[serde(skip)]
     Bool,
 }
 

@@ -158,7 +158,8 @@ pub enum Op {
         /// What 0.0 is in bytes.
         zero_point: u8,
     },
-    /// What floats are computed from floats.
+    /// What floats are computed from floats. Files have no form for it yet.
+    #[serde(skip)]
     Float(Float),
     /// What moves or reinterprets.
     View(View),

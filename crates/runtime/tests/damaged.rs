@@ -17,6 +17,7 @@ fn try_all(bytes: &[u8]) -> bool {
         let tensor = |element: Element| match element {
             Element::F32 => TensorRef::floats(&values, sizes),
             Element::U8 => TensorRef::bytes(&bytes, sizes),
+            Element::Bool => unreachable!("files have no inputs of truth values"),
         };
         let inputs: Vec<_> = model.inputs().iter().map(|input| tensor(input.element)).collect();
         let arena = model.arena_bytes(&inputs).unwrap_or(usize::MAX);
@@ -155,6 +156,8 @@ fn other_steps_in_their_place_are_no_harm() {
         serde_json::json!({"slice": {"axis": 1, "start": {"known": i64::MIN}, "end": {"known": i64::MAX}, "step": i64::MAX}}),
         serde_json::json!({"select": [1, i64::MAX]}),
         serde_json::json!({"select": [1, i64::MIN]}),
+        serde_json::json!({"unbind": {"axis": 1, "count": 8, "index": i64::MAX}}),
+        serde_json::json!({"unbind": {"axis": i64::MIN, "count": i64::MIN, "index": -1}}),
         serde_json::json!({"chunk": {"axis": 1, "parts": i64::MAX, "index": 1}}),
         serde_json::json!({"split": {"axis": 1, "size": i64::MAX, "index": i64::MAX}}),
         serde_json::json!({"reshape": [{"product": [{"known": i64::MAX}, {"known": 2}]}]}),
@@ -204,6 +207,8 @@ fn a_refusal_says_what_does_not_fit() {
     assert!(why("/weights/0/conv/dimensions", 9.into()).contains("9 dimensions"));
     assert!(why("/weights/0/conv/dimensions", "2d".into()).contains("invalid type"));
     assert!(why("/results", Value::Array(vec![])).contains("0 results and descriptions of 2"));
+    assert!(why("/steps/0/op", serde_json::json!({"float": "softmax"})).contains("unknown variant `float`"));
+    assert!(why("/inputs/0/element", "bool".into()).contains("unknown variant `bool`"));
     let said = why("/version", 2.into());
     assert!(said.contains("of version 2; this runtime reads version 1"), "{said}");
     let kind = with(&file(), false, "/__metadata__", serde_json::json!({"format": "pt"}));

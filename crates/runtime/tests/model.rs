@@ -7,7 +7,8 @@ mod networks;
 
 use jitquant_kernels::{Isa, PackedConv, PackedGemm, Serial};
 use jitquant_runtime::{
-    Call, Element, Input, Model, OwnedValues, PlainWeight, TensorRef, ValuesMut, Weight, WeightForm,
+    Builder, Call, Element, Float, Input, Model, Op, OwnedValues, PlainWeight, TensorRef, ValuesMut, Weight,
+    WeightForm, write_model,
 };
 use networks::{file, floats, network};
 
@@ -136,6 +137,17 @@ fn what_a_model_does_not_take_is_said() {
     let named = model.run_named(&[("picture", TensorRef::floats(&values, &[1, 4, 8, 8]))]).unwrap_err();
     assert!(named.to_string().contains("[\"picture\"] given; the model takes image"), "{named}");
     assert!(model.set_threads(0).unwrap_err().to_string().contains("1 to 1024"));
+}
+
+#[test]
+fn steps_without_a_form_in_files_are_refused() {
+    let mut builder = Builder::default();
+    let x = builder.input();
+    let y = builder.step(Op::Float(Float::Softmax), &[x]).unwrap();
+    let program = builder.finish(&[y]).unwrap();
+    let name = ["x".to_owned()];
+    let why = write_model(&program, &[], &name, &name, None).unwrap_err().to_string();
+    assert!(why.contains("softmax: steps on floats have no form in a file"), "{why}");
 }
 
 #[test]

@@ -50,13 +50,16 @@ struct WrittenStep {
 /// The bytes of a file.
 ///
 /// # Errors
-/// Where the Program takes integers, or there are not as many names and weights as it takes.
+/// Where the Program takes integers or has steps on floats, or there are not as many names and weights as it takes.
 pub(super) fn write(
     program: &Program,
     weights: &[PlainWeight],
     inputs: &[Described],
     outputs: &[Described],
 ) -> Result<Vec<u8>> {
+    if let Some(step) = program.steps.iter().find(|step| matches!(step.op, Op::Float(_))) {
+        return refuse(format!("{}: steps on floats have no form in a file", step.op.name()));
+    }
     let sorted = program.inputs.iter().chain(program.steps.iter().map(|step| &step.output));
     let is_in_order = sorted.enumerate().all(|(index, value)| value.0 == index);
     let counts = (program.inputs.len(), program.weights, program.outputs.len());

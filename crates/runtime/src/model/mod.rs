@@ -50,6 +50,7 @@ impl fmt::Display for Described {
         let element = match self.element {
             Element::U8 => "uint8",
             Element::F32 => "float32",
+            Element::Bool => "bool",
         };
         write!(f, "{}: {element}", self.name)?;
         let Some(sizes) = &self.sizes else { return Ok(()) };
@@ -260,7 +261,8 @@ fn list(all: &[Described]) -> String {
 /// sizes of each input that it is known to take).
 ///
 /// # Errors
-/// Where names or weights are not as many as the Program has, it takes integers, or something in it does not fit.
+/// Where names or weights are not as many as the Program has, it takes integers, has steps on floats, or something in it does
+/// not fit.
 pub fn write_model(
     program: &Program,
     weights: &[PlainWeight],
