@@ -28,7 +28,7 @@ pub fn export_program(module: &Module, like: Option<&[Vec<i64>]>) -> Result<Vec<
     let mut graph = frozen.graph(FORWARD)?.deep_clone()?;
     graph.run(GeneralPass::Inline)?;
     graph.run(GeneralPass::ConstantPropagation)?;
-    for check in graph.nodes().into_iter().filter(|node| only_raises(*node)).collect::<Vec<_>>() {
+    for check in graph.nodes().filter(|node| only_raises(*node)).collect::<Vec<_>>() {
         check.destroy()?;
     }
     graph.run(GeneralPass::DeadCodeElimination)?;
