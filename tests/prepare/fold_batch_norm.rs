@@ -96,6 +96,11 @@ fn reshapes_that_mix_channels_are_not_passed_through() {
         (&conv[..], "return NORM(torch.conv2d(x, self.w).view([-1, 4]), ...)", &[2i64, 3, 4, 4][..]),
         (&conv, "return NORM(torch.conv2d(x, self.w).flatten(0, 1), ...)", &[2, 3, 4, 5]),
         (&linear, "return NORM(torch.linear(x, self.w).transpose(1, 2).reshape([-1, 4]), ...)", &[2, 4, 3]),
+        (
+            &linear,
+            "y = torch.linear(x, self.w).view([2, 4, 2, 2]).transpose(1, 2)\nreturn NORM(y.reshape([-1, 4]), ...)",
+            &[2, 4, 3],
+        ),
     ] {
         let (folded, kept) = folded(&model(weight, body));
         assert_eq!(kept.len(), 1, "{body}");

@@ -170,6 +170,7 @@ fn is_reshaped(value: Value<'_>, source: Value<'_>) -> bool {
 fn layer_before<'g>(norm: Node<'g>, affine: &ChannelAffine) -> Result<(Node<'g>, Vec<(Node<'g>, f64)>), String> {
     let mut paddings = Vec::new();
     let mut axis = Axis::numbered(1, None);
+    let mut is_reshaped = false;
     let (mut user, mut value) = (norm, norm.inputs()[0]);
     loop {
         let node = value.node();
@@ -197,6 +198,10 @@ fn layer_before<'g>(norm: Node<'g>, affine: &ChannelAffine) -> Result<(Node<'g>,
                     Some(number) if !pads_channels => paddings.push((node, number)),
                     _ => return Err("the padding before it would differ from channel to channel".to_owned()),
                 }
+            }
+            // That one view keeps the size of the channels shows in the layer's; between two of them it could be any.
+            "aten::view" | "aten::reshape" if std::mem::replace(&mut is_reshaped, true) => {
+                return Err("it comes after several reshapes, into which it cannot be folded".to_owned());
             }
             kind => match source_axis(node, axis) {
                 Some(source) => axis = source,
